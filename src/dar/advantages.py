@@ -1,0 +1,150 @@
+"""Advantage estimators: rewards in, advantages out. Pure functions on [P, K] (prompts × completions).
+
+Statistics are meant to be taken over the **global** batch, never over a micro-batch: the trainer calls these once per
+step with every row of every rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dar.ops import require_same_shape
+
+
+def group_mean(rewards: Tensor) -> Tensor:
+    """A = r − mean_k r: the Monte-Carlo baseline of the group, the sample itself included.
+
+    With K = 1 that baseline would cancel every reward; then A = r, and a batch normalisation afterwards supplies the
+    batch mean as the baseline.
+
+    Args:
+        rewards: [P, K] reward units.
+
+    Returns:
+        [P, K] reward units.
+
+    Raises:
+        ValueError: not two-dimensional or empty.
+
+    He et al. 2025, arXiv:2504.14177 (the estimator of DAR).
+    """
+    _require_groups(rewards)
+    if rewards.shape[1] == 1:
+        return rewards.clone()
+    # A tied group must give an exact 0: (a + a + a) / 3 need not be a in floating point.
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return torch.where(_tied(rewards), torch.zeros_like(centred), centred)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """A_i = r_i − (1/(K−1)) Σ_{j≠i} r_j = K/(K−1) · (r_i − mean r): the baseline never sees its own sample.
+
+    Args:
+        rewards: [P, K] reward units, K ≥ 2.
+
+    Returns:
+        [P, K] reward units; each row sums to 0.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or K = 1 (there is nothing left to average).
+
+    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+    """
+    _require_groups(rewards)
+    num_generations = rewards.shape[1]
+    if num_generations < 2:
+        raise ValueError("leave_one_out needs at least 2 completions per prompt: with 1 there is nothing to average")
+    return group_mean(rewards) * (num_generations / (num_generations - 1))
+
+
+def group_standardized(rewards: Tensor, *, ddof: int, eps: float) -> Tensor:
+    """A = (r − mean_k r) / (std_k r + ε), per prompt; a tied group gives exactly 0.
+
+    Args:
+        rewards: [P, K] reward units, K ≥ 2.
+        ddof: 0 for the population standard deviation, 1 for the sample one (TRL's choice).
+        eps: added to the standard deviation.
+
+    Returns:
+        [P, K] in standard deviations of the group.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or K = 1.
+
+    Shao et al. 2024, arXiv:2402.03300, §4.1.1.
+    """
+    _require_groups(rewards)
+    if rewards.shape[1] < 2:
+        raise ValueError("group_standardized needs at least 2 completions per prompt: one has no spread")
+    return group_mean(rewards) / (rewards.std(dim=1, keepdim=True, correction=ddof) + eps)
+
+
+def batch_standardized(advantages: Tensor, *, ddof: int = 0, eps: float = 1e-8) -> Tensor:
+    """Â = (A − mean A) / (std A + ε) over the whole batch; an all-equal batch gives exactly 0, never NaN.
+
+    Args:
+        advantages: [P, K] (any shape), every row of the global batch.
+        ddof: 0 (default, as AWR's released code) or 1.
+        eps: added to the standard deviation.
+
+    Returns:
+        Same shape, in standard deviations of the batch.
+
+    Raises:
+        ValueError: empty, or ddof leaves no degree of freedom.
+    """
+    if advantages.numel() <= ddof:
+        raise ValueError(f"batch_standardized needs more than {ddof} values, got {advantages.numel()}")
+    if advantages.min() == advantages.max():
+        return torch.zeros_like(advantages)
+    return (advantages - advantages.mean()) / (advantages.std(correction=ddof) + eps)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation: Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = R_t + γ V_{t+1} − V_t.
+
+    Args:
+        rewards: [B, T] per-token rewards; what stands where the mask is False is not read.
+        values: [B, T] the critic's V(s_t), in reward units.
+        mask: [B, T] bool, True on sampled tokens (a prefix of each row). V after the last token is 0.
+        gamma: discount in [0, 1].
+        lam: λ in [0, 1]; 0 gives the one-step δ, 1 (with γ = 1) the return minus V.
+
+    Returns:
+        [B, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: shapes differ, or gamma or lam outside [0, 1].
+
+    Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+    """
+    require_same_shape(rewards=rewards, values=values, mask=mask)
+    if not 0 <= gamma <= 1 or not 0 <= lam <= 1:
+        raise ValueError(f"gamma and lam must lie in [0, 1], got {gamma} and {lam}")
+    rewards = rewards.masked_fill(~mask, 0.0)
+    values = values.masked_fill(~mask, 0.0)
+    advantages = torch.zeros_like(rewards)
+    following_value = rewards.new_zeros(rewards.shape[0])
+    following_advantage = rewards.new_zeros(rewards.shape[0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * following_value - values[:, t]
+        following_advantage = torch.where(mask[:, t], delta + gamma * lam * following_advantage, 0.0)
+        following_value = values[:, t]
+        advantages[:, t] = following_advantage
+    return advantages
+
+
+def tied_groups(rewards: Tensor) -> Tensor:
+    """[P] bool: True where all K rewards of a prompt are equal (with K = 1 no group is called tied)."""
+    _require_groups(rewards)
+    return _tied(rewards).squeeze(1) & (rewards.shape[1] > 1)
+
+
+def _tied(rewards: Tensor) -> Tensor:
+    return rewards.amin(dim=1, keepdim=True) == rewards.amax(dim=1, keepdim=True)
+
+
+def _require_groups(rewards: Tensor) -> None:
+    if rewards.ndim != 2 or rewards.numel() == 0:
+        raise ValueError(f"rewards must be [prompts, completions] and not empty, got shape {list(rewards.shape)}")

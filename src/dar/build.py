@@ -1,0 +1,304 @@
+"""The only place where specs become objects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from dar.algorithms import DAR, GRPO, RLOO, Algorithm
+from dar.config import (
+    AnyAlgorithm,
+    AnyReward,
+    DARSpec,
+    FunctionRewardSpec,
+    GRPOSpec,
+    LengthRewardSpec,
+    MissingEosPenaltySpec,
+    RegexRewardSpec,
+    RLOOSpec,
+    RunSpec,
+    RuntimeSpec,
+    SentimentRewardSpec,
+    SourceSpec,
+    reward_name,
+)
+from dar.data import PromptSet, PromptStream, load_rows, prepare_prompts
+from dar.data.sources import rows_of
+from dar.errors import ConfigError
+from dar.evaluate import HeldoutEvaluation
+from dar.policy import Policy
+from dar.policy.loading import add_lora, disable_dropout, load_config, load_model, load_tokenizer
+from dar.policy.policy import Precision
+from dar.recipe import flatten
+from dar.rewards import Reward, RewardFunction, RewardSet, builtin, load_function
+from dar.rollout import InProcessEngine
+from dar.train.display import Display
+from dar.train.environment import describe_environment
+from dar.train.loop import Loop
+from dar.train.optim import build_optimizer
+from dar.train.recorder import Callback, Recorder
+from dar.train.run_folder import RunFolder
+from dar.train.update import Updater
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Python objects that stand in for what a recipe would load; None = as the recipe says."""
+
+    model: Any | None = None
+    tokenizer: Any | None = None
+    reference: Any | None = None
+    train_rows: Iterable[Any] | None = None
+    heldout_rows: Iterable[Any] | None = None
+    reward_functions: dict[str, RewardFunction] = field(default_factory=dict)
+    lora: Any | None = None
+    callbacks: Sequence[Callback] = ()
+
+
+def build_loop(
+    spec: RunSpec,
+    objects: Objects | None = None,
+    *,
+    resume: bool = False,
+    allow_changed_recipe: bool = False,
+    quiet: bool = False,
+) -> Loop:
+    """Everything a run needs, the cheap checks first: data, rewards and run folder fail before weights are loaded.
+
+    Args:
+        spec: the recipe.
+        objects: Python objects to use instead of loading.
+        resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
+        allow_changed_recipe: resume although the recipe differs.
+        quiet: print nothing while training.
+
+    Raises:
+        DarError: something cannot be had or does not fit together.
+    """
+    objects = objects or Objects()
+    precision = resolve_precision(spec.runtime)
+    accelerator = build_accelerator(spec, precision)
+    if spec.prompts_per_step % accelerator.num_processes:
+        raise ConfigError(
+            f"prompts_per_step is {spec.prompts_per_step}, which {accelerator.num_processes} ranks cannot share equally"
+        )
+    tokenizer = objects.tokenizer or load_tokenizer(spec.model)
+    context = context_length(objects.model.config if objects.model is not None else load_config(spec.model))
+    train_prompts = build_prompts(spec, spec.data.train, objects.train_rows, tokenizer, context)
+    heldout_prompts = build_heldout_prompts(spec, objects.heldout_rows, tokenizer, context)
+    rewards = RewardSet([build_reward(reward, objects.reward_functions) for reward in spec.rewards])
+    folder = RunFolder(spec.output_dir)
+    if resume:
+        folder.require_same_recipe(spec, allow_changes=allow_changed_recipe)
+    elif accelerator.is_main_process:
+        folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
+    algorithm = build_algorithm(spec.algorithm)
+    policy = build_policy(
+        spec,
+        objects,
+        tokenizer,
+        precision,
+        with_reference=algorithm.needs_reference or heldout_prompts is not None,
+    )
+    engine = InProcessEngine(policy)
+    display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process)
+    heldout = None
+    if heldout_prompts is not None:
+        heldout = HeldoutEvaluation(
+            prompts=heldout_prompts.prompts[: spec.evaluation.max_prompts],
+            policy=policy,
+            engine=engine,
+            rewards=rewards,
+            num_generations=spec.evaluation.num_generations,
+            max_completion_length=spec.sampling.max_completion_length,
+            max_tokens=spec.runtime.max_tokens_per_microbatch,
+            seed=spec.seed,
+        )
+    updater = Updater(
+        module=accelerator.prepare(policy.module),
+        optimizer=build_optimizer(spec.optim, policy.trainable().values()),
+        accelerator=accelerator,
+        precision=precision,
+        max_tokens=spec.runtime.max_tokens_per_microbatch,
+        max_grad_norm=spec.optim.max_grad_norm,
+    )
+    accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
+    return Loop(
+        spec=spec,
+        policy=policy,
+        engine=engine,
+        rewards=rewards,
+        algorithm=algorithm,
+        stream=PromptStream(train_prompts, prompts_per_step=spec.prompts_per_step, seed=spec.seed),
+        heldout=heldout,
+        updater=updater,
+        accelerator=accelerator,
+        folder=folder,
+        display=display,
+        recorder=Recorder(folder, display, accelerator, spec.logging.every, objects.callbacks),
+    )
+
+
+def build_algorithm(spec: AnyAlgorithm) -> Algorithm:
+    """The method a recipe names."""
+    match spec:
+        case DARSpec():
+            return DAR(spec)
+        case RLOOSpec():
+            return RLOO(spec)
+        case GRPOSpec():
+            return GRPO(spec)
+
+
+def build_reward(spec: AnyReward, functions: dict[str, RewardFunction]) -> Reward:
+    """A reward of a recipe; a function given as an object is found by its reward's name.
+
+    Raises:
+        ConfigError: the function cannot be imported, or a package it needs is missing.
+    """
+    name = reward_name(spec)
+    match spec:
+        case FunctionRewardSpec():
+            function = functions[name] if name in functions else load_function(spec.function)
+        case SentimentRewardSpec():
+            function = builtin.sentiment()
+        case LengthRewardSpec():
+            function = builtin.length(spec.target)
+        case RegexRewardSpec():
+            function = builtin.regex(spec.pattern)
+        case MissingEosPenaltySpec():
+            function = builtin.missing_eos_penalty(spec.penalty)
+    return Reward(name, function, spec.weight)
+
+
+def build_policy(
+    spec: RunSpec, objects: Objects, tokenizer: Any, precision: Precision, *, with_reference: bool
+) -> Policy:
+    """The policy with its reference.
+
+    Raises:
+        ConfigError: a model cannot be loaded or trained.
+    """
+    model = objects.model if objects.model is not None else load_model(spec.model)
+    disable_dropout(model)
+    lora = objects.lora or spec.model.lora
+    if lora is not None:
+        model = add_lora(model, lora)
+    if spec.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None:
+            # Without a gradient at the input, checkpointing would find nothing to recompute for.
+            model.enable_input_require_grads()
+    model.eval()
+    reference = objects.reference
+    if reference is None and spec.reference is not None and with_reference:
+        reference = load_model(spec.reference)
+    return Policy(
+        model,
+        tokenizer,
+        precision,
+        temperature=spec.sampling.temperature,
+        reference=reference if with_reference else None,
+        with_reference=with_reference,
+    )
+
+
+def build_prompts(
+    spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
+) -> PromptSet:
+    """Prompts read and tokenised.
+
+    Raises:
+        DataError: a file or row cannot be used, or prompts are too long.
+        ConfigError: no room for a prompt is left, or messages meet a tokenizer without a chat template.
+    """
+    longest = spec.data.max_prompt_length
+    if context is not None:
+        room = context - spec.sampling.max_completion_length
+        if room < 1:
+            raise ConfigError(
+                f"sampling.max_completion_length is {spec.sampling.max_completion_length}, but the model reads at most "
+                f"{context} tokens: no room is left for a prompt"
+            )
+        longest = min(room, longest or room)
+    table = load_rows(source) if rows is None else rows_of(rows, where=source.path)[: source.max_rows]
+    return prepare_prompts(table, tokenizer, spec.data, max_prompt_length=longest, where=source.path)
+
+
+def build_heldout_prompts(
+    spec: RunSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
+) -> PromptSet | None:
+    """Held-out prompts, or None when the recipe has none. Raises as `build_prompts`."""
+    if spec.data.heldout is None:
+        return None
+    return build_prompts(spec, spec.data.heldout, rows, tokenizer, context)
+
+
+def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
+    """accelerate's view of ranks, devices and trackers.
+
+    Raises:
+        ConfigError: a tracker is unknown or not installed.
+    """
+    available = [str(name) for name in get_available_trackers()]
+    missing = [name for name in spec.logging.trackers if name not in available]
+    if missing:
+        raise ConfigError(
+            f"logging.trackers: {', '.join(missing)} cannot be used here; installed: {', '.join(available) or 'none'}"
+        )
+    # Trainer, engine and reference share one autocast of their own, so accelerate is to cast nothing.
+    return Accelerator(
+        cpu=precision.device.type == "cpu",
+        mixed_precision="no",
+        log_with=list(spec.logging.trackers) or None,
+        project_dir=spec.output_dir,
+    )
+
+
+def resolve_precision(spec: RuntimeSpec) -> Precision:
+    """Device and compute precision of a recipe.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    name = spec.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"runtime.device: '{name}' is not a device; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device is {name}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use runtime.device=cpu, or install a CUDA build of torch on a machine with a GPU"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runtime.device is mps, but this torch sees no Apple GPU; use runtime.device=cpu")
+    wants_bf16 = spec.precision == "bf16" or (spec.precision == "auto" and _has_bf16(device))
+    return Precision(device, torch.bfloat16 if wants_bf16 else torch.float32)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    match device.type:
+        case "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            # Elsewhere bf16 is emulated, and slower than fp32.
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        case _:
+            return False
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens a model reads, or None when its configuration does not say."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)

@@ -1,0 +1,156 @@
+"""Prompts: rows turned into token ids in one place, and the order they are drawn in."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from dar.batch import Message, Prompt
+from dar.config import DataSpec
+from dar.data.sources import Row
+from dar.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Tokenised prompts; `position` of each is its row's index in the data as it was read.
+
+    num_dropped: prompts left out because they were too long.
+    """
+
+    prompts: tuple[Prompt, ...]
+    num_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def prepare_prompts(
+    rows: Sequence[Row], tokenizer: Any, spec: DataSpec, *, max_prompt_length: int | None, where: str
+) -> PromptSet:
+    """Tokenises every row's prompt, the chat template applied to messages, before anything is trained.
+
+    Args:
+        rows: mappings with the prompt column; the other columns go to the reward functions.
+        tokenizer: of the policy.
+        spec: prompt column, wrapping, system prompt, and what happens to long prompts.
+        max_prompt_length: longest prompt in tokens that leaves room for a completion, or None for no limit.
+        where: of the rows, for messages.
+
+    Raises:
+        DataError: a row has no usable prompt, or prompts are too long and `long_prompts` is `refuse`, or none is left.
+        ConfigError: prompts are messages and the tokenizer has no chat template.
+    """
+    kept: list[Prompt] = []
+    too_long: list[int] = []
+    for index, row in enumerate(rows):
+        content = _content(row, spec, index, where)
+        token_ids = _tokenize(content, tokenizer, index, where)
+        if not token_ids:
+            raise DataError(f"{where}: row {index}: the prompt {content!r} has no tokens")
+        if max_prompt_length is not None and len(token_ids) > max_prompt_length:
+            too_long.append(index)
+            continue
+        columns = {name: value for name, value in row.items() if name != spec.prompt_column}
+        kept.append(Prompt(position=index, content=content, token_ids=token_ids, columns=columns))
+    if too_long and spec.long_prompts == "refuse":
+        raise DataError(
+            f"{where}: {len(too_long)} of {len(rows)} prompts are longer than {max_prompt_length} tokens (rows "
+            f"{_some(too_long)}). Set data.long_prompts: drop to leave them out, raise data.max_prompt_length, or "
+            "lower sampling.max_completion_length."
+        )
+    if not kept:
+        raise DataError(f"{where}: no prompt is left, all {len(rows)} are longer than {max_prompt_length} tokens")
+    if too_long:
+        log.warning("%s: %d of %d prompts are too long and were left out", where, len(too_long), len(rows))
+    return PromptSet(tuple(kept), len(too_long))
+
+
+class PromptStream:
+    """An endless, seeded order of prompts: every epoch a new permutation, nothing drawn twice in an epoch.
+
+    The stream has no state: a step's prompts follow from its number, so resuming means asking for the next step.
+    """
+
+    def __init__(self, prompts: PromptSet, *, prompts_per_step: int, seed: int) -> None:
+        self.prompts = prompts.prompts
+        self.prompts_per_step = prompts_per_step
+        self.seed = seed
+
+    def at(self, step: int) -> tuple[Prompt, ...]:
+        """The prompts of step `step` (from 0); `position` counts draws since the start of the run."""
+        drawn, order, order_epoch = [], np.empty(0, dtype=np.int64), -1
+        first = step * self.prompts_per_step
+        for position in range(first, first + self.prompts_per_step):
+            epoch, index = divmod(position, len(self.prompts))
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            drawn.append(dataclasses.replace(self.prompts[order[index]], position=position))
+        return tuple(drawn)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data completed when step `step` begins."""
+        return step * self.prompts_per_step / len(self.prompts)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.prompts))
+
+
+def _content(row: Row, spec: DataSpec, index: int, where: str) -> str | list[Message]:
+    column = spec.prompt_column
+    if column not in row:
+        raise DataError(f"{where}: row {index} has no column '{column}'; it has {', '.join(map(str, row)) or 'none'}")
+    found = row[column]
+    if isinstance(found, str) and found.strip():
+        if not spec.wrap_as_user:
+            if spec.system_prompt is not None:
+                raise ConfigError(
+                    f"data.system_prompt is set, but row {index} of {where} is a plain string, which has no room for "
+                    "it: set data.wrap_as_user: true, or drop data.system_prompt"
+                )
+            return found
+        found = [{"role": "user", "content": found}]
+    if not _is_conversation(found):
+        raise DataError(
+            f"{where}: row {index}: '{column}' must be a non-empty string or a list of messages with 'role' and "
+            f"'content', found {str(found)[:120]!r}"
+        )
+    messages: list[Message] = [{**message} for message in cast(Sequence[Message], found)]
+    if spec.system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": spec.system_prompt}, *messages]
+    return messages
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(item, Mapping) and "role" in item and "content" in item for item in value)
+    )
+
+
+def _tokenize(content: str | list[Message], tokenizer: Any, index: int, where: str) -> tuple[int, ...]:
+    if isinstance(content, str):
+        return tuple(tokenizer(content)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"{where}: prompts are messages, but the tokenizer has no chat template. Use a chat model, or give prompts "
+            "as plain strings."
+        )
+    try:
+        encoded = tokenizer.apply_chat_template(content, add_generation_prompt=True, return_dict=True)
+    except Exception as error:
+        raise DataError(f"{where}: row {index}: the chat template refuses this conversation: {error}") from error
+    return tuple(encoded["input_ids"])
+
+
+def _some(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")

@@ -1,0 +1,105 @@
+"""Tables of rows: local JSONL, JSON, Parquet and CSV files, Hub data sets, and `datasets` objects."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from dar.config import SourceSpec
+from dar.errors import DataError
+from dar.paths import resolve_path
+
+Row = Mapping[str, Any]
+_KINDS = (".jsonl", ".json", ".parquet", ".csv")
+
+
+def load_rows(source: SourceSpec) -> list[Row]:
+    """Every row of a file (JSON kinds may be gzipped) or Hub data set.
+
+    Raises:
+        DataError: it does not exist, cannot be parsed, or has no rows.
+    """
+    path = resolve_path(source.path)
+    kind = Path(path.removesuffix(".gz")).suffix
+    if kind in _KINDS or path.startswith((".", "/", "~")):
+        rows = _read_file(Path(path).expanduser(), kind)
+    else:
+        rows = _read_hub(path, source)
+    return rows_of(rows, where=path)[: source.max_rows]
+
+
+def rows_of(table: Iterable[Any], *, where: str) -> list[Row]:
+    """The rows of a `datasets.Dataset`, or of any iterable of mappings.
+
+    Raises:
+        DataError: there are none, or a row is not a mapping.
+    """
+    rows = list(table)
+    if not rows:
+        raise DataError(f"{where} has no rows")
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: row {index} is a {type(row).__name__}, expected a mapping of columns to values")
+    return rows
+
+
+def _read_file(file: Path, kind: str) -> Iterable[Any]:
+    if not file.is_file():
+        raise DataError(f"the data file {file} does not exist")
+    try:
+        match kind:
+            case ".jsonl":
+                return _read_jsonl(file)
+            case ".json":
+                rows = json.loads(_read_text(file))
+                if not isinstance(rows, list):
+                    raise DataError(f"{file}: expected a JSON list of rows, found a {type(rows).__name__}")
+                return rows
+            case ".parquet":
+                return pyarrow.parquet.read_table(file).to_pylist()
+            case ".csv":
+                return pyarrow.csv.read_csv(file).to_pylist()
+            case _:
+                raise DataError(f"{file}: the file type is not known; use one of {', '.join(_KINDS)}")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _read_jsonl(file: Path) -> list[Any]:
+    rows = []
+    # Not splitlines(): a JSON string may hold U+2028, which Python takes for the end of a line.
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            shown = line if len(line) <= 120 else line[:120] + "…"
+            raise DataError(f"{file}: line {number} is not JSON ({error}): {shown}") from error
+    return rows
+
+
+def _read_text(file: Path) -> str:
+    if file.suffix == ".gz":
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            return stream.read()
+    return file.read_text(encoding="utf-8")
+
+
+def _read_hub(path: str, source: SourceSpec) -> Iterable[Any]:
+    try:
+        table = datasets.load_dataset(path, source.name, split=source.split)
+    except Exception as error:
+        raise DataError(
+            f"the data set {path} (split {source.split}) cannot be loaded: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}. A local file needs one of the endings {', '.join(_KINDS)}."
+        ) from error
+    return table  # pyright: ignore[reportReturnType] - a named split is one table

@@ -1,0 +1,33 @@
+"""One root for every error `dar` raises on purpose.
+
+Each kind is also the standard-library kind a caller would have caught without knowing `dar`, so `except ValueError`
+keeps working around a bad configuration. The command line prints these as one paragraph and exits with code 2.
+"""
+
+
+class DarError(Exception):
+    """Root of the errors `dar` raises on purpose: the message says what, where, and what to do."""
+
+
+class ConfigError(DarError, ValueError):
+    """A recipe, an argument or a model reference that cannot be run as written."""
+
+
+class DataError(DarError, ValueError):
+    """A data file or row that cannot be used."""
+
+
+class RewardError(DarError, RuntimeError):
+    """A reward function raised, or returned something that is not one finite number per completion."""
+
+
+class RolloutError(DarError, RuntimeError):
+    """Sampling failed, or the sampler's log-probabilities disagree with the trainer's."""
+
+
+class NonFiniteError(DarError, ArithmeticError):
+    """A loss, a gradient or a statistic is NaN or infinite."""
+
+
+class CheckpointError(DarError, OSError):
+    """A run folder or checkpoint cannot be written, read or continued."""

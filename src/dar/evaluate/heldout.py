@@ -1,0 +1,58 @@
+"""Held-out evaluation: completions of prompts that are never trained on, with the same random numbers every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dar.algorithms import kl_metrics
+from dar.batch import Prompt, Rollouts
+from dar.evaluate.text import completion_metrics, sampled_entropy
+from dar.policy import Policy
+from dar.rewards import RewardSet, RewardTable
+from dar.rollout import Engine, SamplingKey
+from dar.rollout.engine import Progress
+
+
+@dataclass(frozen=True)
+class HeldoutResult:
+    """metrics without a prefix, and the completions they are of."""
+
+    metrics: dict[str, float]
+    rollouts: Rollouts
+    rewards: RewardTable
+
+
+@dataclass(frozen=True)
+class HeldoutEvaluation:
+    """Samples `num_generations` completions of each prompt and measures them."""
+
+    prompts: Sequence[Prompt]
+    policy: Policy
+    engine: Engine
+    rewards: RewardSet
+    num_generations: int
+    max_completion_length: int
+    max_tokens: int
+    seed: int
+
+    def run(self, *, where: str, progress: Progress | None = None) -> HeldoutResult:
+        """Reward, KL to π₀, lengths, endings, entropy and distinct-2 of the current policy.
+
+        The random numbers do not depend on the step, so two evaluations differ by the policy alone.
+        """
+        rollouts = self.engine.generate(
+            self.prompts,
+            self.num_generations,
+            max_completion_length=self.max_completion_length,
+            key=SamplingKey(self.seed, "heldout"),
+            progress=progress,
+        )
+        rewards = self.rewards.score(rollouts, where=where)
+        metrics = rewards.metrics() | completion_metrics(rollouts) | {"entropy": sampled_entropy(rollouts)}
+        if self.policy.has_reference:
+            # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.
+            current = self.policy.logprobs(rollouts.groups, max_tokens=self.max_tokens)
+            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=self.max_tokens)
+            metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
+        return HeldoutResult(metrics, rollouts, rewards)

@@ -1,0 +1,1 @@
+"""Objectives: pure functions from log-probabilities and fixed per-row quantities to unreduced losses."""

@@ -1,0 +1,31 @@
+"""Files shipped inside installed packages, by a path that needs no import: `package:NAME/inner/path`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from dar.errors import ConfigError
+
+_SCHEME = "package:"
+
+
+def resolve_path(path: str) -> str:
+    """The path itself, or the file a `package:NAME/inner/path` stands for.
+
+    The package is located, never imported: its import may need things that reading a file does not.
+
+    Raises:
+        ConfigError: the package is not installed, or has no such file.
+    """
+    if not path.startswith(_SCHEME):
+        return path
+    package, _, inner = path.removeprefix(_SCHEME).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"{path}: the package '{package}' is not installed in this environment")
+    for folder in found.submodule_search_locations:
+        candidate = Path(folder) / inner
+        if candidate.exists():
+            return str(candidate)
+    raise ConfigError(f"{path}: the installed package '{package}' has no file '{inner}'")

@@ -1,0 +1,104 @@
+"""What one step of a recipe will do, before any weight is loaded: rows, tokens, passes, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from dar.build import (
+    build_algorithm,
+    build_heldout_prompts,
+    build_prompts,
+    build_reward,
+    context_length,
+    resolve_precision,
+)
+from dar.config import AdamWSpec, RunSpec
+from dar.policy.loading import load_config, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts are exact; memory is an estimate of what stays allocated, and of one micro-batch on top."""
+
+    num_parameters: int
+    num_train_prompts: int
+    num_heldout_prompts: int
+    num_dropped: int
+    mean_prompt_length: float
+    longest_prompt: int
+    rows_per_step: int
+    max_completion_tokens_per_step: int
+    max_padded_tokens_per_step: int
+    epochs: float
+    passes: tuple[str, ...]
+    weights_gb: float
+    optimizer_gb: float
+    microbatch_gb: float
+    device: str
+    compute_dtype: str
+
+
+def make_plan(spec: RunSpec) -> Plan:
+    """Reads data and the model's configuration, and counts.
+
+    Raises:
+        DarError: the recipe cannot run; the same checks a run makes before loading weights.
+    """
+    precision = resolve_precision(spec.runtime)
+    tokenizer = load_tokenizer(spec.model)
+    config = load_config(spec.model)
+    context = context_length(config)
+    train = build_prompts(spec, spec.data.train, None, tokenizer, context)
+    heldout = build_heldout_prompts(spec, None, tokenizer, context)
+    for reward in spec.rewards:
+        build_reward(reward, {})
+    algorithm = build_algorithm(spec.algorithm)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    lengths = [len(prompt.token_ids) for prompt in train.prompts]
+    rows = spec.prompts_per_step * spec.num_generations
+    longest = max(lengths) + spec.sampling.max_completion_length
+    passes = [f"sample {rows} completions", "score them"]
+    if algorithm.needs_reference:
+        passes.append("forward pass of the reference")
+    passes.append(f"{algorithm.updates} × forward and backward pass of the policy")
+    has_reference = (algorithm.needs_reference or heldout is not None) and spec.model.lora is None
+    trainable = _lora_parameters(model, spec) if spec.model.lora else num_parameters
+    text = config.get_text_config()
+    tokens = max(spec.runtime.max_tokens_per_microbatch, longest * spec.num_generations)
+    compute_bytes = precision.dtype.itemsize
+    # A decoder layer keeps about 34 hidden-sized values per token for its backward pass (Korthikanti et al. 2022).
+    layers = 1 if spec.model.gradient_checkpointing else text.num_hidden_layers
+    activations = tokens * text.hidden_size * 34 * layers * compute_bytes / 2
+    head = 2 * 512 * text.vocab_size * 4
+    return Plan(
+        num_parameters=num_parameters,
+        num_train_prompts=len(train),
+        num_heldout_prompts=0 if heldout is None else len(heldout),
+        num_dropped=train.num_dropped,
+        mean_prompt_length=sum(lengths) / len(lengths),
+        longest_prompt=max(lengths),
+        rows_per_step=rows,
+        max_completion_tokens_per_step=rows * spec.sampling.max_completion_length,
+        max_padded_tokens_per_step=rows * longest,
+        epochs=spec.steps * spec.prompts_per_step / len(train),
+        passes=tuple(passes),
+        weights_gb=(num_parameters * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
+        optimizer_gb=trainable * 4 * (3 if isinstance(spec.optim, AdamWSpec) else 1) / 1e9,
+        microbatch_gb=(activations + head) / 1e9,
+        device=str(precision.device),
+        compute_dtype=str(precision.dtype).removeprefix("torch."),
+    )
+
+
+def _lora_parameters(model: torch.nn.Module, spec: RunSpec) -> int:
+    """Adapter parameters, were every linear layer but the head to get one (an upper bound for other targets)."""
+    assert spec.model.lora is not None
+    layers = [
+        module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    return sum(spec.model.lora.rank * (layer.in_features + layer.out_features) for layer in layers)

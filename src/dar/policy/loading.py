@@ -1,0 +1,143 @@
+"""Loading a causal language model and its tokenizer from a Hub id, a folder, a GGUF file or an installed package."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dar.config import LoraSpec, ModelSpec
+from dar.errors import ConfigError
+from dar.paths import resolve_path
+from dar.policy.gguf import converted
+
+log = logging.getLogger(__name__)
+
+
+def resolve_model(spec: ModelSpec) -> str:
+    """The folder or Hub id to give to transformers (GGUF files are converted into the cache first).
+
+    Raises:
+        ConfigError: a local path that does not exist, or a GGUF file that cannot be used.
+    """
+    path = resolve_path(spec.path)
+    if path.endswith(".gguf"):
+        return str(converted(Path(path), sha256=spec.sha256))
+    if spec.sha256:
+        raise ConfigError("model.sha256 is for .gguf files; pin a Hub model with model.revision")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().exists():
+        raise ConfigError(f"the model path {path} does not exist")
+    return str(Path(path).expanduser()) if looks_local else path
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The model's configuration alone (no weights).
+
+    Raises:
+        ConfigError: it cannot be had, or is not that of a model.
+    """
+    source = resolve_model(spec)
+    try:
+        return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except Exception as error:
+        raise _not_loadable(spec, error) from error
+
+
+def load_model(spec: ModelSpec) -> Any:
+    """The causal language model with fp32 weights, dropout off.
+
+    Dropout would make π_t a different distribution at every look, so that no log-probability could be compared.
+
+    Raises:
+        ConfigError: it cannot be had, or is no causal language model.
+    """
+    source = resolve_model(spec)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, dtype=torch.float32
+        )
+    except Exception as error:
+        raise _not_loadable(spec, error) from error
+    disable_dropout(model)
+    return model
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    source = resolve_model(spec)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except Exception as error:
+        raise ConfigError(f"no tokenizer can be loaded from {spec.path}: {_first_line(error)}") from error
+
+
+def add_lora(model: Any, lora: LoraSpec | LoraConfig) -> PeftModel:
+    """Wraps the model with trainable low-rank adapters.
+
+    Raises:
+        ConfigError: peft finds no module of the given names.
+    """
+    if isinstance(lora, LoraSpec):
+        lora = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=lora.rank,
+            # peft annotates an int and computes alpha / r; a whole number is all that is lost here.
+            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+            target_modules=lora.target_modules,
+        )
+    try:
+        wrapped = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(f"model.lora cannot be applied to {type(model).__name__}: {_first_line(error)}") from error
+    disable_dropout(wrapped)
+    return wrapped  # pyright: ignore[reportReturnType] - a mixed model only comes from mixed=True
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0, in modules and in attention's own setting."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType] - a plain number on these modules
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a completion: the generation config's and the tokenizer's.
+
+    Raises:
+        ConfigError: there is none, so no completion could ever end by itself.
+    """
+    found: set[int] = set()
+    for ids in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if ids is not None:
+            found.update([ids] if isinstance(ids, int) else ids)
+    if not found:
+        raise ConfigError(
+            "the model has no end-of-sequence token: neither its generation config nor its tokenizer names one, so no "
+            "completion could end by itself. Set tokenizer.eos_token before saving the model."
+        )
+    return tuple(sorted(found))
+
+
+def _not_loadable(spec: ModelSpec, error: Exception) -> ConfigError:
+    hint = ""
+    if "trust_remote_code" in str(error):
+        hint = " It comes with its own Python code: read it, then set model.trust_remote_code: true."
+    elif isinstance(error, OSError):
+        hint = " Is the name right, and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
+    return ConfigError(f"no causal language model can be loaded from {spec.path}: {_first_line(error)}{hint}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)

@@ -1,0 +1,147 @@
+"""A policy with its reference: the model that is trained and the π₀ it is held against."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dar.batch import TokenGroups, split_by_tokens
+from dar.errors import ConfigError
+from dar.policy.loading import eos_token_ids
+from dar.policy.logprobs import LogprobModel, check_head, unwrapped
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where matrix products run, and in what precision. Weights and log-softmax are fp32 in either case."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @contextlib.contextmanager
+    def compute(self) -> Iterator[None]:
+        """Matrix products inside run in `dtype`."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    @property
+    def logprob_noise(self) -> float:
+        """Nats per token within which two ways to the same log-probability may differ."""
+        return 1e-3 if self.dtype == torch.float32 else 0.05
+
+
+class Policy:
+    """The trainable model, its tokenizer, and the reference π₀.
+
+    π₀ is, in this order: the model given explicitly; the policy's own base with the adapter off (LoRA); a frozen copy
+    of the initial policy, its linear layers in the compute precision.
+
+    Attributes:
+        reference_fingerprint: SHA-256 of π₀'s weights, the identity a resumed run must find again.
+
+    Args:
+        model: a transformers causal language model, or a peft model around one. Moved to the device.
+        tokenizer: its tokenizer.
+        precision: device and compute precision.
+        temperature: divides the logits of policy and reference alike.
+        reference: an explicit π₀, or None.
+        with_reference: False leaves π₀ out altogether (nothing will read it).
+
+    Raises:
+        ConfigError: nothing is trainable, no EOS token exists, or the architecture's head is not understood.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        precision: Precision,
+        *,
+        temperature: float,
+        reference: Any | None = None,
+        with_reference: bool = True,
+    ) -> None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self.eos_token_ids = eos_token_ids(unwrapped(model), tokenizer)
+        self.module = LogprobModel(model.to(precision.device), temperature=temperature)
+        check_head(self.module)
+        self.is_lora = hasattr(model, "disable_adapter")
+        self.reference_fingerprint = _fingerprint(model if reference is None else reference)
+        self.has_own_reference = reference is None
+        self._reference: LogprobModel | None = None
+        if not with_reference:
+            self.has_reference = False
+            return
+        self.has_reference = True
+        if reference is not None:
+            self._reference = self._frozen(reference)
+        elif not self.is_lora:
+            self._reference = self._frozen(copy.deepcopy(model))
+
+    def _frozen(self, model: Any) -> LogprobModel:
+        model.requires_grad_(False)
+        model.eval()
+        # Only the linear layers change dtype: autocast would cast exactly these, so the copy computes bit for bit
+        # what the policy computed before training. A head tied to the embedding stays as it is.
+        tied = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
+                for parameter in module.parameters()}  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and id(module.weight) not in tied:
+                module.to(self.precision.dtype)
+        return LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
+
+    @property
+    def model(self) -> Any:
+        """The transformers (or peft) model."""
+        return self.module.model
+
+    @torch.no_grad()
+    def ref_logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
+        """[B, T] fp32 nats under π₀, on the CPU, computed in micro-batches of at most `max_tokens`.
+
+        Raises:
+            ValueError: the policy was built without a reference.
+        """
+        if not self.has_reference:
+            raise ValueError("this policy was built without a reference model")
+        if self._reference is not None:
+            return self._in_parts(self._reference, groups, max_tokens)
+        with self.model.disable_adapter():
+            return self._in_parts(self.module, groups, max_tokens)
+
+    @torch.no_grad()
+    def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
+        """[B, T] fp32 nats under the current policy, on the CPU, without gradient."""
+        return self._in_parts(self.module, groups, max_tokens)
+
+    def _in_parts(self, module: LogprobModel, groups: TokenGroups, max_tokens: int) -> Tensor:
+        result = torch.zeros(groups.mask.shape, dtype=torch.float32)
+        for start, stop in split_by_tokens(groups, max_tokens):
+            part, rows = groups.group_slice(start, stop)
+            with self.precision.compute():
+                result[rows, : part.mask.shape[1]] = module(part).cpu()
+        return result
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name, each shared tensor once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the weights that are not a fresh adapter's."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""Reading recipes: YAML plus dotted overrides in, a `RunSpec` or one clear `ConfigError` out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from dar.config import RunSpec
+from dar.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with two silent surprises removed."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"the mapping at line {line} has the same key twice: {', '.join(sorted(repeated))}")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-5 as a string, because it has no dot; everybody means a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Reads a recipe file and applies `key.path=value` overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: for example `["algorithm.alpha=0.5", "rewards.0.weight=2"]`; values are YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, an override is malformed, or a key is unknown, of the wrong type
+            or impossible; the message has the key's path, what was found and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    raw = _parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
+    for override in overrides:
+        apply_override(raw, override)
+    return build_spec(raw, where=str(path))
+
+
+def build_spec(raw: Mapping[str, Any], *, where: str) -> RunSpec:
+    """A `RunSpec` from plain data.
+
+    Raises:
+        ConfigError: every problem at once, one line each, with the path of the key.
+    """
+    try:
+        return RunSpec.model_validate(dict(raw))
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in explain(error, raw))
+        raise ConfigError(f"{where} cannot be run as written:\n{problems}") from error
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Applies one `key.path=value` to plain data, in place.
+
+    A shorthand on the way is expanded: with `algorithm: dar`, `algorithm.alpha=0.5` gives `{type: dar, alpha: 0.5}`.
+
+    Raises:
+        ConfigError: no `=`, the value is not YAML, or the path runs through something that has no keys.
+    """
+    key_path, separator, text = override.partition("=")
+    keys = key_path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"override '{override}' is not of the form key.path=value")
+    value = _parse_yaml(text, f"override '{override}'")
+    target: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        child = _child(target, key, override)
+        if isinstance(child, str):
+            shorthand = _SHORTHANDS.get(re.sub(r"\.\d+$", "", ".".join(keys[: depth + 1])))
+            if shorthand:
+                child = {shorthand: child}
+        elif child is None:
+            child = {}
+        if not isinstance(child, dict | list):
+            raise ConfigError(f"override '{override}': {'.'.join(keys[: depth + 1])} is {child!r} and has no keys")
+        _set(target, key, child)
+        target = child
+    _child(target, keys[-1], override)
+    _set(target, keys[-1], value)
+
+
+_SHORTHANDS = {
+    "model": "path",
+    "reference": "path",
+    "data": "train",
+    "data.train": "path",
+    "data.heldout": "path",
+    "algorithm": "type",
+    "optim": "type",
+    "rewards": "type",
+}
+
+
+def dump_recipe(spec: RunSpec) -> str:
+    """The spec as YAML, every default written out; `load_recipe` reads it back to an equal spec."""
+    return yaml.safe_dump(spec.model_dump(mode="python"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(spec: RunSpec) -> dict[str, Any]:
+    """{dotted key: value} of every leaf, for comparing two recipes."""
+    return dict(_leaves("", spec.model_dump(mode="python")))
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, child in value.items() for leaf in _leaves(f"{prefix}.{key}" if prefix else key, child)]
+    if isinstance(value, list) and value:
+        return [leaf for index, child in enumerate(value) for leaf in _leaves(f"{prefix}.{index}", child)]
+    return [(prefix, value)]
+
+
+def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+    """pydantic's findings as `key.path: what is wrong (found …)`, without pydantic's vocabulary."""
+    lines = []
+    for found in error.errors(include_url=False):
+        path = _key_path(found["loc"], raw, keep_last=found["type"] == "missing")
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "union_tag_invalid":
+            context = found.get("ctx", {})
+            allowed = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+            tag = str(context.get("tag", ""))
+            nearest = difflib.get_close_matches(tag, allowed, n=1)
+            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+            message = f"unknown type '{tag}'{hint}; allowed: {', '.join(allowed)}"
+        elif found["type"] == "union_tag_not_found":
+            message = "the key 'type' is required"
+        elif found["type"] == "missing":
+            message = "this key is required"
+        elif found["type"] != "value_error":
+            message = f"{message} (found {found['input']!r})"
+        lines.append(f"{path}: {message}" if path else message)
+    return lines
+
+
+def _key_path(location: tuple[int | str, ...], raw: Mapping[str, Any], *, keep_last: bool) -> str:
+    """pydantic's location without the union tags it puts between a key and its fields.
+
+    A part that the data does not have is such a tag, or (with `keep_last`) at the end the missing key itself.
+    """
+    keys: list[str] = []
+    here: Any = dict(raw)
+    for index, part in enumerate(location):
+        known = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
+        if part in known:
+            here = cast(Any, here)[part]
+        elif not (keep_last and index == len(location) - 1):
+            continue
+        keys.append(str(part))
+    return ".".join(keys)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _child(target: Any, key: str, override: str) -> Any:
+    if isinstance(target, list):
+        if not key.isdigit() or int(key) >= len(target):
+            raise ConfigError(f"override '{override}': there is no entry '{key}' in a list of {len(target)}")
+        return target[int(key)]
+    return target.get(key)
+
+
+def _set(target: Any, key: str, value: Any) -> None:
+    target[int(key) if isinstance(target, list) else key] = value

@@ -1,0 +1,51 @@
+"""The model card of a trained policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dar.config import RunSpec, reward_name
+from dar.recipe import dump_recipe
+
+_ROWS = (
+    ("reward", "eval/reward"),
+    ("KL to the initial model, nats per completion", "eval/kl/ref"),
+    ("length, tokens", "eval/completions/mean_length"),
+    ("share cut off before EOS", "eval/completions/clipped_ratio"),
+    ("distinct-2", "eval/completions/distinct_2"),
+)
+
+
+def model_card(spec: RunSpec, metrics: list[dict[str, Any]], *, command: str) -> str:
+    """README.md of the model folder: what it was trained from, on, with, and what the held-out prompts say.
+
+    Args:
+        spec: the recipe.
+        metrics: the lines of metrics.jsonl.
+        command: what was run.
+    """
+    rewards = ", ".join(f"{reward_name(reward)} (weight {reward.weight:g})" for reward in spec.rewards)
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {spec.model.path}",
+        f"tags: [rlhf, {spec.algorithm.type}, dar]",
+        "---",
+        "",
+        f"# {spec.model.path}, aligned with {spec.algorithm.type.upper()}",
+        "",
+        f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts × "
+        f"{spec.num_generations} completions from `{spec.data.train.path}`; reward: {rewards}.",
+        "",
+    ]
+    evaluations = [row for row in metrics if "eval/reward" in row]
+    if len(evaluations) >= 2:
+        before, after = evaluations[0], evaluations[-1]
+        lines += [
+            "| held-out prompts | before | after |",
+            "|---|---:|---:|",
+            *(f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for label, key in _ROWS if key in before),
+            "",
+        ]
+    lines += ["```sh", command, "```", "", "```yaml", dump_recipe(spec).rstrip(), "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""Checkpoints: written beside and renamed, verified before they are read, safetensors and weights-only loading.
+
+A checkpoint folder holds `policy.safetensors` (trainable fp32 weights), `optimizer.pt`, `rng.pt`, `state.json` and,
+written last, `manifest.json` with every file's size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dar.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The plain numbers of a run after `step` steps.
+
+    step: completed steps; the prompt stream and the schedule follow from it.
+    num_tokens: tokens processed so far.
+    reference: fingerprint of π₀.
+    """
+
+    step: int
+    num_tokens: int
+    reference: str
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: int,
+) -> Path:
+    """Writes checkpoints/step-N and removes all but the newest `keep`.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what was saved before is untouched.
+    """
+    target = folder / f"step-{state.step}"
+    scratch = folder / f".writing-step-{state.step}"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
+        save_file(tensors, scratch / "policy.safetensors")
+        torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
+        torch.save(_rng_state(), scratch / "rng.pt")
+        (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        manifest = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(scratch.iterdir())}
+        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        for file in scratch.iterdir():
+            _sync(file)
+        _remove(target)
+        os.rename(scratch, target)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:
+        # torch and safetensors report a full disk as a RuntimeError of their own.
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {target} cannot be written: {error}. Earlier checkpoints are intact; free some space and "
+            "continue with --resume."
+        ) from error
+    for old in list_checkpoints(folder)[keep:]:
+        _remove(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first (verified or not)."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged, or None where there is no checkpoint at all.
+
+    A damaged one is passed over with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    candidates = list_checkpoints(folder)
+    for path in candidates:
+        problem = _damage(path)
+        if problem is None:
+            return path
+        log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, problem)
+    if candidates:
+        raise CheckpointError(f"every checkpoint in {folder} is damaged; start a new run in another output_dir")
+    return None
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """The plain numbers of a checkpoint."""
+    return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def load_checkpoint(
+    checkpoint: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> TrainState:
+    """Restores weights, optimizer and random-number generators in place.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    tensors = load_file(checkpoint / "policy.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if shapes != expected:
+        differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+        raise CheckpointError(
+            f"{checkpoint} is of another model: {len(differing)} trainable tensors differ in name or shape, the first "
+            f"is {differing[0]} ({shapes.get(differing[0])} saved, {expected.get(differing[0])} here)"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+    _restore_rng(torch.load(checkpoint / "rng.pt", weights_only=True))
+    return read_state(checkpoint)
+
+
+def _rng_state() -> dict[str, Any]:
+    """States as tensors and plain numbers, which weights-only loading accepts."""
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "python": (version, list(internal), gauss),
+    }
+
+
+def _restore_rng(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        for name, (size, digest) in manifest.items():
+            file = checkpoint / name
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, expected {size}"
+            if _sha256(file) != digest:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Renames before deleting, so that a kill half-way leaves no half checkpoint under a real name."""
+    if path.exists():
+        doomed = path.with_name(f".removing-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

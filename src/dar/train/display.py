@@ -1,0 +1,129 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_SUMMARY = (
+    ("reward", "reward", "{:+.3f}"),
+    ("kl/ref", "KL π₀", "{:.2f}"),
+    ("kl/old_k3", "KL π_t", "{:.2f}"),
+    ("completions/mean_length", "length", "{:.1f}"),
+    ("completions/clipped_ratio", "no EOS", "{:.0%}"),
+    ("weights/ess_fraction", "ESS", "{:.0%}"),
+    ("grad_norm", "grad", "{:.2f}"),
+    ("step_time", "s", "{:.1f}"),
+)
+
+
+class Display:
+    """Progress and summaries of one run. `quiet` prints nothing but what is asked for by name (tables at the end)."""
+
+    def __init__(self, *, num_steps: int, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.quiet = quiet
+        self.num_steps = num_steps
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._phase_started = 0.0
+        self._phase_tokens = 0
+        self._phase = ""
+
+    @contextmanager
+    def live(self, done: int) -> Iterator[None]:
+        """Shows the bar (on a terminal) while the block runs."""
+        if self.quiet or not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[phase]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
+            self._task = self._progress.add_task("train", total=self.num_steps, completed=done, phase="")
+            yield
+        self._progress = None
+
+    def phase(self, name: str) -> None:
+        """A new phase of the step has begun."""
+        self._phase, self._phase_started, self._phase_tokens = name, time.perf_counter(), 0
+        self._show_phase(name)
+
+    def tokens(self, count: int) -> None:
+        """More tokens were processed in this phase."""
+        self._phase_tokens += count
+        elapsed = time.perf_counter() - self._phase_started
+        if elapsed > 0.2:
+            self._show_phase(f"{self._phase} {self._phase_tokens / elapsed:,.0f} tok/s")
+
+    def _show_phase(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, phase=text)
+
+    def step(self, step: int, metrics: Mapping[str, float], *, shown: bool) -> None:
+        """A finished step: the bar moves, and (`shown`) a line sums it up."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+        if not shown:
+            return
+        parts = [f"{label} {form.format(metrics[key])}" for key, label, form in _SUMMARY if key in metrics]
+        self.note(f"step {step}/{self.num_steps}  " + "  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """A line of plain text (unless quiet)."""
+        if not self.quiet:
+            self.console.print(Text(text), soft_wrap=True)
+
+    def completion(self, prompt: str, completion: str, reward: float) -> None:
+        """One sampled completion."""
+        # Text, not markup: completions are anybody's words and may hold brackets and control characters.
+        self.note(f"  prompt: {one_line(prompt)}\n  reward {reward:+.3f}: {one_line(completion)}")
+
+    def before_after(self, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
+        """The table of what training changed."""
+        table = Table(title=title, title_justify="left")
+        for heading in ("held-out", "before", "after"):
+            table.add_column(heading, justify="left" if heading == "held-out" else "right")
+        rows = (
+            ("reward", "reward", "{:+.3f}"),
+            ("KL to π₀ (nats per completion)", "kl/ref", "{:.2f}"),
+            ("length (tokens)", "completions/mean_length", "{:.1f}"),
+            ("ended with EOS", "completions/clipped_ratio", "{:.0%}"),
+            ("distinct-2", "completions/distinct_2", "{:.3f}"),
+            ("entropy (nats per token)", "entropy", "{:.2f}"),
+        )
+        for label, key, form in rows:
+            if key in before and key in after:
+                values = [1 - row[key] if key == "completions/clipped_ratio" else row[key] for row in (before, after)]
+                table.add_row(label, *(form.format(value) for value in values))
+        self.console.print(table)
+
+    def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """(prompt, completion before, completion after) triples."""
+        table = Table(show_lines=True)
+        for heading in ("prompt", "before", "after"):
+            table.add_column(heading, ratio=1)
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        self.console.print(table)
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """The text on one line, at most `limit` characters."""
+    joined = " ".join(printable(text).split())
+    return joined if len(joined) <= limit else joined[:limit] + "…"
+
+
+def printable(text: str) -> str:
+    """Control characters removed: a completion must not drive the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")

@@ -1,0 +1,269 @@
+"""The training loop. `Loop.step` reads like the paper's algorithm box; everything around it is bookkeeping.
+
+for each step:
+    sample K completions of each prompt from π_t
+    score them, and compute log π₀
+    fix advantages and weights on the global batch
+    take optimizer steps on the weighted loss; the result is π_t+1
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from dar.advantages import tied_groups
+from dar.algorithms import Algorithm, Metrics, kl_metrics
+from dar.batch import Weighted
+from dar.config import RunSpec
+from dar.data import PromptStream
+from dar.errors import CheckpointError
+from dar.evaluate import HeldoutEvaluation
+from dar.evaluate.text import completion_metrics, sampled_entropy
+from dar.ops import masked_mean
+from dar.policy import Policy
+from dar.rewards import RewardSet
+from dar.rollout import Engine, SamplingKey
+from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
+from dar.train.display import Display
+from dar.train.distributed import Scored, gather_scored, own_groups
+from dar.train.environment import peak_memory_gb
+from dar.train.optim import learning_rate_factor, set_learning_rate
+from dar.train.recorder import Recorder
+from dar.train.run_folder import RunFolder
+from dar.train.selftest import check_start, require_parity
+from dar.train.update import Updater
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Loop:
+    """One run: everything it needs, built by `dar.build`."""
+
+    spec: RunSpec
+    policy: Policy
+    engine: Engine
+    rewards: RewardSet
+    algorithm: Algorithm
+    stream: PromptStream
+    heldout: HeldoutEvaluation | None
+    updater: Updater
+    accelerator: Accelerator
+    folder: RunFolder
+    display: Display
+    recorder: Recorder
+    num_tokens: int = 0
+    _stop_asked: bool = field(default=False, init=False)
+    _timings: dict[str, float] = field(default_factory=dict, init=False)
+    _logprobs_before: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+
+    def run(self, *, resume: bool) -> int:
+        """Trains to the last step.
+
+        Args:
+            resume: continue from the newest valid checkpoint of the run folder.
+
+        Returns:
+            The number of completed steps: `spec.steps`, or fewer after Ctrl-C or SIGTERM (a checkpoint is then saved).
+
+        Raises:
+            DarError: whatever went wrong, in words; nothing already saved is lost.
+        """
+        done = self._restore() if resume else 0
+        if done == 0:
+            check_start(self.policy, self.engine, self.stream.at(0)[0], self.spec)
+        with self.display.live(done), self._stopping_on_signals():
+            if done == 0:
+                self._evaluate(0)
+            for step in range(done + 1, self.spec.steps + 1):
+                metrics = self.step(step)
+                self.recorder.step(step, metrics)
+                done, last = step, step == self.spec.steps
+                if last or _due(step, self.spec.evaluation.every):
+                    self._evaluate(step)
+                if last or self._stop_asked or _due(step, self.spec.checkpoint.every):
+                    self._save(step)
+                if self._stop_asked:
+                    break
+        return done
+
+    def step(self, step: int) -> Metrics:
+        """One step of the algorithm: sample, score, weigh, update."""
+        started = time.perf_counter()
+        spec, where = self.spec, f"step {step}"
+        prompts = self.stream.at(step - 1)
+        first, stop = own_groups(len(prompts), self.accelerator)
+        with self._phase("rollout"):
+            rollouts = self.engine.generate(
+                prompts[first:stop],
+                spec.num_generations,
+                max_completion_length=spec.sampling.max_completion_length,
+                key=SamplingKey(spec.seed, "train", step),
+                progress=self.display.tokens,
+            )
+        with self._phase("reward"):
+            rewards = self.rewards.score(rollouts, where=where)
+        with self._phase("reference"):
+            ref_logprobs = None
+            if self.algorithm.needs_reference:
+                ref_logprobs = self.policy.ref_logprobs(rollouts.groups, max_tokens=self._max_tokens)
+        scored = gather_scored(self.accelerator, Scored(rollouts, rewards, ref_logprobs))
+        weighted, weight_metrics = self.algorithm.weigh(scored.experience)
+        metrics = self._batch_metrics(step, scored) | weight_metrics
+        own = weighted.group_slice(first, stop)
+        with self._phase("update"):
+            metrics |= self._update(step, own, where)
+        with self._phase("diagnostics"):
+            metrics |= self._old_kl(own)
+        if _due(step, spec.logging.completions_every):
+            self.recorder.completions(step, scored, weighted)
+        # Taken last, so that the parts and the rest add up to the whole.
+        metrics["step_time"] = time.perf_counter() - started
+        return metrics | {f"time/{phase}": seconds for phase, seconds in self._timings.items()}
+
+    @property
+    def _max_tokens(self) -> int:
+        return self.spec.runtime.max_tokens_per_microbatch
+
+    def _update(self, step: int, own: Weighted, where: str) -> Metrics:
+        updates, optim = self.algorithm.updates, self.spec.optim
+        losses, norms, rate, means = [], [], 0.0, dict[str, float]()
+        gap = 0.0
+        for update in range(updates):
+            factor = learning_rate_factor(
+                (step - 1) * updates + update,
+                schedule=optim.schedule,
+                warmup_steps=optim.warmup_steps,
+                total_steps=self.spec.steps * updates,
+            )
+            rate = optim.learning_rate * factor
+            set_learning_rate(self.updater.optimizer, rate)
+            result = self.updater.step(self.algorithm, own, where=where, progress=self.display.tokens)
+            if update == 0:
+                # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
+                seen = own.experience
+                gap = float(masked_mean((result.logprobs - seen.old_logprobs).abs(), seen.mask))
+                self._logprobs_before = result.logprobs
+                require_parity(gap, self.spec.runtime.max_logprob_gap, where)
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
+            means = result.means
+        return {
+            "loss": sum(losses) / updates,
+            "grad_norm": sum(norms) / updates,
+            "learning_rate": rate,
+            "rollout/logprob_gap": gap,
+            **means,
+        }
+
+    def _old_kl(self, own: Weighted) -> Metrics:
+        """KL(π_t‖π_t+1) on the completions of a few prompts, both sides from the trainer's forward pass."""
+        count = min(self.spec.logging.old_kl_prompts, len(own.experience.groups.group_sizes))
+        if count == 0:
+            return {}
+        groups, rows = own.experience.groups.group_slice(0, count)
+        after = self.policy.logprobs(groups, max_tokens=self._max_tokens)
+        before = self._logprobs_before[rows, : groups.mask.shape[1]]
+        return kl_metrics(before, after, groups.mask, name="old")
+
+    def _batch_metrics(self, step: int, scored: Scored) -> Metrics:
+        rollouts, mask = scored.rollouts, scored.rollouts.groups.mask
+        prompt_tokens = sum(len(prompt) for prompt in rollouts.groups.prompt_ids)
+        completion_tokens = int(mask.sum())
+        self.num_tokens += prompt_tokens * rollouts.num_generations + completion_tokens
+        metrics: Metrics = {
+            **scored.rewards.metrics(),
+            "epoch": self.stream.epoch(step),
+            "num_tokens": self.num_tokens,
+            "tokens/prompt": prompt_tokens,
+            "tokens/completion": completion_tokens,
+            "frac_reward_zero_std": float(tied_groups(scored.rewards.total).float().mean()),
+            "entropy": sampled_entropy(rollouts),
+            "memory/peak_gb": peak_memory_gb(),
+            **completion_metrics(rollouts),
+        }
+        if scored.ref_logprobs is not None:
+            metrics |= kl_metrics(rollouts.logprobs, scored.ref_logprobs, mask, name="ref")
+            metrics["kl"] = metrics["kl/ref_k3_per_token"]  # TRL's name for it
+        return metrics
+
+    def _evaluate(self, step: int) -> None:
+        if self.heldout is None or not self.accelerator.is_main_process:
+            return
+        with self._phase("heldout"):
+            result = self.heldout.run(where=f"the held-out evaluation at step {step}", progress=self.display.tokens)
+        self.recorder.heldout(step, result, seconds=self._timings.pop("heldout"))
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            state = TrainState(step, self.num_tokens, self.policy.reference_fingerprint)
+            save_checkpoint(
+                self.folder.checkpoints,
+                state,
+                self.policy.trainable(),
+                self.updater.optimizer,
+                keep=self.spec.checkpoint.keep,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> int:
+        checkpoint = newest_valid(self.folder.checkpoints)
+        if checkpoint is None:
+            log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
+            self.folder.forget_after(-1)
+            return 0
+        reference = read_state(checkpoint).reference
+        if reference != self.policy.reference_fingerprint:
+            raise CheckpointError(
+                f"{checkpoint} was trained from another initial model: π₀'s weights differ (saved {reference[:12]}, "
+                f"here {self.policy.reference_fingerprint[:12]}). Resume with the model the run was started from."
+            )
+        state = load_checkpoint(checkpoint, self.policy.trainable(), self.updater.optimizer)
+        self.num_tokens = state.num_tokens
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(state.step)
+        self.display.note(f"continuing after step {state.step} ({checkpoint})")
+        return state.step
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self.display.phase(name)
+        started = time.perf_counter()
+        yield
+        self._timings[name] = time.perf_counter() - started
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM finishes the step and saves; the second interrupts at once."""
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            if self._stop_asked:
+                raise KeyboardInterrupt
+            self._stop_asked = True
+            self.display.note(
+                f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)"
+            )
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread, where signals cannot be handled
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,65 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers.optimization import Adafactor
+
+from dar.config import AdafactorSpec, AdamWSpec
+
+
+def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, over fp32 master weights."""
+    parameters = list(parameters)
+    match spec:
+        case AdamWSpec():
+            return torch.optim.AdamW(
+                parameters,
+                lr=spec.learning_rate,
+                betas=(spec.beta1, spec.beta2),
+                eps=spec.eps,
+                weight_decay=spec.weight_decay,
+                fused=parameters[0].device.type in ("cpu", "cuda"),
+            )
+        case AdafactorSpec():
+            # An absolute learning rate, as everybody who writes "Adafactor, 1e-6" means; by default the rate would be
+            # relative to each parameter's scale.
+            return Adafactor(
+                parameters,
+                lr=spec.learning_rate,
+                weight_decay=spec.weight_decay,
+                scale_parameter=False,
+                relative_step=False,
+                warmup_init=False,
+            )
+
+
+def learning_rate_factor(
+    step: int, *, schedule: Literal["constant", "linear", "cosine"], warmup_steps: int, total_steps: int
+) -> float:
+    """What the peak learning rate is multiplied by in optimizer step `step` (from 0).
+
+    Warm-up rises linearly and reaches 1 in its last step (the first step already learns something); afterwards the
+    factor stays 1, or falls to 0 just after the last step.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    match schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the rate of every parameter group: the schedule is a function of the step, and so needs no state."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,135 @@
+"""The run folder: everything a run writes, and the only code that knows its layout.
+
+config.yaml  environment.json  metrics.jsonl  completions/step-*.parquet  checkpoints/step-N/  model/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from dar.config import RunSpec
+from dar.errors import CheckpointError
+from dar.recipe import dump_recipe, flatten, load_recipe
+
+_FREE_TO_CHANGE = ("output_dir", "checkpoint.", "logging.", "runtime.max_logprob_gap")
+"""Keys that change nothing a resumed run computes."""
+
+
+class RunFolder:
+    """One run's folder.
+
+    Raises (all methods):
+        CheckpointError: a file cannot be written or read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def is_run(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    def start(self, spec: RunSpec, environment: Mapping[str, Any]) -> None:
+        """Creates the folder of a new run.
+
+        Raises:
+            CheckpointError: it holds a run already, or cannot be written.
+        """
+        if self.is_run:
+            raise CheckpointError(
+                f"{self.path} already holds a run: continue it with --resume (resume_from_checkpoint=True in Python), "
+                "or choose another output_dir"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("environment.json", json.dumps(environment, indent=2) + "\n")
+            self._write("config.yaml", dump_recipe(spec))
+        except OSError as error:
+            raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
+
+    def require_same_recipe(self, spec: RunSpec, *, allow_changes: bool) -> None:
+        """Compares the recipe with the one the run was started with.
+
+        Raises:
+            CheckpointError: the folder holds no run, or the recipe differs in something a run's numbers depend on and
+                `allow_changes` is False; the message lists the differences.
+        """
+        if not self.is_run:
+            raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Start without --resume.")
+        before, now = flatten(load_recipe(self.path / "config.yaml")), flatten(spec)
+        changed = [
+            f"  {key}: {before.get(key, '(absent)')!r} → {now.get(key, '(absent)')!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
+        ]
+        if changed and not allow_changes:
+            raise CheckpointError(
+                f"the recipe differs from the one {self.path} was started with:\n" + "\n".join(changed) + "\n"
+                "Undo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
+                "(the result is then that of neither recipe)."
+            )
+        if changed:
+            self._write("config.yaml", dump_recipe(spec))
+
+    def append_metrics(self, row: Mapping[str, float | int]) -> None:
+        """Adds one line to metrics.jsonl."""
+        try:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path / 'metrics.jsonl'}: {error}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl (a half-written last line, left by a kill, is not one)."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = file.read_text(encoding="utf-8").split("\n")
+        # What follows the last newline was being written when the run was killed.
+        return [json.loads(line) for line in lines[:-1]]
+
+    def forget_after(self, step: int) -> None:
+        """Removes metrics and completions of steps after `step`: a resumed run writes them anew."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        for file in (self.path / "completions").glob("*step-*.parquet"):
+            if int(file.stem.rpartition("-")[2]) > step:
+                file.unlink()
+
+    def write_completions(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Writes completions/<name>.parquet."""
+        folder = self.path / "completions"
+        scratch = folder / f".{name}.tmp"
+        try:
+            folder.mkdir(exist_ok=True)
+            pyarrow.parquet.write_table(pa.table(dict(columns)), scratch)
+            os.replace(scratch, folder / f"{name}.parquet")
+        except OSError as error:
+            raise CheckpointError(f"cannot write completions into {folder}: {error}") from error
+
+    def _write(self, name: str, text: str) -> None:
+        # Written beside and renamed, so a kill leaves the old file or the new one, never half of one.
+        scratch = self.path / f".{name}.tmp"
+        try:
+            with scratch.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, self.path / name)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path / name}: {error}") from error

@@ -1,0 +1,123 @@
+"""One optimizer step on a weighted batch: micro-batches of whole groups, one global denominator."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from dar.algorithms import Algorithm
+from dar.batch import Weighted
+from dar.errors import NonFiniteError
+from dar.ops import Mean
+from dar.policy.policy import Precision
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one optimizer step did, over all ranks.
+
+    loss: Σ terms / denominator of the global batch.
+    grad_norm: before clipping.
+    means: the objective's own statistics, by metric name.
+    logprobs: [b, T] fp32 under the weights **before** the step, of this rank's rows.
+    """
+
+    loss: float
+    grad_norm: float
+    means: dict[str, float]
+    logprobs: Tensor
+
+
+@dataclass
+class Updater:
+    """Runs optimizer steps on the trainable weights.
+
+    module: the log-prob module, wrapped for the ranks (DDP) where there are several.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    precision: Precision
+    max_tokens: int
+    max_grad_norm: float
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+
+    def step(
+        self, algorithm: Algorithm, batch: Weighted, *, where: str, progress: Callable[[int], None] = lambda _: None
+    ) -> UpdateResult:
+        """Forward, backward and optimizer step on this rank's rows.
+
+        Args:
+            algorithm: says what the loss of some rows is.
+            batch: this rank's groups of the global batch, with the global denominator.
+            where: for messages, such as `step 7`.
+            progress: told the tokens of each finished micro-batch.
+
+        Raises:
+            NonFiniteError: the loss of some rows or the gradient is NaN or infinite; the weights are then untouched.
+        """
+        total, means, parts = 0.0, dict[str, Mean](), []
+        micro_batches = batch.split_by_tokens(self.max_tokens)
+        # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
+        self.module.train()
+        for index, micro in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                with self.precision.compute():
+                    logprobs = self.module(micro.experience.groups)
+                terms = algorithm.terms(logprobs, micro.to(logprobs.device))
+                loss = terms.losses.sum() / batch.denominator
+                if not math.isfinite(loss.item()):
+                    raise _non_finite("loss", terms.losses, where)
+                # DDP averages gradients over ranks; the denominator is already that of the global batch.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.item()
+            for name, mean in terms.means.items():
+                means[name] = means.get(name, Mean()) + mean
+            parts.append(logprobs.detach().cpu())
+            progress(int(micro.experience.mask.sum()))
+        self.module.eval()
+        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        if not math.isfinite(grad_norm):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(
+                f"the gradient is not finite at {where} (norm {grad_norm}); the weights were not changed. Try a lower "
+                "optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        total, means = self._over_ranks(total, means)
+        return UpdateResult(
+            total, grad_norm, {name: mean.value for name, mean in means.items()}, _stacked(parts, batch)
+        )
+
+    def _over_ranks(self, total: float, means: dict[str, Mean]) -> tuple[float, dict[str, Mean]]:
+        if self.accelerator.num_processes == 1:
+            return total, means
+        gathered: list[tuple[float, dict[str, Mean]]] = gather_object([(total, means)])
+        summed = {name: sum((part[name] for _, part in gathered), Mean()) for name in means}
+        return math.fsum(part for part, _ in gathered), summed
+
+
+def _stacked(parts: list[Tensor], batch: Weighted) -> Tensor:
+    width = batch.experience.mask.shape[1]
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def _non_finite(what: str, losses: Tensor, where: str) -> NonFiniteError:
+    rows = (~losses.isfinite()).nonzero().flatten().tolist()
+    return NonFiniteError(
+        f"the {what} is not finite at {where}, in rows {rows[:8]} of a micro-batch; the weights were not changed. Try "
+        "a lower optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
+    )
