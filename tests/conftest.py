@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -79,10 +81,6 @@ def tiny_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny_folder: Path) -> Callable[..., Path]:
     """Writes a small, fast recipe (fp32, the tiny model) and returns its path; keyword arguments replace keys."""
-    import json
-
-    import yaml
-
     def write(**changes: Any) -> Path:
         rows = [{"prompt": [{"role": "user", "content": f"say {word}"}]} for word in ("a", "bee", "sea", "dee", "eh")]
         (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
