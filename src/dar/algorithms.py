@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from dar import advantages as adv
@@ -103,10 +102,10 @@ class DAR:
             case "mean":
                 # An all-zero batch has nothing to normalise; every weight then stays 0.
                 scale = float(weights.mean()) or 1.0
-        return Weighted(experience, rows, weights / scale, denominator=float(len(rows))), metrics
+        return _weighted(experience, rows, weights / scale), metrics
 
     def terms(self, logprobs: Tensor, batch: Weighted) -> Terms:
-        return Terms(weighted_nll(logprobs, batch.weights, batch.experience.mask), {})
+        return Terms(weighted_nll(logprobs, batch.weights, batch.mask), {})
 
 
 class RLOO:
@@ -134,14 +133,15 @@ class RLOO:
             drift = masked_sum(kl_k1(experience.old_logprobs, experience.ref_logprobs), experience.mask)
             rewards = rewards - self.spec.beta * drift.reshape(rewards.shape)
         rows = adv.leave_one_out(rewards).reshape(-1)
-        return Weighted(experience, rows, torch.ones_like(rows), denominator=float(len(rows))), {}
+        # A row without advantage has a loss that is 0 whatever the policy does.
+        return _weighted(experience, rows, (rows != 0).float()), {}
 
     def terms(self, logprobs: Tensor, batch: Weighted) -> Terms:
-        spec, seen = self.spec, batch.experience
-        losses = sequence_clipped_surrogate(
-            logprobs, seen.old_logprobs, batch.advantages, seen.mask, clip_low=spec.clip_low, clip_high=spec.clip_high
+        spec, mask = self.spec, batch.mask
+        losses = batch.weights * sequence_clipped_surrogate(
+            logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=spec.clip_low, clip_high=spec.clip_high
         )
-        log_ratio = masked_sum(logprobs.detach() - seen.old_logprobs, seen.mask)
+        log_ratio = masked_sum(logprobs.detach() - batch.old_logprobs, mask)
         clipped = clipped_tokens(log_ratio, batch.advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
 
@@ -168,22 +168,36 @@ class GRPO:
 
     def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
         rows = adv.group_standardized(experience.rewards, ddof=1, eps=1e-4).reshape(-1)
-        # The row's weight carries the 1/|y| of the objective.
+        # The row's weight carries the 1/|y| of the objective; without a KL term a tied group's rows have none.
         weights = 1.0 / experience.groups.lengths().float()
-        return Weighted(experience, rows, weights, denominator=float(len(rows))), {}
+        if not self.needs_reference:
+            weights = weights * (rows != 0)
+        return _weighted(experience, rows, weights), {}
 
     def terms(self, logprobs: Tensor, batch: Weighted) -> Terms:
-        spec, seen = self.spec, batch.experience
+        spec, mask = self.spec, batch.mask
         per_token = clipped_surrogate(
-            logprobs, seen.old_logprobs, batch.advantages, seen.mask, clip_low=spec.clip_low, clip_high=spec.clip_high
+            logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=spec.clip_low, clip_high=spec.clip_high
         )
-        if seen.ref_logprobs is not None:
-            per_token = per_token + spec.beta * kl_k3(logprobs, seen.ref_logprobs).masked_fill(~seen.mask, 0.0)
-        log_ratio = (logprobs.detach() - seen.old_logprobs)[seen.mask]
-        token_advantages = batch.advantages.unsqueeze(1).expand_as(seen.mask)[seen.mask]
+        if batch.ref_logprobs is not None:
+            per_token = per_token + spec.beta * kl_k3(logprobs, batch.ref_logprobs).masked_fill(~mask, 0.0)
+        log_ratio = (logprobs.detach() - batch.old_logprobs)[mask]
+        token_advantages = batch.advantages.unsqueeze(1).expand_as(mask)[mask]
         clipped = clipped_tokens(log_ratio, token_advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
-        losses = batch.weights * masked_sum(per_token, seen.mask)
+        losses = batch.weights * masked_sum(per_token, mask)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+
+def _weighted(experience: Experience, advantages: Tensor, weights: Tensor) -> Weighted:
+    """Rows of an experience, to be averaged over the global batch."""
+    return Weighted(
+        groups=experience.groups,
+        old_logprobs=experience.old_logprobs,
+        ref_logprobs=experience.ref_logprobs,
+        advantages=advantages,
+        weights=weights,
+        denominator=float(len(weights)),
+    )
 
 
 def weight_metrics(weights: Tensor, log_weights: Tensor, *, w_clip: float) -> Metrics:

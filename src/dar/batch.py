@@ -67,18 +67,29 @@ class TokenGroups:
         """[B] completion tokens per row."""
         return self.mask.sum(1)
 
-    def group_slice(self, start: int, stop: int) -> tuple[TokenGroups, slice]:
-        """Groups start…stop−1 with their rows' slice, trimmed to their longest completion."""
-        rows = slice(sum(self.group_sizes[:start]), sum(self.group_sizes[:stop]))
-        mask = self.mask[rows]
+    def rows_of(self, start: int, stop: int) -> Tensor:
+        """[B] bool: the rows of groups start…stop−1."""
+        rows = torch.zeros(self.num_rows, dtype=torch.bool)
+        rows[sum(self.group_sizes[:start]) : sum(self.group_sizes[:stop])] = True
+        return rows
+
+    def select(self, keep: Tensor) -> TokenGroups:
+        """Only the rows where `keep` [B] is True, groups without any left out, trimmed to the longest completion.
+
+        Raises:
+            ValueError: no row is kept.
+        """
+        if not keep.any():
+            raise ValueError("a batch needs at least one row")
+        sizes = [int(part.sum()) for part in keep.split(list(self.group_sizes))]
+        mask = self.mask[keep]
         longest = int(mask.sum(1).max())
-        groups = TokenGroups(
-            prompt_ids=self.prompt_ids[start:stop],
-            group_sizes=self.group_sizes[start:stop],
-            completion_ids=self.completion_ids[rows, :longest],
+        return TokenGroups(
+            prompt_ids=tuple(ids for ids, size in zip(self.prompt_ids, sizes, strict=True) if size),
+            group_sizes=tuple(size for size in sizes if size),
+            completion_ids=self.completion_ids[keep, :longest],
             mask=mask[:, :longest],
         )
-        return groups, rows
 
 
 @dataclass(frozen=True)
@@ -132,14 +143,17 @@ class Experience:
 
 @dataclass(frozen=True)
 class Weighted:
-    """An experience with the fixed per-row quantities an objective consumes.
+    """What an objective consumes: rows with fixed quantities, ready to train on.
 
+    groups, old_logprobs, ref_logprobs: as in the experience (perhaps fewer rows).
     advantages: [B] fp32.
     weights: [B] fp32 ≥ 0, the factor of the row's loss; a row of weight 0 contributes nothing.
     denominator: what the summed loss of the **global** batch is divided by; fixed before any backward pass.
     """
 
-    experience: Experience
+    groups: TokenGroups
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
     advantages: Tensor
     weights: Tensor
     denominator: float
@@ -148,47 +162,62 @@ class Weighted:
         if not self.denominator > 0:
             raise ValueError(f"denominator must be > 0, got {self.denominator}")
 
+    @property
+    def mask(self) -> Tensor:
+        return self.groups.mask
+
     def to(self, device: torch.device) -> Weighted:
         """The same batch with its tensors on another device."""
-        seen = self.experience
         groups = replace(
-            seen.groups, completion_ids=seen.groups.completion_ids.to(device), mask=seen.groups.mask.to(device)
+            self.groups, completion_ids=self.groups.completion_ids.to(device), mask=self.groups.mask.to(device)
         )
-        experience = Experience(
+        return Weighted(
             groups=groups,
-            old_logprobs=seen.old_logprobs.to(device),
-            ref_logprobs=None if seen.ref_logprobs is None else seen.ref_logprobs.to(device),
-            rewards=seen.rewards.to(device),
-            has_eos=seen.has_eos.to(device),
+            old_logprobs=self.old_logprobs.to(device),
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
+            advantages=self.advantages.to(device),
+            weights=self.weights.to(device),
+            denominator=self.denominator,
         )
-        return Weighted(experience, self.advantages.to(device), self.weights.to(device), self.denominator)
+
+    def select(self, keep: Tensor) -> Weighted:
+        """Only the rows where `keep` [B] is True (the denominator stays that of the global batch)."""
+        groups = self.groups.select(keep)
+        width = groups.mask.shape[1]
+        return Weighted(
+            groups=groups,
+            old_logprobs=self.old_logprobs[keep, :width],
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
+            advantages=self.advantages[keep],
+            weights=self.weights[keep],
+            denominator=self.denominator,
+        )
 
     def group_slice(self, start: int, stop: int) -> Weighted:
-        """Groups start…stop−1 (the denominator stays that of the global batch)."""
-        whole = self.experience
-        groups, rows = whole.groups.group_slice(start, stop)
-        width = groups.mask.shape[1]
-        sizes = whole.rewards.shape[1]
-        part = Experience(
-            groups=groups,
-            old_logprobs=whole.old_logprobs[rows, :width],
-            ref_logprobs=None if whole.ref_logprobs is None else whole.ref_logprobs[rows, :width],
-            rewards=whole.rewards.reshape(-1)[rows].reshape(-1, sizes),
-            has_eos=whole.has_eos[rows],
-        )
-        return Weighted(part, self.advantages[rows], self.weights[rows], self.denominator)
+        """Groups start…stop−1."""
+        return self.select(self.groups.rows_of(start, stop))
+
+    def carries_weight(self, negligible_share: float) -> Tensor:
+        """[B] bool: all rows but the lightest, which together carry at most `negligible_share` of Σ weight · length.
+
+        A row's gradient is its weight times a sum over its tokens, so this bounds what leaving the others out can
+        change. Rows of weight 0 never carry any.
+        """
+        load = self.weights.double() * self.groups.lengths()
+        order = load.argsort()
+        keep = torch.empty(len(load), dtype=torch.bool)
+        keep[order] = load[order].cumsum(0) > negligible_share * load.sum()
+        return keep & (self.weights > 0)
 
     def split_by_tokens(self, max_tokens: int) -> list[Weighted]:
-        """Micro-batches of whole groups, in order, each of at most `max_tokens` padded tokens.
-
-        A group larger than the budget stands alone: its completions share a prompt and are not torn apart.
-        """
-        bounds = split_by_tokens(self.experience.groups, max_tokens)
-        return [self.group_slice(start, stop) for start, stop in bounds]
+        """Micro-batches of whole groups, in order, as `split_by_tokens` says."""
+        return [self.group_slice(start, stop) for start, stop in split_by_tokens(self.groups, max_tokens)]
 
 
 def split_by_tokens(groups: TokenGroups, max_tokens: int) -> list[tuple[int, int]]:
-    """Greedy (start, stop) group ranges whose padded size rows × (prompt + completion) stays within `max_tokens`.
+    """Greedy (start, stop) ranges of whole groups with at most `max_tokens` tokens, each prompt counted once.
+
+    A group larger than the budget stands alone: its completions share a prompt and are not torn apart.
 
     Raises:
         ValueError: max_tokens < 1.
@@ -196,17 +225,15 @@ def split_by_tokens(groups: TokenGroups, max_tokens: int) -> list[tuple[int, int
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     bounds: list[tuple[int, int]] = []
-    start, rows, longest_prompt, longest_completion, row = 0, 0, 0, 0, 0
+    start, total, row = 0, 0, 0
     lengths = groups.lengths().tolist()
     for index, (prompt, size) in enumerate(zip(groups.prompt_ids, groups.group_sizes, strict=True)):
-        completion = max(lengths[row : row + size])
+        tokens = len(prompt) + sum(lengths[row : row + size])
         row += size
-        grown = (max(longest_prompt, len(prompt)), max(longest_completion, completion))
-        if rows and (rows + size) * sum(grown) > max_tokens:
+        if total and total + tokens > max_tokens:
             bounds.append((start, index))
-            start, rows, grown = index, 0, (len(prompt), completion)
-        rows += size
-        longest_prompt, longest_completion = grown
+            start, total = index, 0
+        total += tokens
     bounds.append((start, len(groups.group_sizes)))
     return bounds
 

@@ -108,7 +108,7 @@ def build_loop(
         precision,
         with_reference=algorithm.needs_reference or heldout_prompts is not None,
     )
-    engine = InProcessEngine(policy)
+    engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process)
     heldout = None
     if heldout_prompts is not None:

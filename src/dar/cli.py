@@ -152,7 +152,7 @@ def sample(
     policy = Policy(
         causal_lm, tokenizer, resolve_precision(spec.runtime), temperature=temperature, with_reference=False
     )
-    rollouts = InProcessEngine(policy).generate(
+    rollouts = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens).generate(
         prompts.prompts, num, max_completion_length=max_tokens, key=SamplingKey(seed, "sample")
     )
     console = Console()

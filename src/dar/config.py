@@ -377,8 +377,8 @@ class LoggingSpec(Spec):
     """accelerate's trackers by name: tensorboard, wandb, trackio, …"""
     completions_every: Annotated[int, Field(ge=0)] = 10
     """Write `completions/step-N.parquet` and show a sample every so many steps; 0 = never."""
-    old_kl_prompts: Annotated[int, Field(ge=0)] = 2
-    """Prompts whose completions are scored once more after the update, to measure KL(π_t‖π_t+1); 0 = none."""
+    old_kl_prompts: Annotated[int, Field(ge=0)] = 1
+    """Prompts whose completions are scored before and after the update, to measure KL(π_t‖π_t+1); 0 = none."""
 
 
 class RuntimeSpec(Spec):
@@ -389,7 +389,12 @@ class RuntimeSpec(Spec):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the matrix products: bf16 where the processor has it, or fp32. Weights and log-softmax are fp32."""
     max_tokens_per_microbatch: Count = 4096
-    """Padded tokens of one forward and backward pass. A prompt's completions stay together."""
+    """Tokens of one forward and backward pass, each prompt counted once. A prompt's completions stay together."""
+    negligible_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    """Rows that together carry at most this share of Σ weight · length are left out of the update; 0 = only rows of
+    weight 0, whose gradient is exactly 0."""
+    max_cache_tokens: Count = 16384
+    """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
     max_logprob_gap: Positive = 0.15
     """Mean absolute gap, nats per token, between the sampler's and the trainer's log-probabilities that stops a run."""
 

@@ -1,36 +1,49 @@
-"""Log-probabilities of completions under a causal language model: the plain, padded path.
+"""Log-probabilities of completions under a causal language model.
 
-Only completion positions go through the head, a chunk at a time, so the [rows, tokens, vocabulary] logits never exist
-at once; in the backward pass each chunk is computed again.
+The packed path computes each prompt once and no padding; the padded path is the plain definition, kept for
+architectures the packed one cannot serve and as the yardstick it is tested against. Either way only completion
+positions go through the head, a chunk at a time (`head.py`).
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dar.batch import TokenGroups, pad_rows
-from dar.errors import ConfigError
+from dar.policy import attention
+from dar.policy.head import head_logprobs
+from dar.policy.packing import pack
 
-_HEAD_CHUNK = 512
-"""Positions per pass through the head: 512 × 49 152 fp32 logits are 100 MB."""
+log = logging.getLogger(__name__)
 
 
 class LogprobModel(nn.Module):
     """A causal language model whose forward returns log-probabilities of given completions.
 
     Being an `nn.Module` whose parameters are the model's, it can be wrapped by DDP and FSDP as it is.
+
+    Args:
+        model: a transformers causal language model, or a peft model around one.
+        temperature: divides the logits.
+        packed: use the shared-prefix layout where the architecture allows it; False forces the padded path.
     """
 
     model: Any
 
-    def __init__(self, model: Any, *, temperature: float) -> None:
+    def __init__(self, model: Any, *, temperature: float, packed: bool = True) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.is_packed = packed and can_pack(unwrapped(model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def forward(self, groups: TokenGroups) -> Tensor:
         """log π(y_t | x, y_<t) of every sampled token, the logits divided by the temperature.
@@ -41,65 +54,55 @@ class LogprobModel(nn.Module):
         Returns:
             [B, T] fp32 nats, 0 where masked.
         """
-        device = next(self.parameters()).device
-        prompts = list(groups.row_prompts())
-        lengths = groups.lengths().tolist()
-        completions = groups.completion_ids.tolist()
-        rows = [[*prompt, *row[:length]] for prompt, row, length in zip(prompts, completions, lengths, strict=True)]
-        # The pad id is never read: padding is masked, and stands to the right of everything that counts.
-        ids, attention = pad_rows(rows, pad_id=0)
-        ids, attention = ids.to(device), attention.to(device)
-        hidden = self.hidden_states(input_ids=ids, attention_mask=attention.long(), use_cache=False)
-        row_index, token_index = groups.mask.nonzero(as_tuple=True)
-        prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
-        # The state before a token predicts it.
-        source = (prompt_lengths[row_index] + token_index - 1).to(device)
-        states = hidden[row_index.to(device), source]
-        targets = groups.completion_ids[groups.mask].to(device)
-        flat = self.head_logprobs(states, targets)
-        logprobs = torch.zeros(groups.mask.shape, dtype=torch.float32, device=device)
-        return logprobs.index_put((row_index.to(device), token_index.to(device)), flat)
+        model = unwrapped(self.model)
+        states, targets = packed_states(model, groups) if self.is_packed else padded_states(model, groups)
+        flat = head_logprobs(model, states, targets, temperature=self.temperature)
+        mask = groups.mask.to(flat.device)
+        return torch.zeros(mask.shape, dtype=torch.float32, device=flat.device).masked_scatter(mask, flat)
 
-    def hidden_states(self, **inputs: Any) -> Tensor:
-        """Last hidden states of the decoder, before the head."""
-        return unwrapped(self.model).get_decoder()(**inputs).last_hidden_state
 
-    def head_logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
-        """log softmax(head(h) / T)[target], in fp32.
+def hidden_states(model: Any, **inputs: Any) -> Tensor:
+    """Last hidden states of the decoder, before the head."""
+    return model.get_decoder()(**inputs).last_hidden_state
 
-        Args:
-            states: [N, D] hidden states.
-            targets: [N] token ids.
 
-        Returns:
-            [N] fp32 nats.
-        """
-        chunks = zip(states.split(_HEAD_CHUNK), targets.split(_HEAD_CHUNK), strict=True)
-        if not (torch.is_grad_enabled() and states.requires_grad):
-            return torch.cat([self._chunk_logprobs(state, target) for state, target in chunks])
-        parts = [checkpoint(self._chunk_logprobs, state, target, use_reentrant=False) for state, target in chunks]
-        return torch.cat([part for part in parts if part is not None])
+def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
+    """[N, D] last hidden states of a flat row of tokens, who sees whom said by `packed` or `decoding`."""
+    # A ready-made 4-D mask keeps transformers from making one of its own; `dar`'s attention does not read it.
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return hidden_states(
+        model,
+        input_ids=ids.unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        attention_mask=no_mask,
+        use_cache=False,
+        **layout,
+    )[0]
 
-    def _chunk_logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits = self.logits(states)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return chosen - logits.logsumexp(-1)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """fp32 logits of hidden states, temperature not applied: the head and what the architecture does after it."""
-        base = unwrapped(self.model)
-        logits = base.get_output_embeddings()(states).float()
-        config = base.config.get_text_config()
-        # Cohere multiplies, Granite divides, Gemma bends: the three things architectures do to the head's output.
-        if (scale := getattr(config, "logit_scale", None)) is not None:
-            logits = logits * scale
-        if (scaling := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / scaling
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+def packed_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
+    """([M, D] states that predict each sampled token, [M] those tokens), by the shared-prefix layout."""
+    packed = pack(groups).to(model.device)
+    return flat_hidden_states(model, packed.ids, packed.positions, packed=packed)[packed.sources], packed.targets
+
+
+def padded_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
+    """As `packed_states`, each completion with its own copy of the prompt, padded to the longest row."""
+    prompts = list(groups.row_prompts())
+    lengths = groups.lengths().tolist()
+    completions = groups.completion_ids.tolist()
+    rows = [[*prompt, *row[:length]] for prompt, row, length in zip(prompts, completions, lengths, strict=True)]
+    # The pad id is never read: padding is masked, and stands to the right of everything that counts.
+    ids, mask = pad_rows(rows, pad_id=0)
+    hidden = hidden_states(
+        model, input_ids=ids.to(model.device), attention_mask=mask.long().to(model.device), use_cache=False
+    )
+    row_index, token_index = groups.mask.nonzero(as_tuple=True)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+    # The state before a token predicts it.
+    source = prompt_lengths[row_index] + token_index - 1
+    states = hidden[row_index.to(model.device), source.to(model.device)]
+    return states, groups.completion_ids[groups.mask].to(model.device)
 
 
 def unwrapped(model: Any) -> Any:
@@ -107,20 +110,44 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@torch.no_grad()
-def check_head(module: LogprobModel) -> None:
-    """Compares this file's idea of the head with the model's own logits on a few tokens.
+def can_pack(model: Any) -> bool:
+    """Switches the model to `dar`'s attention, and finds out by trying whether the packed pass is the padded one.
 
-    Raises:
-        ConfigError: they differ, so log-probabilities computed here would not be the model's.
+    An architecture it cannot serve (no attention backend, recurrent layers, attention sinks, …) keeps its own
+    attention, and a warning says so once.
     """
-    base = unwrapped(module.model)
-    device = next(module.parameters()).device
-    ids = torch.arange(4, device=device).unsqueeze(0) % base.config.get_text_config().vocab_size
-    own = module.logits(module.hidden_states(input_ids=ids, use_cache=False))
-    expected = base(input_ids=ids, use_cache=False).logits.float()
-    if not torch.allclose(own, expected, rtol=1e-3, atol=1e-3):
-        raise ConfigError(
-            f"{type(base).__name__} does something to its logits that dar does not know (largest difference "
-            f"{(own - expected).abs().max():.3g}), so its log-probabilities would be wrong: please report it."
-        )
+    attention.register()
+    before = model.config._attn_implementation
+    try:
+        problem = _packed_differs(model)
+    except Exception as error:  # whatever an unknown architecture raises, the padded path still serves it
+        problem = f"{type(error).__name__}: {error}"
+    if problem is None:
+        return True
+    model.set_attn_implementation(before)
+    log.warning(
+        "%s cannot use the shared-prefix pass (%s); the padded one is used, which takes more time and memory",
+        type(model).__name__,
+        problem,
+    )
+    return False
+
+
+@torch.no_grad()
+def _packed_differs(model: Any) -> str | None:
+    """What is wrong with the packed pass on a few tokens, or None; the model is left with `dar`'s attention."""
+    vocabulary = model.config.get_text_config().vocab_size
+    groups = TokenGroups(
+        prompt_ids=((1 % vocabulary, 2 % vocabulary, 3 % vocabulary), (4 % vocabulary,)),
+        group_sizes=(2, 1),
+        completion_ids=torch.arange(15).view(3, 5) % vocabulary,
+        mask=torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool),
+    )
+    # Eager attention is the architecture's definition; SDPA leaves out what it has no argument for (soft caps).
+    model.set_attn_implementation("eager")
+    padded, _ = padded_states(model, groups)
+    model.set_attn_implementation(attention.NAME)
+    packed, _ = packed_states(model, groups)
+    gap = float((packed - padded).abs().max() / padded.abs().max())
+    # Written so that NaN fails too.
+    return None if gap < 1e-2 else f"its hidden states differ by {gap:.2g}"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dar.batch import TokenGroups, split_by_tokens
 from dar.errors import ConfigError
+from dar.policy.head import check_head
 from dar.policy.loading import eos_token_ids
-from dar.policy.logprobs import LogprobModel, check_head, unwrapped
+from dar.policy.logprobs import LogprobModel, unwrapped
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.precision = precision
         self.eos_token_ids = eos_token_ids(unwrapped(model), tokenizer)
-        self.module = LogprobModel(model.to(precision.device), temperature=temperature)
-        check_head(self.module)
+        check_head(unwrapped(model.to(precision.device)))
+        self.module = LogprobModel(model, temperature=temperature)
         self.is_lora = hasattr(model, "disable_adapter")
         self.reference_fingerprint = _fingerprint(model if reference is None else reference)
         self.has_own_reference = reference is None
@@ -91,14 +92,15 @@ class Policy:
     def _frozen(self, model: Any) -> LogprobModel:
         model.requires_grad_(False)
         model.eval()
+        module = LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
         # Only the linear layers change dtype: autocast would cast exactly these, so the copy computes bit for bit
         # what the policy computed before training. A head tied to the embedding stays as it is.
         tied = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
                 for parameter in module.parameters()}  # fmt: skip
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and id(module.weight) not in tied:
-                module.to(self.precision.dtype)
-        return LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and id(layer.weight) not in tied:
+                layer.to(self.precision.dtype)
+        return module
 
     @property
     def model(self) -> Any:
@@ -127,7 +129,8 @@ class Policy:
     def _in_parts(self, module: LogprobModel, groups: TokenGroups, max_tokens: int) -> Tensor:
         result = torch.zeros(groups.mask.shape, dtype=torch.float32)
         for start, stop in split_by_tokens(groups, max_tokens):
-            part, rows = groups.group_slice(start, stop)
+            rows = groups.rows_of(start, stop)
+            part = groups.select(rows)
             with self.precision.compute():
                 result[rows, : part.mask.shape[1]] = module(part).cpu()
         return result

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from dar.advantages import tied_groups
 from dar.algorithms import Algorithm, Metrics, kl_metrics
-from dar.batch import Weighted
+from dar.batch import TokenGroups, Weighted
 from dar.config import RunSpec
 from dar.data import PromptStream
 from dar.errors import CheckpointError
@@ -64,7 +64,6 @@ class Loop:
     num_tokens: int = 0
     _stop_asked: bool = field(default=False, init=False)
     _timings: dict[str, float] = field(default_factory=dict, init=False)
-    _logprobs_before: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
 
     def run(self, *, resume: bool) -> int:
         """Trains to the last step.
@@ -99,6 +98,7 @@ class Loop:
     def step(self, step: int) -> Metrics:
         """One step of the algorithm: sample, score, weigh, update."""
         started = time.perf_counter()
+        self._timings.clear()
         spec, where = self.spec, f"step {step}"
         prompts = self.stream.at(step - 1)
         first, stop = own_groups(len(prompts), self.accelerator)
@@ -119,11 +119,13 @@ class Loop:
         scored = gather_scored(self.accelerator, Scored(rollouts, rewards, ref_logprobs))
         weighted, weight_metrics = self.algorithm.weigh(scored.experience)
         metrics = self._batch_metrics(step, scored) | weight_metrics
-        own = weighted.group_slice(first, stop)
+        carrying = weighted.carries_weight(spec.runtime.negligible_share)
+        metrics["rows/skipped_fraction"] = float((~carrying).float().mean())
+        probe = self._old_kl_probe(rollouts.groups)
         with self._phase("update"):
-            metrics |= self._update(step, own, where)
+            metrics |= self._update(step, _own_rows(weighted, carrying, first, stop), where)
         with self._phase("diagnostics"):
-            metrics |= self._old_kl(own)
+            metrics |= self._old_kl(probe)
         if _due(step, spec.logging.completions_every):
             self.recorder.completions(step, scored, weighted)
         # Taken last, so that the parts and the rest add up to the whole.
@@ -150,9 +152,7 @@ class Loop:
             result = self.updater.step(self.algorithm, own, where=where, progress=self.display.tokens)
             if update == 0:
                 # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
-                seen = own.experience
-                gap = float(masked_mean((result.logprobs - seen.old_logprobs).abs(), seen.mask))
-                self._logprobs_before = result.logprobs
+                gap = float(masked_mean((result.logprobs - own.old_logprobs).abs(), own.mask))
                 require_parity(gap, self.spec.runtime.max_logprob_gap, where)
             losses.append(result.loss)
             norms.append(result.grad_norm)
@@ -165,15 +165,24 @@ class Loop:
             **means,
         }
 
-    def _old_kl(self, own: Weighted) -> Metrics:
-        """KL(π_t‖π_t+1) on the completions of a few prompts, both sides from the trainer's forward pass."""
-        count = min(self.spec.logging.old_kl_prompts, len(own.experience.groups.group_sizes))
+    def _old_kl_probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
+        """The completions of a few prompts and their log-probabilities under π_t, from the trainer's own pass.
+
+        All completions of a prompt, and none chosen by its weight: π_t's own samples are what makes k1 and k3 unbiased.
+        """
+        count = min(self.spec.logging.old_kl_prompts, len(groups.group_sizes))
         if count == 0:
+            return None
+        some = groups.select(groups.rows_of(0, count))
+        with self._phase("diagnostics"):
+            return some, self.policy.logprobs(some, max_tokens=self._max_tokens)
+
+    def _old_kl(self, probe: tuple[TokenGroups, Tensor] | None) -> Metrics:
+        """KL(π_t‖π_t+1) on the probe."""
+        if probe is None:
             return {}
-        groups, rows = own.experience.groups.group_slice(0, count)
-        after = self.policy.logprobs(groups, max_tokens=self._max_tokens)
-        before = self._logprobs_before[rows, : groups.mask.shape[1]]
-        return kl_metrics(before, after, groups.mask, name="old")
+        groups, before = probe
+        return kl_metrics(before, self.policy.logprobs(groups, max_tokens=self._max_tokens), groups.mask, name="old")
 
     def _batch_metrics(self, step: int, scored: Scored) -> Metrics:
         rollouts, mask = scored.rollouts, scored.rollouts.groups.mask
@@ -239,7 +248,7 @@ class Loop:
         self.display.phase(name)
         started = time.perf_counter()
         yield
-        self._timings[name] = time.perf_counter() - started
+        self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - started
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
@@ -263,6 +272,15 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _own_rows(batch: Weighted, carrying: Tensor, first: int, stop: int) -> Weighted:
+    """This rank's rows that carry weight; where none does, its first row, so that every rank takes part."""
+    own = batch.groups.rows_of(first, stop)
+    chosen = own & carrying
+    if not chosen.any():
+        chosen[int(own.nonzero()[0])] = True
+    return batch.select(chosen)
 
 
 def _due(step: int, every: int) -> bool:

@@ -75,7 +75,7 @@ class Updater:
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 with self.precision.compute():
-                    logprobs = self.module(micro.experience.groups)
+                    logprobs = self.module(micro.groups)
                 terms = algorithm.terms(logprobs, micro.to(logprobs.device))
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
@@ -86,7 +86,7 @@ class Updater:
             for name, mean in terms.means.items():
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
-            progress(int(micro.experience.mask.sum()))
+            progress(int(micro.mask.sum()))
         self.module.eval()
         grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(grad_norm):
@@ -111,7 +111,7 @@ class Updater:
 
 
 def _stacked(parts: list[Tensor], batch: Weighted) -> Tensor:
-    width = batch.experience.mask.shape[1]
+    width = batch.mask.shape[1]
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 

@@ -1,0 +1,284 @@
+"""Attention over the packed layout: each prompt attends to itself, its completions to it and each to itself.
+
+Registered with transformers under the name `dar`, so that every architecture with the attention backend runs it: a
+forward pass with the keyword argument `packed` uses the layout, any other is transformers' own SDPA.
+
+A completion's attention has two parts, keys of the prompt and keys of its own. Both are computed apart, the first for
+all completions of a group as one matrix product against keys that exist once, and joined exactly through their
+log-sum-exps:
+
+    o = (e^{ℓ₁} o₁ + e^{ℓ₂} o₂) / (e^{ℓ₁} + e^{ℓ₂}).
+
+In the backward pass each part's gradient is FlashAttention's, given the *joined* output and log-sum-exp (as in ring
+attention, Liu et al. 2023, arXiv:2310.01889).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from dar.policy.decode_cache import DecodeCache
+from dar.policy.packing import PackedGroups, Segments
+
+NAME = "dar"
+"""What the implementation is called in transformers' registry."""
+
+
+def register() -> None:
+    """Makes `attn_implementation="dar"` known to transformers."""
+    AttentionInterface.register(NAME, dar_attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def dar_attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: PackedGroups | None = None,
+    decoding: DecodeCache | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: SDPA, or with `packed` the shared-prefix attention.
+
+    Args:
+        query: [1, H, N, D] (packed).
+        key, value: [1, G, N, D], G dividing H.
+        packed: the layout of the N tokens.
+        decoding: the sampler's cache: with `packed` it keeps the prompts' keys and values, without it the N tokens are
+            the newest of its rows.
+        scaling: of the scores, 1/√D by default.
+        sliding_window: keys further back than this many positions are not seen.
+        softcap: scores become c·tanh(score/c).
+
+    Returns:
+        ([1, N, H, D] output, None).
+    """
+    if packed is None and decoding is None:
+        if softcap is not None:
+            raise ValueError("softcapped attention runs packed or decoding only")
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        return output, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    if packed is None:
+        assert decoding is not None
+        output = decoding.attend(
+            module.layer_idx, query, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap
+        )
+        return output.unsqueeze(0), None
+    if decoding is not None:
+        decoding.add_prompts(module.layer_idx, key, value, packed)
+    if sliding_window is not None and sliding_window > int(packed.positions.max()):
+        sliding_window = None
+    if softcap is not None or sliding_window is not None:
+        output = masked_attention(
+            query, key, value, packed, scale=scale, sliding_window=sliding_window, softcap=softcap
+        )
+    elif query.device.type == "cpu":
+        output = _FlashSharedPrefix.apply(query, key, value, packed, scale)
+    else:
+        output = sdpa_attention(query, key, value, packed, scale=scale)
+    return output.unsqueeze(0), None
+
+
+def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, packed: PackedGroups, *, scale: float) -> Tensor:
+    """The same result through torch's SDPA, the prompt's keys repeated for each completion: for other devices.
+
+    Args:
+        query: [N, H, D].
+        key, value: [N, G, D].
+
+    Returns:
+        [N, H, D].
+    """
+    query, key, value = (_on_heads(states, query.shape[1]) for states in (query, key, value))
+    output = torch.zeros_like(query)
+    queries, keys, values = (packed.prompts.pad(states).transpose(1, 2) for states in (query, key, value))
+    own = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
+    output = _put(output, packed.prompts, own)
+    for index, (start, stop) in enumerate(packed.group_rows):
+        part = Segments(packed.completions.gather[start:stop], packed.completions.valid[start:stop])
+        width = int(part.valid.sum(1).max())
+        if width == 0:
+            continue
+        part = Segments(part.gather[:, :width], part.valid[:, :width])
+        length = int(packed.prompts.valid[index].sum())
+        prefix = packed.prompts.gather[index, :length]
+        joined = [
+            torch.cat([states[prefix].expand(len(part.gather), -1, -1, -1), part.pad(states)], 1).transpose(1, 2)
+            for states in (key, value)
+        ]
+        # Padding stands to the right of every query that counts, so the causal mask hides it too.
+        seen = torch.ones(width, length + width, dtype=torch.bool, device=query.device).tril(length)
+        queries = part.pad(query).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(queries, *joined, attn_mask=seen, scale=scale)
+        output = _put(output, part, mixed)
+    return output
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedGroups,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The definition: dense scores per group with an explicit mask; any window, any soft cap.
+
+    Args and result as `sdpa_attention`. Memory grows with the square of a group's tokens.
+    """
+    query, key, value = (_on_heads(states, query.shape[1]) for states in (query, key, value))
+    output = torch.zeros_like(query)
+    for index, (start, stop) in enumerate(packed.group_rows):
+        spans = [packed.prompts.gather[index][packed.prompts.valid[index]]]
+        spans += [packed.completions.gather[row][packed.completions.valid[row]] for row in range(start, stop)]
+        tokens = torch.cat(spans)
+        segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
+        position = packed.positions[tokens]
+        back = position.unsqueeze(1) - position.unsqueeze(0)
+        visible = (back >= 0) & ((segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0))
+        if sliding_window is not None:
+            visible &= back < sliding_window
+        scores = torch.einsum("qhd,khd->hqk", query[tokens].float(), key[tokens].float()) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(value.dtype)
+        output = output.index_put((tokens,), torch.einsum("hqk,khd->qhd", weights, value[tokens]))
+    return output
+
+
+class _FlashSharedPrefix(torch.autograd.Function):
+    """Shared-prefix attention from torch's FlashAttention kernels for the CPU.
+
+    Everything is fp32 inside: on short segments the kernel's bf16 backward is several times slower than its fp32 one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: PackedGroups, scale: float) -> Tensor:
+        heads = query.shape[1]
+        flat = [_on_heads(states.float(), heads) for states in (query, key, value)]
+        prompt = [packed.prompts.pad(states).transpose(1, 2) for states in flat]
+        rows = [packed.completions.pad(states).transpose(1, 2) for states in flat]
+        prompt_out, prompt_lse = _flash(*prompt, causal=True, scale=scale)
+        has_rows = packed.completions.gather.shape[1] > 0
+        row_out, row_lse = _flash(*rows, causal=True, scale=scale) if has_rows else (rows[0], rows[0][..., 0])
+        for start, stop, prefix_key, prefix_value in _prefixes(packed, prompt) if has_rows else ():
+            queries = _stack(rows[0][start:stop])
+            prefix_out, prefix_lse = _flash(queries, prefix_key, prefix_value, causal=False, scale=scale)
+            prefix_out = _unstack(prefix_out, stop - start)
+            prefix_lse = _unstack(prefix_lse.unsqueeze(-1), stop - start).squeeze(-1)
+            joined = torch.logaddexp(row_lse[start:stop], prefix_lse)
+            row_out[start:stop] *= (row_lse[start:stop] - joined).exp_().unsqueeze(-1)
+            row_out[start:stop] += prefix_out * (prefix_lse - joined).exp_().unsqueeze(-1)
+            row_lse[start:stop] = joined
+        output = torch.empty(query.shape, dtype=torch.float32)
+        _take(output, packed.prompts, prompt_out)
+        _take(output, packed.completions, row_out)
+        ctx.save_for_backward(query, key, value, output, prompt_lse, row_lse)
+        ctx.packed, ctx.scale = packed, scale
+        return output.to(query.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, output, prompt_lse, row_lse = ctx.saved_tensors
+        packed, scale, heads = ctx.packed, ctx.scale, query.shape[1]
+        grad = grads[0].float()
+        flat = [_on_heads(states.float(), heads) for states in (query, key, value)]
+        prompt = [packed.prompts.pad(states).transpose(1, 2) for states in flat]
+        rows = [packed.completions.pad(states).transpose(1, 2) for states in flat]
+        prompt_out, row_out = (s.pad(output).transpose(1, 2) for s in (packed.prompts, packed.completions))
+        # What stands in the padding is some other token's gradient: it must not flow.
+        prompt_grad = (packed.prompts.pad(grad) * packed.prompts.valid[..., None, None]).transpose(1, 2)
+        row_grad = (packed.completions.pad(grad) * packed.completions.valid[..., None, None]).transpose(1, 2)
+        grads_prompt = list(
+            _flash_backward(
+                prompt_grad, prompt[0], prompt[1], prompt[2], prompt_out, prompt_lse, causal=True, scale=scale
+            )
+        )
+        grads_rows = None
+        if packed.completions.gather.shape[1] > 0:
+            grads_rows = list(
+                _flash_backward(row_grad, rows[0], rows[1], rows[2], row_out, row_lse, causal=True, scale=scale)
+            )
+            for index, (start, stop, prefix_key, prefix_value) in enumerate(_prefixes(packed, prompt)):
+                part = [_stack(states[start:stop]) for states in (row_grad, rows[0], row_out)]
+                lse = _stack(row_lse[start:stop].unsqueeze(-1)).squeeze(-1)
+                grad_query, grad_key, grad_value = _flash_backward(
+                    part[0], part[1], prefix_key, prefix_value, part[2], lse, causal=False, scale=scale
+                )
+                grads_rows[0][start:stop] += _unstack(grad_query, stop - start)
+                length = prefix_key.shape[2]
+                grads_prompt[1][index, :, :length] += grad_key[0]
+                grads_prompt[2][index, :, :length] += grad_value[0]
+        results = []
+        for which, states in enumerate((query, key, value)):
+            whole = torch.empty(flat[which].shape, dtype=torch.float32)
+            _take(whole, packed.prompts, grads_prompt[which])
+            if grads_rows is not None:
+                _take(whole, packed.completions, grads_rows[which])
+            # Heads that share a key share its gradient.
+            whole = whole.view(len(whole), states.shape[1], -1, whole.shape[-1]).sum(2)
+            results.append(whole.to(states.dtype))
+        return results[0], results[1], results[2], None, None
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """(output [S, H, L, D], log-sum-exp [S, H, L])."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+
+
+def _flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, query, key, value, output, lse.contiguous(), 0.0, causal, scale=scale
+    )
+
+
+def _prefixes(packed: PackedGroups, prompt: list[Tensor]) -> Any:
+    """(start row, stop row, keys [1, H, L, D], values) of each group's prompt."""
+    lengths = packed.prompts.valid.sum(1).tolist()
+    for index, ((start, stop), length) in enumerate(zip(packed.group_rows, lengths, strict=True)):
+        yield start, stop, prompt[1][index : index + 1, :, :length], prompt[2][index : index + 1, :, :length]
+
+
+def _stack(rows: Tensor) -> Tensor:
+    """[K, H, T, D] → [1, H, K·T, D]: a group's queries as one."""
+    return rows.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+def _unstack(stacked: Tensor, num_rows: int) -> Tensor:
+    """[1, H, K·T, D] → [K, H, T, D]."""
+    return stacked.squeeze(0).unflatten(1, (num_rows, -1)).transpose(0, 1)
+
+
+def _on_heads(states: Tensor, heads: int) -> Tensor:
+    """[N, G, D] → [N, H, D]: grouped keys repeated for the query heads that share them."""
+    repeats = heads // states.shape[1]
+    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
+
+
+def _put(flat: Tensor, segments: Segments, padded: Tensor) -> Tensor:
+    """flat with the segments' tokens replaced by [S, H, L, D] values (differentiable)."""
+    return flat.index_put((segments.gather[segments.valid],), padded.transpose(1, 2)[segments.valid])
+
+
+def _take(flat: Tensor, segments: Segments, padded: Tensor) -> None:
+    """As `_put`, in place."""
+    flat[segments.gather[segments.valid]] = padded.transpose(1, 2)[segments.valid]

@@ -1,0 +1,181 @@
+"""Keys and values while sampling: each prompt's once for its group, each completion's own in a preallocated block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dar.policy.packing import PackedGroups
+
+
+@dataclass
+class _Layer:
+    """prompt_keys, prompt_values: [P, G, L, D]. keys, values: [R, G, T, D]."""
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass
+class DecodeCache:
+    """The attention state of R running rows that belong to P prompts.
+
+    max_new_tokens: room of each row (T).
+    prompt_lengths: [P].
+    groups: [R] prompt of each row, ascending.
+    lengths: [R] own tokens that are in the cache (the one being processed not counted).
+    """
+
+    max_new_tokens: int
+    prompt_lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _layers: dict[int, _Layer] = field(default_factory=dict)
+    _fresh: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    _slot_of_row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _biases: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.groups)
+
+    def positions(self) -> Tensor:
+        """[R] position id of each row's newest token."""
+        return self.prompt_lengths[self.groups] + self.lengths
+
+    def add_prompts(self, layer: int, keys: Tensor, values: Tensor, packed: PackedGroups) -> None:
+        """Called by the attention of each layer while new prompts are read: [N, G, D] keys and values."""
+        self._fresh[layer] = (
+            packed.prompts.pad(keys).transpose(1, 2).contiguous(),
+            packed.prompts.pad(values).to(keys.dtype).transpose(1, 2).contiguous(),
+        )
+
+    def rearrange(self, keep: Tensor, new_prompt_lengths: Tensor, num_generations: int) -> None:
+        """Drops finished rows (and prompts without rows), and gives each newly read prompt its rows.
+
+        Args:
+            keep: [R] bool.
+            new_prompt_lengths: [P'] of the prompts just read; empty when there are none.
+            num_generations: rows per new prompt.
+        """
+        kept_prompts = torch.unique(self.groups[keep])
+        renumbered = torch.searchsorted(kept_prompts, self.groups[keep])
+        num_new = len(new_prompt_lengths)
+        new_rows = torch.arange(num_new).repeat_interleave(num_generations) + len(kept_prompts)
+        self.prompt_lengths = torch.cat([self.prompt_lengths[kept_prompts], new_prompt_lengths])
+        self.groups = torch.cat([renumbered, new_rows.to(renumbered)])
+        self.lengths = torch.cat([self.lengths[keep], self.lengths.new_zeros(len(new_rows))])
+        width = int(self.prompt_lengths.max()) if len(self.prompt_lengths) else 0
+        if not len(self.groups):
+            self._layers.clear()
+        for index in self._fresh.keys() | self._layers.keys():
+            self._layers[index] = self._rebuilt(index, keep, kept_prompts, width, len(new_rows))
+        self._fresh.clear()
+        self._biases.clear()
+        self._index_slots()
+
+    def _rebuilt(self, index: int, keep: Tensor, kept_prompts: Tensor, width: int, num_new_rows: int) -> _Layer:
+        old, fresh = self._layers.get(index), self._fresh.get(index)
+        parts: list[tuple[Tensor, Tensor]] = []
+        if old is not None and len(kept_prompts):
+            parts.append((old.prompt_keys[kept_prompts], old.prompt_values[kept_prompts]))
+        if fresh is not None:
+            parts.append(fresh)
+        prompts = [torch.cat([_fit(part[which], width) for part in parts]) for which in (0, 1)]
+        heads, size = prompts[0].shape[1], prompts[0].shape[3]
+        rows = []
+        for which in ("keys", "values"):
+            room = prompts[0].new_zeros(num_new_rows, heads, self.max_new_tokens, size)
+            rows.append(room if old is None else torch.cat([getattr(old, which)[keep], room]))
+        return _Layer(*prompts, *rows)
+
+    def _index_slots(self) -> None:
+        """Rows as [P, K] slots, so that a prompt's rows attend to it in one product; missing slots repeat a row."""
+        counts = torch.bincount(self.groups, minlength=len(self.prompt_lengths))
+        widest = int(counts.max()) if len(counts) else 0
+        first = counts.cumsum(0) - counts
+        within = torch.arange(self.num_rows) - first[self.groups]
+        self._slots = (first.unsqueeze(1) + torch.arange(widest)).minimum((first + counts - 1).unsqueeze(1))
+        self._slot_of_row = self.groups * widest + within
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of each row's newest token to its prompt and to its own tokens, this one included.
+
+        Args:
+            query: [R, H, D].
+            key, value: [R, G, D].
+
+        Returns:
+            [R, H, D].
+        """
+        cache = self._layers[layer]
+        rows = torch.arange(self.num_rows)
+        cache.keys[rows, :, self.lengths] = key.to(cache.keys.dtype)
+        cache.values[rows, :, self.lengths] = value.to(cache.values.dtype)
+        width = int(self.lengths.max()) + 1
+        heads, size = key.shape[1], key.shape[2]
+        grouped = (query * scale).to(cache.keys.dtype).unflatten(1, (heads, -1))
+        shape = (len(self.prompt_lengths), -1, heads, grouped.shape[2], size)
+        slots = grouped[self._slots.flatten()].view(shape).transpose(1, 2).flatten(2, 3)
+        prompt_scores = slots @ cache.prompt_keys.transpose(-1, -2)
+        own_scores = grouped @ cache.keys[:, :, :width].transpose(-1, -2)
+        scores = torch.cat([self._by_row(prompt_scores, grouped.shape[2]), own_scores], -1)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = functional.softmax(scores + self._bias(width, sliding_window, scores), dim=-1)
+        length = prompt_scores.shape[-1]
+        own = weights[..., length:] @ cache.values[:, :, :width]
+        by_slot = weights[..., :length][self._slots.flatten()]
+        by_slot = by_slot.view(len(self.prompt_lengths), -1, heads, grouped.shape[2], length).transpose(1, 2)
+        prompt = by_slot.flatten(2, 3) @ cache.prompt_values
+        return (own + self._by_row(prompt, grouped.shape[2])).flatten(1, 2)
+
+    def advance(self) -> None:
+        """The newest token of every row is now in the cache."""
+        self.lengths = self.lengths + 1
+        self._biases.clear()
+
+    def _by_row(self, slots: Tensor, repeats: int) -> Tensor:
+        """[P, G, K·repeats, X] → [R, G, repeats, X]."""
+        return slots.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[self._slot_of_row]
+
+    def _bias(self, width: int, sliding_window: int | None, like: Tensor) -> Tensor:
+        """[R, 1, 1, L + width] 0 where a key is seen, −∞ where it is padding or outside the window.
+
+        The same for every layer of a step that has the same window.
+        """
+        if sliding_window in self._biases:
+            return self._biases[sliding_window]
+        prompt_lengths = self.prompt_lengths[self.groups].unsqueeze(1)
+        longest = int(self.prompt_lengths.max())
+        own = torch.arange(width)
+        at = torch.cat([torch.arange(longest).expand(self.num_rows, -1), prompt_lengths + own], 1)
+        exists = torch.cat([torch.arange(longest) < prompt_lengths, own <= self.lengths.unsqueeze(1)], 1)
+        if sliding_window is not None:
+            exists &= self.positions().unsqueeze(1) - at < sliding_window
+        bias = torch.zeros(exists.shape, dtype=like.dtype, device=like.device)
+        bias = bias.masked_fill_(~exists.to(like.device), float("-inf"))[:, None, None]
+        self._biases[sliding_window] = bias
+        return bias
+
+
+def _fit(states: Tensor, width: int) -> Tensor:
+    """[P, G, L, D] cut or padded to L = width."""
+    missing = width - states.shape[2]
+    return functional.pad(states, (0, 0, 0, missing)) if missing > 0 else states[:, :, :width]

@@ -1,0 +1,162 @@
+"""Token by token: the shared-prefix decoder, and the plain one for architectures it cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dar.batch import Prompt, pad_rows
+from dar.policy import LogprobModel
+from dar.policy.decode_cache import DecodeCache
+from dar.policy.logprobs import flat_hidden_states, hidden_states, unwrapped
+from dar.policy.packing import pack_prompts
+
+Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(states [R, D], rows [R], positions [R]) -> tokens [R]: draws one token for each of some rows and writes it down."""
+
+
+@dataclass
+class SharedPrefixDecoder:
+    """Each prompt is read once; its completions decode against the one copy of its keys and values.
+
+    Finished rows leave the batch, and waiting prompts are admitted as room comes free, so the batch stays full.
+
+    Args:
+        module: whose model decodes (it must be packable).
+        max_tokens: of prompts and completions in the cache at once; one group is always admitted.
+    """
+
+    module: LogprobModel
+    max_tokens: int
+    _cache: DecodeCache = field(init=False)
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        max_new_tokens: int,
+        sample: Sampler,
+        is_end: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Decodes every row until it ends or has `max_new_tokens`.
+
+        Args:
+            prompts: P prompts.
+            num_generations: rows per prompt.
+            max_new_tokens: most tokens per row.
+            sample: draws and keeps tokens; rows are numbered group-major over all prompts.
+            is_end: [R] tokens → [R] bool, the token ends its row.
+        """
+        cache = self._cache = DecodeCache(max_new_tokens)
+        waiting = list(range(len(prompts)))
+        rows = torch.zeros(0, dtype=torch.int64)
+        states: Tensor | None = None
+        while True:
+            admitted = self._admit(waiting, prompts, num_generations, max_new_tokens)
+            if admitted:
+                fresh = self._read([prompts[index] for index in admitted])
+                lengths = torch.tensor([len(prompts[index].token_ids) for index in admitted])
+                cache.rearrange(torch.ones(len(rows), dtype=torch.bool), lengths, num_generations)
+                new_rows = [index * num_generations + k for index in admitted for k in range(num_generations)]
+                rows = torch.cat([rows, torch.tensor(new_rows)])
+                fresh = fresh.repeat_interleave(num_generations, 0)
+                states = fresh if states is None else torch.cat([states, fresh])
+            if states is None or len(rows) == 0:
+                return
+            tokens = sample(states, rows, cache.lengths)
+            running = ~is_end(tokens) & (cache.lengths + 1 < max_new_tokens)
+            if self._worth_dropping(running):
+                cache.rearrange(running, torch.zeros(0, dtype=torch.int64), 0)
+                rows, tokens = rows[running], tokens[running]
+            states = self._step(tokens) if len(rows) else None
+
+    def _admit(
+        self, waiting: list[int], prompts: Sequence[Prompt], num_generations: int, max_new_tokens: int
+    ) -> list[int]:
+        """Takes as many prompts off the queue as fit the cache."""
+        longest = int(self._cache.prompt_lengths.max()) if len(self._cache.prompt_lengths) else 0
+        num_prompts, num_rows = len(self._cache.prompt_lengths), self._cache.num_rows
+        admitted = []
+        while waiting:
+            longest = max(longest, len(prompts[waiting[0]].token_ids))
+            num_prompts, num_rows = num_prompts + 1, num_rows + num_generations
+            if num_rows > num_generations and num_prompts * longest + num_rows * max_new_tokens > self.max_tokens:
+                break
+            admitted.append(waiting.pop(0))
+        return admitted
+
+    def _worth_dropping(self, running: Tensor) -> bool:
+        """Dropping rows copies the cache of the others: done for an eighth of them, or when a row has no room left."""
+        finished = int((~running).sum())
+        out_of_room = bool((self._cache.lengths + 1 >= self._cache.max_new_tokens).any())
+        return finished * 8 >= len(running) or out_of_room
+
+    def _read(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[P', D] states after each prompt's last token; their keys and values are kept."""
+        packed = pack_prompts([prompt.token_ids for prompt in prompts]).to(self.module.device)
+        model = unwrapped(self.module.model)
+        states = flat_hidden_states(model, packed.ids, packed.positions, packed=packed, decoding=self._cache)
+        return states[packed.sources]
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        """[R, D] states after each row's newest token."""
+        device, model = self.module.device, unwrapped(self.module.model)
+        positions = self._cache.positions().to(device)
+        states = flat_hidden_states(model, tokens.to(device), positions, decoding=self._cache)
+        self._cache.advance()
+        return states
+
+
+@dataclass
+class PaddedDecoder:
+    """transformers' own cache, prompts padded to one length and repeated for each completion."""
+
+    module: LogprobModel
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        max_new_tokens: int,
+        sample: Sampler,
+        is_end: Callable[[Tensor], Tensor],
+    ) -> None:
+        """As `SharedPrefixDecoder.run`."""
+        device, model = self.module.device, unwrapped(self.module.model)
+        # Prompts stand flush right, so that every completion continues at the same column.
+        reversed_ids, reversed_mask = pad_rows([p.token_ids[::-1] for p in prompts], pad_id=0)
+        ids, attention = reversed_ids.flip(1).to(device), reversed_mask.flip(1).long().to(device)
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=model.config)
+        states = hidden_states(
+            model,
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )[:, -1]
+        cache.batch_repeat_interleave(num_generations)
+        states, attention = (x.repeat_interleave(num_generations, 0) for x in (states, attention))
+        position = positions[:, -1:].repeat_interleave(num_generations, 0)
+        rows = torch.arange(len(states))
+        running = torch.ones(len(states), dtype=torch.bool)
+        for t in range(max_new_tokens):
+            tokens = sample(states, rows, torch.full_like(rows, t))
+            running &= ~is_end(tokens)
+            if t == max_new_tokens - 1 or not running.any():
+                return
+            position = position + 1
+            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+            states = hidden_states(
+                model,
+                input_ids=tokens.unsqueeze(1).to(device),
+                attention_mask=attention,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            )[:, -1]
