@@ -1,0 +1,269 @@
+"""Whole runs on a tiny model: learning, determinism, resuming after a kill, ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dar.build import build_loop
+from dar.errors import CheckpointError, NonFiniteError, RewardError
+from dar.recipe import load_recipe
+from dar.trainer import run_loop
+
+UNREPEATABLE = ("time/", "step_time", "memory/", "eval/time")
+WriteRecipe = Callable[..., Path]
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without timings and memory, which no two runs share."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith(UNREPEATABLE)} for row in rows]
+
+
+def train(recipe: Path, *overrides: str, resume: bool = False) -> list[dict[str, Any]]:
+    spec = load_recipe(recipe, overrides)
+    run_loop(build_loop(spec, resume=resume, quiet=True), resume=resume, command="test")
+    return metrics_of(Path(spec.output_dir))
+
+
+def final_weights(folder: Path) -> Mapping[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = final_weights(one), final_weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("algorithm", ["dar", "rloo", "grpo"])
+def test_reward_rises(write_recipe: WriteRecipe, algorithm: str) -> None:
+    recipe = write_recipe(algorithm=algorithm, steps=40, rewards=[{"type": "length", "target": 3}], num_generations=8)
+    rows = train(recipe, "optim.learning_rate=3e-3", "checkpoint.every=0")
+    early = sum(row["reward"] for row in rows[:5]) / 5
+    late = sum(row["reward"] for row in rows[-5:]) / 5
+    assert late > early + 0.5
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe()
+    first = train(recipe, f"output_dir={tmp_path / 'a'}")
+    second = train(recipe, f"output_dir={tmp_path / 'b'}")
+    assert first == second
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert train(recipe, f"output_dir={tmp_path / 'c'}", "seed=1") != first
+
+
+def test_every_promised_metric_is_there(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")})
+    spec = load_recipe(recipe)
+    run_loop(build_loop(spec, quiet=True), resume=False, command="test")
+    rows = [json.loads(line) for line in (Path(spec.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
+    kl = [f"kl/{name}{suffix}" for name in ("ref", "old") for suffix in
+          ("", "_k3", "_per_token", "_k3_per_token")]  # fmt: skip
+    weights = ("clip_fraction", "zero_fraction", "ess_fraction", "mean", "log_w_reg_mean", "neg_log_mean_w_reg")
+    promised = {
+        *("reward", "reward_std", "rewards/length/mean", "rewards/length/std", "frac_reward_zero_std", "entropy", "kl"),
+        *("completions/mean_length", "completions/clipped_ratio", "loss", "grad_norm", "learning_rate", "num_tokens"),
+        *("step_time", "time/rollout", "time/reward", "time/reference", "time/update", "memory/peak_gb", "epoch"),
+        *("tokens/prompt", "tokens/completion", "rollout/logprob_gap", "rows/skipped_fraction"),
+        *kl,
+        *(f"weights/{name}" for name in weights),
+    }
+    assert promised <= rows[1].keys()
+    assert {"eval/reward", "eval/kl/ref", "eval/completions/distinct_2", "eval/entropy"} <= rows[0].keys()
+    # Before the first step the policy is its own reference, to the last bit.
+    assert rows[0]["eval/kl/ref"] == 0.0
+    assert rows[0]["eval/kl/ref_k3"] == 0.0
+
+
+def test_microbatches_change_nothing_but_rounding(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe()
+    whole = train(recipe, f"output_dir={tmp_path / 'a'}", "runtime.max_tokens_per_microbatch=100000")
+    parts = train(recipe, f"output_dir={tmp_path / 'b'}", "runtime.max_tokens_per_microbatch=1")
+    for one, other in zip(whole, parts, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_negligible_rows_change_the_gradient_by_less_than_a_thousandth(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = write_recipe(num_generations=8, steps=1, optim={"type": "adamw", "learning_rate": 1e-3})
+    grads, skipped = {}, {}
+    for share in (0.0, 1e-4):
+        overrides = [f"runtime.negligible_share={share}", f"output_dir={tmp_path / str(share)}", "prompts_per_step=5"]
+        loop = build_loop(load_recipe(recipe, overrides), quiet=True)
+        captured: list[torch.Tensor] = []
+        loop.updater.optimizer.step = lambda *_, loop=loop, captured=captured: captured.extend(  # pyright: ignore
+            p.grad.clone().flatten() for p in loop.updater.parameters
+        )
+        skipped[share] = loop.step(1)["rows/skipped_fraction"]
+        grads[share] = torch.cat(captured)
+    assert skipped[0.0] == 0.0
+    assert skipped[1e-4] > 0.2
+    norm = grads[0.0].norm()
+    assert (grads[0.0] - grads[1e-4]).norm() < 1e-3 * norm
+
+
+def test_rows_of_weight_zero_are_left_out_exactly(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Without a KL term, a tied group's rows have a loss of 0 whatever the policy does."""
+    algorithm = {"type": "grpo", "beta": 0.0}
+    recipe = write_recipe(algorithm=algorithm, rewards=[{"type": "regex", "pattern": "^[!-~]"}], num_generations=2)
+    rows = train(recipe, "runtime.negligible_share=0.0", "prompts_per_step=5", "steps=4")
+    for row in rows:
+        assert row["rows/skipped_fraction"] == pytest.approx(row["frac_reward_zero_std"])
+    assert any(0 < row["rows/skipped_fraction"] < 1 for row in rows)
+
+
+def test_several_updates_move_away_from_the_behaviour_policy(write_recipe: WriteRecipe) -> None:
+    algorithm = {"type": "grpo", "updates": 3, "beta": 0.0}
+    recipe = write_recipe(algorithm=algorithm, rewards=[{"type": "regex", "pattern": "^[!-~]"}], num_generations=8)
+    rows = train(recipe, "optim.learning_rate=1e-2")
+    assert any(row["clip_ratio/region_mean"] > 0 for row in rows)
+
+
+def kill_when(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run never got there"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("moment", ["between saves", "during a save"])
+def test_killed_run_resumes_to_the_same_bytes(write_recipe: WriteRecipe, tmp_path: Path, moment: str) -> None:
+    size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+    from conftest import make_model, make_tokenizer  # noqa: PLC0415 - a larger model, so that a save takes a while
+
+    make_model(**size).save_pretrained(tmp_path / "larger")
+    make_tokenizer().save_pretrained(tmp_path / "larger")
+    recipe = write_recipe(model=str(tmp_path / "larger"), steps=8, checkpoint={"every": 2, "keep": 2})
+    uninterrupted = train(recipe, f"output_dir={tmp_path / 'whole'}")
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dar", "train", str(recipe), f"output_dir={run}", "--quiet"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    checkpoints = run / "checkpoints"
+
+    def between_saves() -> bool:
+        file = run / "metrics.jsonl"
+        return (checkpoints / "step-2").exists() and file.exists() and file.read_text().count("\n") >= 3
+
+    def during_a_save() -> bool:
+        return (checkpoints / "step-2").exists() and any(checkpoints.glob(".writing-step-*"))
+
+    kill_when(between_saves if moment == "between saves" else during_a_save, process)
+    assert not (run / "model").exists()
+    resumed = train(recipe, f"output_dir={run}", resume=True)
+    assert resumed == uninterrupted
+    assert_same_weights(run, tmp_path / "whole")
+
+
+def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=400, checkpoint={"every": 0})
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dar", "train", str(recipe)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert b"continue with --resume" in output
+    done = len(metrics_of(run))
+    assert (run / "checkpoints" / f"step-{done}").is_dir()
+    spec = load_recipe(recipe, [f"steps={done + 2}"])
+    loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
+    assert run_loop(loop, resume=True, command="test").steps == done + 2
+    assert len(metrics_of(run)) == done + 2
+
+
+def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(prompts_per_step=4, steps=3)
+    alone = train(recipe, f"output_dir={tmp_path / 'one'}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m", "dar",
+         "train", str(recipe), f"output_dir={tmp_path / 'two'}", "--quiet"],
+        env=environment, check=True, timeout=300,
+    )  # fmt: skip
+    together = metrics_of(tmp_path / "two")
+    assert len(together) == len(alone)
+    for one, other in zip(alone, together, strict=True):
+        for key in ("reward", "completions/mean_length", "tokens/completion"):
+            assert one[key] == other[key], key
+        for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+
+
+def test_changed_recipe_is_refused_with_its_differences(write_recipe: WriteRecipe) -> None:
+    recipe = write_recipe()
+    train(recipe)
+    with pytest.raises(CheckpointError, match=r"algorithm\.alpha: 0\.1 → 0\.5"):
+        train(recipe, "algorithm.alpha=0.5", resume=True)
+
+
+def test_other_initial_model_is_refused(write_recipe: WriteRecipe, tiny_folder: Path) -> None:
+    from conftest import make_model  # noqa: PLC0415
+
+    recipe = write_recipe(steps=2)
+    train(recipe)
+    make_model(seed=7).save_pretrained(tiny_folder)
+    with pytest.raises(CheckpointError, match="another initial model"):
+        train(recipe, resume=True)
+
+
+def test_failing_reward_stops_the_run_and_keeps_what_was_saved(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flaky_reward.py").write_text(
+        "calls = []\n"
+        "def fail_third(completions):\n"
+        "    calls.append(1)\n"
+        "    return [float('nan') if len(calls) == 3 else 1.0 * len(str(c)) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = write_recipe(rewards=["flaky_reward:fail_third"], steps=5)
+    with pytest.raises(RewardError, match=r"'fail_third' returned nan for row 0 at step 3.*completion was"):
+        train(recipe)
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+    assert len(metrics_of(tmp_path / "run")) == 2
+
+
+def test_non_finite_loss_raises_and_leaves_the_weights(write_recipe: WriteRecipe) -> None:
+    loop = build_loop(load_recipe(write_recipe()), quiet=True)
+    before = {name: p.detach().clone() for name, p in loop.policy.trainable().items()}
+    terms = loop.algorithm.terms
+
+    def poisoned(logprobs: Any, batch: Any) -> Any:
+        result = terms(logprobs, batch)
+        result.losses[0] = float("nan")
+        return result
+
+    loop.algorithm.terms = poisoned  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(NonFiniteError, match=r"loss is not finite at step 1, in rows \[0\]"):
+        loop.step(1)
+    for name, parameter in loop.policy.trainable().items():
+        assert torch.equal(before[name], parameter), name
