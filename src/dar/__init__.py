@@ -18,11 +18,13 @@ from dar.errors import (
 )
 
 if TYPE_CHECKING:
+    from dar.train.recorder import Callback
     from dar.trainer import DARConfig, DARTrainer, Trainer, TrainingConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DARConfig",
@@ -43,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The trainers on first use: importing torch takes seconds, which `dar --help` need not wait for."""
-    if name in ("DARConfig", "DARTrainer", "Trainer", "TrainingConfig"):
+    if name in ("Callback", "DARConfig", "DARTrainer", "Trainer", "TrainingConfig"):
         from dar import trainer
 
         return getattr(trainer, name)

@@ -99,7 +99,7 @@ def build_loop(
     if resume:
         folder.require_same_recipe(spec, allow_changes=allow_changed_recipe)
     elif accelerator.is_main_process:
-        folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
+        folder.require_new()
     algorithm = build_algorithm(spec.algorithm)
     policy = build_policy(
         spec,
@@ -130,6 +130,9 @@ def build_loop(
         max_tokens=spec.runtime.max_tokens_per_microbatch,
         max_grad_norm=spec.optim.max_grad_norm,
     )
+    if not resume and accelerator.is_main_process:
+        # Only now, with everything loaded, is there a run that could be continued.
+        folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
     accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
     return Loop(
         spec=spec,
@@ -197,6 +200,11 @@ def build_policy(
         if lora is not None:
             # Without a gradient at the input, checkpointing would find nothing to recompute for.
             model.enable_input_require_grads()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "nothing is trainable: every parameter of the model has requires_grad=False. (A folder with only an "
+            "adapter loads frozen: merge it into its base first.)"
+        )
     model.eval()
     reference = objects.reference
     if reference is None and spec.reference is not None and with_reference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from dar import __version__
 from dar.errors import ConfigError, DarError
 
 app = typer.Typer(
@@ -34,18 +34,24 @@ Overrides = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dar {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Options of every command."""
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
     _settings["debug"] = debug
-    # Their bars tell of files, not of the run, and would break up ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 _settings = {"debug": False}
@@ -68,6 +74,7 @@ def train(
     from dar.recipe import load_recipe
     from dar.trainer import run_loop
 
+    _hide_file_progress()
     spec = load_recipe(recipe, overrides or [])
     loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet)
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
@@ -79,10 +86,14 @@ def train(
 
 @app.command()
 def plan(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights."""
+    """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights.
+
+    (A .gguf model is converted into the cache on first use.)
+    """
     from dar.plan import make_plan
     from dar.recipe import load_recipe
 
+    _hide_file_progress()
     spec = load_recipe(recipe, overrides or [])
     found = make_plan(spec)
     table = Table(title=str(recipe), title_justify="left", show_header=False)
@@ -90,7 +101,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     total = found.weights_gb + found.optimizer_gb + found.microbatch_gb
     for label, value in (
         ("algorithm", f"{spec.algorithm.type}: {_options(spec.algorithm.model_dump(exclude={'type'}))}"),
-        ("policy", f"{spec.model.path}, {found.num_parameters / 1e6:,.1f} M parameters"),
+        ("policy", f"{spec.model.path}, {found.num_parameters:,} parameters"),
         ("device", f"{found.device}, matrix products in {found.compute_dtype}"),
         ("prompts", f"{found.num_train_prompts} to train on{dropped}, {found.num_heldout_prompts} held out"),
         ("prompt length", f"{found.mean_prompt_length:.0f} tokens on average, {found.longest_prompt} at most"),
@@ -106,8 +117,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
         ("run", f"{spec.steps} steps = {found.epochs:.2f} epochs"),
         (
             "memory (estimate)",
-            f"{total:.1f} GB = weights {found.weights_gb:.1f} + gradients and optimizer {found.optimizer_gb:.1f} "
-            f"+ one micro-batch {found.microbatch_gb:.1f}",
+            f"{total:.3g} GB = weights {found.weights_gb:.3g} + gradients and optimizer {found.optimizer_gb:.3g} "
+            f"+ one micro-batch {found.microbatch_gb:.3g}",
         ),
         ("run folder", spec.output_dir),
     ):
@@ -134,6 +145,7 @@ def sample(
     from dar.recipe import build_spec
     from dar.rollout import InProcessEngine, SamplingKey
 
+    _hide_file_progress()
     text = sys.stdin.read() if prompt == "-" else prompt
     spec = build_spec(
         {
@@ -174,6 +186,13 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
+
+
+def _hide_file_progress() -> None:
+    """transformers' bars tell of files, not of the run, and would break up ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _options(values: dict[str, object]) -> str:

@@ -60,8 +60,8 @@ class LoraSpec(Spec):
     """Which modules get an adapter: peft's `all-linear`, or a list of module-name suffixes."""
 
 
-class ModelSpec(Spec):
-    """Where a model comes from, and how it is trained."""
+class ModelSourceSpec(Spec):
+    """Where a model comes from."""
 
     shorthand: ClassVar[str | None] = "path"
 
@@ -73,6 +73,11 @@ class ModelSpec(Spec):
     """Expected SHA-256 of a `.gguf` file; the run stops when the file is another one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class ModelSpec(ModelSourceSpec):
+    """Where the policy comes from, and how it is trained."""
+
     lora: LoraSpec | None = None
     """Train LoRA adapters instead of all weights."""
     gradient_checkpointing: bool = False
@@ -197,8 +202,8 @@ class RLOOSpec(AlgorithmSpec):
     """Coefficient of the KL to π₀, subtracted from the reward; 0 leaves the reference out."""
     clip_low: Fraction = 0.2
     """Lower clip of the sequence ratio (active from the second update of a batch on)."""
-    clip_high: NotNegative = 0.2
-    """Upper clip of the sequence ratio."""
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    """Upper clip of the sequence ratio; `.inf` = none."""
     updates: Count = 1
     """Optimizer steps per batch of rollouts."""
 
@@ -214,8 +219,8 @@ class GRPOSpec(AlgorithmSpec):
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
     clip_low: Fraction = 0.2
     """Lower clip of the token ratio."""
-    clip_high: NotNegative = 0.2
-    """Upper clip of the token ratio."""
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    """Upper clip of the token ratio; `.inf` = none."""
     updates: Count = 1
     """Optimizer steps per batch of rollouts."""
 
@@ -382,10 +387,10 @@ class LoggingSpec(Spec):
 
 
 class RuntimeSpec(Spec):
-    """Where and how it runs; changes speed, and nothing else but rounding."""
+    """Where and how it runs: speed and memory, not the method."""
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    """`auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the matrix products: bf16 where the processor has it, or fp32. Weights and log-softmax are fp32."""
     max_tokens_per_microbatch: Count = 4096
@@ -404,7 +409,7 @@ class RunSpec(Spec):
 
     model: ModelSpec
     """The policy to train: a path, or a mapping."""
-    reference: ModelSpec | None = None
+    reference: ModelSourceSpec | None = None
     """π₀; by default the policy before training."""
     data: DataSpec
     """Prompts: a path, or a mapping."""

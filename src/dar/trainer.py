@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow.parquet
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dar.build import Objects, build_loop
 from dar.config import (
@@ -26,7 +26,7 @@ from dar.config import (
 )
 from dar.errors import ConfigError
 from dar.policy.saving import save_policy
-from dar.recipe import build_spec, explain
+from dar.recipe import apply_override, build_spec, explain
 from dar.rewards import RewardFunction
 from dar.train.card import model_card
 from dar.train.loop import Loop
@@ -40,7 +40,7 @@ _REPLACED = {
     "steps_per_generation": "updates",
     "num_iterations": "updates",
     "num_train_epochs": "max_steps; epochs = max_steps · prompts_per_step / number of prompts",
-    "max_prompt_length": "the recipe's data.max_prompt_length; prompts are never cut, only refused or dropped",
+    "max_prompt_length": "overrides=['data.max_prompt_length=…']; prompts are never cut, only refused or dropped",
     "epsilon": "clip_low and clip_high of the algorithm's spec",
     "epsilon_high": "clip_high of the algorithm's spec",
     "bf16": "precision='bf16'",
@@ -48,7 +48,7 @@ _REPLACED = {
     "top_p": "nothing: truncating samplers change the distribution the weights assume",
     "top_k": "nothing: truncating samplers change the distribution the weights assume",
     "loss_type": "the algorithm: Trainer(algorithm=…)",
-    "scale_rewards": "normalize",
+    "scale_rewards": "the algorithm's spec: Trainer(algorithm=DARSpec(normalize=…))",
     "ref_model": "the trainer's argument ref_model",
     "save_strategy": "save_steps (0 = only at the end)",
 }
@@ -107,6 +107,8 @@ class TrainingConfig(Spec):
     """Trackers by name."""
     reward_weights: list[float] | None = None
     """Factors of the reward functions, in their order."""
+    overrides: list[str] = Field(default_factory=list)
+    """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -168,6 +170,8 @@ class TrainingConfig(Spec):
                 "max_tokens_per_microbatch": self.max_tokens_per_microbatch,
             },
         }
+        for override in self.overrides:
+            apply_override(raw, override)
         return build_spec(raw, where=type(self).__name__)
 
 
@@ -178,8 +182,8 @@ class DARConfig(TrainingConfig):
     """Share of the regularisation that goes to π₀, in [0, 1]."""
     beta: Positive = 0.05
     """Total KL weight, reward units per nat."""
-    w_clip: Positive = 20.0
-    """Upper bound of w_reg · w_adv."""
+    w_clip: Annotated[float, Field(gt=0)] = 20.0
+    """Upper bound of w_reg · w_adv; `inf` turns clipping off."""
     weight_scale: Literal["none", "clip", "mean"] = "none"
     """Divide weights by nothing (the paper), by w_clip, or by their mean."""
     updates: Count = 1
@@ -270,17 +274,23 @@ class Trainer:
         )
         self.loop: Loop | None = None
 
-    def train(self, resume_from_checkpoint: bool | None = None) -> TrainResult:
+    def train(self, resume_from_checkpoint: bool | None = None, *, allow_changed_recipe: bool = False) -> TrainResult:
         """Runs to the last step and saves `model/`.
 
         Args:
             resume_from_checkpoint: True continues the run in `output_dir` from its newest valid checkpoint.
+            allow_changed_recipe: continue although settings have changed.
 
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
         """
+        if isinstance(resume_from_checkpoint, str):
+            raise ConfigError(
+                "resume_from_checkpoint is True or False: a run continues from the newest valid checkpoint of its "
+                "output_dir"
+            )
         resume = bool(resume_from_checkpoint)
-        self.loop = build_loop(self.spec, self._objects, resume=resume)
+        self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
         return run_loop(self.loop, resume=resume, command="DARTrainer(…).train()")
 
 
@@ -363,8 +373,12 @@ def _rewards(
         if isinstance(item, str):
             specs.append(({"type": "function", "function": item} if ":" in item else {"type": item}) | weight)
             continue
-        name = getattr(item, "__name__", type(item).__name__)
-        path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', name)}"
+        given_name = getattr(item, "__name__", type(item).__name__)
+        name, number = given_name, 1
+        while name in functions:
+            number += 1
+            name = f"{given_name}_{number}"
+        path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
         specs.append({"type": "function", "function": path, "name": name} | weight)
         functions[name] = item
     return specs, functions

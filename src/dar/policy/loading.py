@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dar.config import LoraSpec, ModelSpec
+from dar.config import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
 from dar.paths import resolve_path
 from dar.policy.gguf import converted
@@ -19,7 +19,7 @@ from dar.policy.gguf import converted
 log = logging.getLogger(__name__)
 
 
-def resolve_model(spec: ModelSpec) -> str:
+def resolve_model(spec: ModelSourceSpec) -> str:
     """The folder or Hub id to give to transformers (GGUF files are converted into the cache first).
 
     Raises:
@@ -36,7 +36,7 @@ def resolve_model(spec: ModelSpec) -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
-def load_config(spec: ModelSpec) -> Any:
+def load_config(spec: ModelSourceSpec) -> Any:
     """The model's configuration alone (no weights).
 
     Raises:
@@ -49,7 +49,7 @@ def load_config(spec: ModelSpec) -> Any:
         raise _not_loadable(spec, error) from error
 
 
-def load_model(spec: ModelSpec) -> Any:
+def load_model(spec: ModelSourceSpec) -> Any:
     """The causal language model with fp32 weights, dropout off.
 
     Dropout would make π_t a different distribution at every look, so that no log-probability could be compared.
@@ -68,7 +68,7 @@ def load_model(spec: ModelSpec) -> Any:
     return model
 
 
-def load_tokenizer(spec: ModelSpec) -> Any:
+def load_tokenizer(spec: ModelSourceSpec) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -130,7 +130,7 @@ def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _not_loadable(spec: ModelSpec, error: Exception) -> ConfigError:
+def _not_loadable(spec: ModelSourceSpec, error: Exception) -> ConfigError:
     hint = ""
     if "trust_remote_code" in str(error):
         hint = " It comes with its own Python code: read it, then set model.trust_remote_code: true."

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, split_by_tokens
-from dar.errors import ConfigError
 from dar.policy.head import check_head
 from dar.policy.loading import eos_token_ids
 from dar.policy.logprobs import LogprobModel, unwrapped
@@ -56,7 +55,7 @@ class Policy:
         with_reference: False leaves π₀ out altogether (nothing will read it).
 
     Raises:
-        ConfigError: nothing is trainable, no EOS token exists, or the architecture's head is not understood.
+        ConfigError: no EOS token exists, or the architecture's head is not understood.
     """
 
     def __init__(
@@ -69,8 +68,6 @@ class Policy:
         reference: Any | None = None,
         with_reference: bool = True,
     ) -> None:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
         self.tokenizer = tokenizer
         self.precision = precision
         self.eos_token_ids = eos_token_ids(unwrapped(model), tokenizer)

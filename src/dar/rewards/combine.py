@@ -35,14 +35,24 @@ class RewardTable:
     parts: dict[str, Tensor]
 
     def metrics(self) -> dict[str, float]:
-        """`reward`, `reward_std` and `rewards/<name>/mean|std` (only over the rows a reward applies to)."""
-        found = {"reward": float(self.total.mean()), "reward_std": float(self.total.std(correction=0))}
+        """`reward`, `reward_std` and `rewards/<name>/mean|std`, as TRL's GRPO trainer defines them.
+
+        `reward_std` is the mean of the groups' sample standard deviations (of the batch's with one completion per
+        prompt); a part's mean and std are over the rows it applies to.
+        """
+        spread = _sample_std(self.total.flatten()) if self.total.shape[1] == 1 else float(self.total.std(1).mean())
+        found = {"reward": float(self.total.mean()), "reward_std": spread}
         for name, values in self.parts.items():
             applies = values[~values.isnan()]
             if len(applies):
                 found[f"rewards/{name}/mean"] = float(applies.mean())
-                found[f"rewards/{name}/std"] = float(applies.std(correction=0))
+                found[f"rewards/{name}/std"] = _sample_std(applies)
         return found
+
+
+def _sample_std(values: Tensor) -> float:
+    """The sample standard deviation; 0 for a single value, which has no spread."""
+    return float(values.std()) if len(values) > 1 else 0.0
 
 
 class RewardSet:

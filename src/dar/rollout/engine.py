@@ -15,6 +15,7 @@ from dar.policy.head import logits_of
 from dar.policy.logprobs import unwrapped
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.sampling import SamplingKey, inverse_cdf
+from dar.rollout.weights import sampling_weights
 
 Progress = Callable[[int], None]
 """Called with the number of tokens just sampled."""
@@ -87,7 +88,8 @@ class InProcessEngine:
                 progress(len(rows))
             return tokens
 
-        with self.policy.precision.compute():
+        precision, num_rows = self.policy.precision, len(uniforms)
+        with precision.compute(), sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows):
             self.decoder.run(
                 prompts, num_generations, max_completion_length, sample, lambda tokens: torch.isin(tokens, eos)
             )

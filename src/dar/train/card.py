@@ -29,7 +29,7 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], *, command: str) ->
         "---",
         "library_name: transformers",
         f"base_model: {spec.model.path}",
-        f"tags: [rlhf, {spec.algorithm.type}, dar]",
+        f"tags: [rlhf, {spec.algorithm.type}]",
         "---",
         "",
         f"# {spec.model.path}, aligned with {spec.algorithm.type.upper()}",

@@ -24,7 +24,7 @@ def describe_environment(precision: Precision, *, world_size: int) -> dict[str, 
         "packages": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "device": str(precision.device),
         "compute_dtype": str(precision.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -60,7 +60,8 @@ def _git_revision() -> str | None:
     return found.stdout.strip()
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's name, as the system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from accelerate import Accelerator
@@ -149,11 +149,14 @@ class Loop:
             )
             rate = optim.learning_rate * factor
             set_learning_rate(self.updater.optimizer, rate)
-            result = self.updater.step(self.algorithm, own, where=where, progress=self.display.tokens)
+            result = self.updater.step(
+                self.algorithm, own, on_policy=update == 0, where=where, progress=self.display.tokens
+            )
             if update == 0:
                 # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
                 gap = float(masked_mean((result.logprobs - own.old_logprobs).abs(), own.mask))
                 require_parity(gap, self.spec.runtime.max_logprob_gap, where)
+                own = replace(own, old_logprobs=result.logprobs)
             losses.append(result.loss)
             norms.append(result.grad_norm)
             means = result.means
@@ -168,7 +171,8 @@ class Loop:
     def _old_kl_probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
         """The completions of a few prompts and their log-probabilities under π_t, from the trainer's own pass.
 
-        All completions of a prompt, and none chosen by its weight: π_t's own samples are what makes k1 and k3 unbiased.
+        All completions of a prompt, whatever their weight. They are among those the update learns from, so k1 tells how
+        far *these* were pulled and can be negative; k3 is the one to read as a distance.
         """
         count = min(self.spec.logging.old_kl_prompts, len(groups.group_sizes))
         if count == 0:

@@ -44,8 +44,8 @@ class RunFolder:
     def is_run(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
-    def start(self, spec: RunSpec, environment: Mapping[str, Any]) -> None:
-        """Creates the folder of a new run.
+    def require_new(self) -> None:
+        """Creates the folder, empty of any run.
 
         Raises:
             CheckpointError: it holds a run already, or cannot be written.
@@ -57,10 +57,16 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("environment.json", json.dumps(environment, indent=2) + "\n")
-            self._write("config.yaml", dump_recipe(spec))
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
+
+    def start(self, spec: RunSpec, environment: Mapping[str, Any]) -> None:
+        """Makes it the folder of a run."""
+        self._write("environment.json", json.dumps(environment, indent=2) + "\n")
+        self._write("config.yaml", dump_recipe(spec))
 
     def require_same_recipe(self, spec: RunSpec, *, allow_changes: bool) -> None:
         """Compares the recipe with the one the run was started with.

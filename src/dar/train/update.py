@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -54,13 +54,21 @@ class Updater:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
 
     def step(
-        self, algorithm: Algorithm, batch: Weighted, *, where: str, progress: Callable[[int], None] = lambda _: None
+        self,
+        algorithm: Algorithm,
+        batch: Weighted,
+        *,
+        on_policy: bool,
+        where: str,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> UpdateResult:
         """Forward, backward and optimizer step on this rank's rows.
 
         Args:
             algorithm: says what the loss of some rows is.
             batch: this rank's groups of the global batch, with the global denominator.
+            on_policy: the weights are still π_t's, so this pass's own log-probabilities are the old ones and every
+                ratio is exactly 1; the sampler's, equal but for rounding, would make a bf16 sequence ratio noisy.
             where: for messages, such as `step 7`.
             progress: told the tokens of each finished micro-batch.
 
@@ -76,7 +84,10 @@ class Updater:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 with self.precision.compute():
                     logprobs = self.module(micro.groups)
-                terms = algorithm.terms(logprobs, micro.to(logprobs.device))
+                rows = micro.to(logprobs.device)
+                if on_policy:
+                    rows = replace(rows, old_logprobs=logprobs.detach())
+                terms = algorithm.terms(logprobs, rows)
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
                     raise _non_finite("loss", terms.losses, where)
