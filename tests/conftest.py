@@ -85,6 +85,7 @@ def tiny_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny_folder: Path) -> Callable[..., Path]:
     """Writes a small, fast recipe (fp32, the tiny model) and returns its path; keyword arguments replace keys."""
+
     def write(**changes: Any) -> Path:
         rows = [{"prompt": [{"role": "user", "content": f"say {word}"}]} for word in ("a", "bee", "sea", "dee", "eh")]
         (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")

@@ -77,7 +77,9 @@ def group_standardized(rewards: Tensor, *, ddof: int, eps: float) -> Tensor:
     _require_groups(rewards)
     if rewards.shape[1] < 2:
         raise ValueError("group_standardized needs at least 2 completions per prompt: one has no spread")
-    return group_mean(rewards) / (rewards.std(dim=1, keepdim=True, correction=ddof) + eps)
+    standardized = group_mean(rewards) / (rewards.std(dim=1, keepdim=True, correction=ddof) + eps)
+    # With eps = 0 a tied group would be 0 / 0.
+    return torch.where(_tied(rewards), torch.zeros_like(standardized), standardized)
 
 
 def batch_standardized(advantages: Tensor, *, ddof: int = 0, eps: float = 1e-8) -> Tensor:

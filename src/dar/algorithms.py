@@ -180,7 +180,9 @@ class GRPO:
             logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=spec.clip_low, clip_high=spec.clip_high
         )
         if batch.ref_logprobs is not None:
-            per_token = per_token + spec.beta * kl_k3(logprobs, batch.ref_logprobs).masked_fill(~mask, 0.0)
+            # Padding is filled before the exponential: behind it, 0 · ∞ would make the gradient NaN.
+            current, reference = (lp.masked_fill(~mask, 0.0) for lp in (logprobs, batch.ref_logprobs.detach()))
+            per_token = per_token + spec.beta * kl_k3(current, reference)
         log_ratio = (logprobs.detach() - batch.old_logprobs)[mask]
         token_advantages = batch.advantages.unsqueeze(1).expand_as(mask)[mask]
         clipped = clipped_tokens(log_ratio, token_advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)

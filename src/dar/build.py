@@ -191,6 +191,8 @@ def build_policy(
         ConfigError: a model cannot be loaded or trained.
     """
     model = objects.model if objects.model is not None else load_model(spec.model)
+    # Master weights are fp32 whatever the object came in: a small step would be lost to bf16's rounding.
+    model = model.float()
     disable_dropout(model)
     lora = objects.lora or spec.model.lora
     if lora is not None:
@@ -209,6 +211,13 @@ def build_policy(
     reference = objects.reference
     if reference is None and spec.reference is not None and with_reference:
         reference = load_model(spec.reference)
+    if reference is not None and with_reference:
+        sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"the reference has a vocabulary of {sizes[0]} tokens and the policy one of {sizes[1]}: they cannot be "
+                "compared token by token"
+            )
     return Policy(
         model,
         tokenizer,
@@ -284,6 +293,8 @@ def resolve_precision(spec: RuntimeSpec) -> Precision:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"runtime.device: '{name}' is not a device; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"runtime.device: '{name}' is not offered; use auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"runtime.device is {name}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "

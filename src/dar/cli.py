@@ -70,12 +70,14 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a policy as a recipe says; Ctrl-C finishes the step and saves."""
-    from dar.build import build_loop
     from dar.recipe import load_recipe
+
+    spec = load_recipe(recipe, overrides or [])
+    # Only a recipe that makes sense is worth waiting for torch.
+    from dar.build import build_loop
     from dar.trainer import run_loop
 
     _hide_file_progress()
-    spec = load_recipe(recipe, overrides or [])
     loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet)
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if result.steps < spec.steps:
@@ -90,11 +92,12 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
     (A .gguf model is converted into the cache on first use.)
     """
-    from dar.plan import make_plan
     from dar.recipe import load_recipe
 
-    _hide_file_progress()
     spec = load_recipe(recipe, overrides or [])
+    from dar.plan import make_plan
+
+    _hide_file_progress()
     found = make_plan(spec)
     table = Table(title=str(recipe), title_justify="left", show_header=False)
     dropped = f", {found.num_dropped} dropped" if found.num_dropped else ""
@@ -159,6 +162,8 @@ def sample(
         where="dar sample",
     )
     tokenizer = load_tokenizer(spec.model)
+    if not plain and not tokenizer.chat_template:
+        raise ConfigError(f"{model} has no chat template: add --plain to give it the prompt as it is")
     causal_lm = load_model(spec.model)
     prompts = build_prompts(spec, spec.data.train, [{"prompt": text}], tokenizer, context_length(causal_lm.config))
     policy = Policy(

@@ -445,6 +445,11 @@ class RunSpec(Spec):
     def _bare_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _dar_unless_said(cls, value: Any) -> Any:
+        return {"type": "dar", **value} if isinstance(value, dict) else value
+
     @field_validator("optim", mode="before")
     @classmethod
     def _adamw_unless_said(cls, value: Any) -> Any:
@@ -457,7 +462,7 @@ class RunSpec(Spec):
             raise ValueError(
                 "expected a list of rewards, for example [sentiment] or [my_package.my_module:my_function]"
             )
-        return [_expand_reward(item) for item in value]
+        return [expand_reward(item) for item in value]
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -485,7 +490,8 @@ def reward_name(spec: RewardSpec) -> str:
     return spec.type  # pyright: ignore[reportAttributeAccessIssue] - every concrete spec has it
 
 
-def _expand_reward(item: Any) -> Any:
+def expand_reward(item: Any) -> Any:
+    """A reward given by name (`sentiment`) or import path (`pkg.mod:fn`) as a mapping; others as they are."""
     if isinstance(item, str):
         return {"type": "function", "function": item} if ":" in item else {"type": item}
     if isinstance(item, dict) and "type" not in item and "function" in item:

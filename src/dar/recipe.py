@@ -11,7 +11,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from dar.config import RunSpec
+from dar.config import RunSpec, expand_reward
 from dar.errors import ConfigError
 
 
@@ -27,10 +27,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Knows what the loader takes for a number, and quotes text that looks like one."""
+
+
 # YAML 1.1 reads 1e-5 as a string, because it has no dot; everybody means a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -87,9 +92,11 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         child = _child(target, key, override)
         if isinstance(child, str):
-            shorthand = _SHORTHANDS.get(re.sub(r"\.\d+$", "", ".".join(keys[: depth + 1])))
-            if shorthand:
-                child = {shorthand: child}
+            here = ".".join(keys[: depth + 1])
+            if re.fullmatch(r"rewards\.\d+", here):
+                child = expand_reward(child)
+            elif here in _SHORTHANDS:
+                child = {_SHORTHANDS[here]: child}
         elif child is None:
             child = {}
         if not isinstance(child, dict | list):
@@ -108,13 +115,12 @@ _SHORTHANDS = {
     "data.heldout": "path",
     "algorithm": "type",
     "optim": "type",
-    "rewards": "type",
 }
 
 
 def dump_recipe(spec: RunSpec) -> str:
     """The spec as YAML, every default written out; `load_recipe` reads it back to an equal spec."""
-    return yaml.safe_dump(spec.model_dump(mode="python"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(spec.model_dump(mode="python"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flatten(spec: RunSpec) -> dict[str, Any]:
@@ -145,6 +151,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             message = f"unknown type '{tag}'{hint}; allowed: {', '.join(allowed)}"
         elif found["type"] == "union_tag_not_found":
             message = "the key 'type' is required"
+        elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            message = f"expected a mapping of keys to values (found {found['input']!r})"
         elif found["type"] == "missing":
             message = "this key is required"
         elif found["type"] != "value_error":
@@ -173,6 +181,8 @@ def _key_path(location: tuple[int | str, ...], raw: Mapping[str, Any], *, keep_l
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 

@@ -251,6 +251,8 @@ class Trainer:
         peft_config: Any | None = None,
         callbacks: Sequence[Callback] | None = None,
     ) -> None:
+        if isinstance(args, DARConfig) and algorithm == "dar":
+            algorithm = args.algorithm
         rewards, functions = _rewards(reward_funcs, args.reward_weights)
         self.spec = args.run_spec(
             model=_described(model),
@@ -260,6 +262,11 @@ class Trainer:
             algorithm=_algorithm_spec(algorithm),
             rewards=rewards,
         )
+        if ref_model is not None and ref_model is model and not isinstance(model, str):
+            raise ConfigError(
+                "ref_model is the very object that is trained, so it would move along with it: leave ref_model out (a "
+                "frozen copy is then the reference), or pass a copy"
+            )
         if not isinstance(model, str) and processing_class is None:
             raise ConfigError("a model given as an object needs its tokenizer: pass processing_class")
         self._objects = Objects(
@@ -286,8 +293,8 @@ class Trainer:
         """
         if isinstance(resume_from_checkpoint, str):
             raise ConfigError(
-                "resume_from_checkpoint is True or False: a run continues from the newest valid checkpoint of its "
-                "output_dir"
+                f"resume_from_checkpoint is '{resume_from_checkpoint}', but must be True or False: a run continues "
+                "from the newest valid checkpoint of its output_dir"
             )
         resume = bool(resume_from_checkpoint)
         self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
@@ -318,7 +325,7 @@ class DARTrainer(Trainer):
     ) -> None:
         if not isinstance(args, DARConfig):
             raise ConfigError(f"DARTrainer takes a DARConfig, got {type(args).__name__}")
-        super().__init__(model, reward_funcs, args, train_dataset, algorithm=args.algorithm, **others)
+        super().__init__(model, reward_funcs, args, train_dataset, **others)
 
 
 def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:

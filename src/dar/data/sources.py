@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def rows_of(table: Iterable[Any], *, where: str) -> list[Row]:
 
 
 def _read_file(file: Path, kind: str) -> Iterable[Any]:
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; name a file in it")
     if not file.is_file():
         raise DataError(f"the data file {file} does not exist")
     try:
@@ -69,7 +72,7 @@ def _read_file(file: Path, kind: str) -> Iterable[Any]:
                 return pyarrow.csv.read_csv(file).to_pylist()
             case _:
                 raise DataError(f"{file}: the file type is not known; use one of {', '.join(_KINDS)}")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 

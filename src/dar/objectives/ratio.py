@@ -6,6 +6,8 @@ from torch import Tensor
 
 from dar.ops import masked_sum, require_same_shape
 
+_MAX_LOG_RATIO = 20.0
+
 
 def clipped_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
@@ -66,7 +68,8 @@ def sequence_clipped_surrogate(
 def _surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
         raise ValueError(f"clip_low must lie in [0, 1] and clip_high be ≥ 0, got {clip_low} and {clip_high}")
-    ratio = log_ratio.exp()
+    # e^20 is far outside any clip range; beyond e^88 an infinite ratio would make the gradient 0 · ∞.
+    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -(ratio * advantages).minimum(clipped * advantages)
 

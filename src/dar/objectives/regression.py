@@ -71,7 +71,8 @@ def clip_log_weights(log_weights: Tensor, w_clip: float) -> Tensor:
     """
     if not w_clip > 0:
         raise ValueError(f"w_clip must be > 0, got {w_clip}")
-    return log_weights.float().clamp(max=math.log(w_clip)).exp()
+    # exp(log w_clip) can be an ulp above w_clip; the bound is a promise.
+    return log_weights.float().clamp(max=math.log(w_clip)).exp().clamp(max=w_clip)
 
 
 def is_clipped(log_weights: Tensor, w_clip: float) -> Tensor:

@@ -26,14 +26,15 @@ def resolve_model(spec: ModelSourceSpec) -> str:
         ConfigError: a local path that does not exist, or a GGUF file that cannot be used.
     """
     path = resolve_path(spec.path)
+    if path.startswith("~"):
+        path = str(Path(path).expanduser())
     if path.endswith(".gguf"):
         return str(converted(Path(path), sha256=spec.sha256))
     if spec.sha256:
         raise ConfigError("model.sha256 is for .gguf files; pin a Hub model with model.revision")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().exists():
+    if (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).exists():
         raise ConfigError(f"the model path {path} does not exist")
-    return str(Path(path).expanduser()) if looks_local else path
+    return path
 
 
 def load_config(spec: ModelSourceSpec) -> Any:
@@ -59,11 +60,21 @@ def load_model(spec: ModelSourceSpec) -> Any:
     """
     source = resolve_model(spec)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, dtype=torch.float32
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:
         raise _not_loadable(spec, error) from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would fill them with random numbers and say so in a log line.
+        raise ConfigError(
+            f"{spec.path} is not a whole causal language model: {len(missing)} of its weights are missing, the first "
+            f"is {missing[0]}"
+        )
     disable_dropout(model)
     return model
 

@@ -103,7 +103,8 @@ def _arguments(rollouts: Rollouts) -> dict[str, object]:
     ]
     lengths = rollouts.groups.lengths().tolist()
     ids = [row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)]
-    columns = {name: [prompt.columns.get(name) for prompt in per_row] for name in rollouts.prompts[0].columns}
+    names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
+    columns = {name: [prompt.columns.get(name) for prompt in per_row] for name in names}
     return {
         **columns,
         "prompts": [prompt.content for prompt in per_row],

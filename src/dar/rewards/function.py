@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import math
@@ -67,7 +68,7 @@ def call_reward(name: str, function: RewardFunction, arguments: Mapping[str, Any
     # Arrays and tensors are welcome; a string is a sequence too, but never a list of rewards.
     if hasattr(values, "tolist"):
         values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise RewardError(
             f"reward '{name}' returned a {type(values).__name__} at {where}; expected {len(completions)} numbers"
         )
@@ -81,16 +82,26 @@ def call_reward(name: str, function: RewardFunction, arguments: Mapping[str, Any
 def _checked(name: str, value: Any, row: int, completion: Any, where: str) -> float | None:
     if value is None:
         return None
-    if hasattr(value, "item"):
-        value = value.item()
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+    # An array of several values, where one is due, refuses and is then shown as it is.
+    with contextlib.suppress(RuntimeError, ValueError):
+        value = value.item() if hasattr(value, "item") else value
+    number = _finite_float(value)
+    if number is None:
         shown = str(completion)
         shown = shown if len(shown) <= 300 else shown[:300] + "…"
         raise RewardError(
             f"reward '{name}' returned {value!r} for row {row} at {where}; every value must be a finite number or None "
             f"(None: does not apply). The completion was: {shown}"
         )
-    return float(value)
+    return number
+
+
+def _finite_float(value: Any) -> float | None:
+    """The value as a float, or None where it is not a finite number."""
+    try:
+        return float(value) if isinstance(value, numbers.Real) and math.isfinite(value) else None
+    except OverflowError:
+        return None  # an integer too large for a float
 
 
 def _accepted(function: RewardFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from dar.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+_FILES = {"policy.safetensors", "optimizer.pt", "rng.pt", "state.json"}
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -81,15 +83,26 @@ def save_checkpoint(
             f"checkpoint {target} cannot be written: {error}. Earlier checkpoints are intact; free some space and "
             "continue with --resume."
         ) from error
-    for old in list_checkpoints(folder)[keep:]:
+    for old in _superseded(folder, state.step, keep):
         _remove(old)
     return target
+
+
+def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
+    """All but the newest `keep` up to `step`, and any after it: left by a run that fell back and came here again."""
+    found = list_checkpoints(folder)
+    later = [path for path in found if _step_of(path) > step]
+    return later + found[len(later) :][keep:]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first (verified or not)."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def newest_valid(folder: Path) -> Path | None:
@@ -122,7 +135,7 @@ def load_checkpoint(
     """Restores weights, optimizer and random-number generators in place.
 
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is of another model or optimizer.
     """
     tensors = load_file(checkpoint / "policy.safetensors")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -133,10 +146,16 @@ def load_checkpoint(
             f"{checkpoint} is of another model: {len(differing)} trainable tensors differ in name or shape, the first "
             f"is {differing[0]} ({shapes.get(differing[0])} saved, {expected.get(differing[0])} here)"
         )
+    optimizer_state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    saved, here = (state["param_groups"][0].keys() for state in (optimizer_state, optimizer.state_dict()))
+    if saved != here:
+        raise CheckpointError(
+            f"{checkpoint} is of another optimizer than {type(optimizer).__name__}: its settings are {', '.join(saved)}"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+    optimizer.load_state_dict(optimizer_state)
     _restore_rng(torch.load(checkpoint / "rng.pt", weights_only=True))
     return read_state(checkpoint)
 
@@ -167,13 +186,15 @@ def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        if unlisted := sorted(_FILES - manifest.keys()):
+            return f"manifest.json does not list {', '.join(unlisted)}"
         for name, (size, digest) in manifest.items():
             file = checkpoint / name
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes, expected {size}"
             if _sha256(file) != digest:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -102,6 +102,10 @@ class Display:
             ("distinct-2", "completions/distinct_2", "{:.3f}"),
             ("entropy (nats per token)", "entropy", "{:.2f}"),
         )
+        parts = sorted(key for key in before if key.startswith("rewards/") and key.endswith("/mean"))
+        if len(parts) > 1:
+            names = [(f"  {key.removeprefix('rewards/').removesuffix('/mean')}", key, "{:+.3f}") for key in parts]
+            rows = (rows[0], *names, *rows[1:])
         for label, key, form in rows:
             if key in before and key in after:
                 values = [1 - row[key] if key == "completions/clipped_ratio" else row[key] for row in (before, after)]

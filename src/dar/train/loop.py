@@ -35,7 +35,7 @@ from dar.rollout import Engine, SamplingKey
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.train.display import Display
 from dar.train.distributed import Scored, gather_scored, own_groups
-from dar.train.environment import peak_memory_gb
+from dar.train.environment import peak_memory_gb, release_freed_memory
 from dar.train.optim import learning_rate_factor, set_learning_rate
 from dar.train.recorder import Recorder
 from dar.train.run_folder import RunFolder
@@ -252,6 +252,7 @@ class Loop:
         self.display.phase(name)
         started = time.perf_counter()
         yield
+        release_freed_memory()
         self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - started
 
     @contextmanager

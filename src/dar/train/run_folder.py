@@ -6,6 +6,7 @@ config.yaml  environment.json  metrics.jsonl  completions/step-*.parquet  checkp
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dar.config import RunSpec
-from dar.errors import CheckpointError
+from dar.errors import CheckpointError, NonFiniteError
 from dar.recipe import dump_recipe, flatten, load_recipe
 
 _FREE_TO_CHANGE = ("output_dir", "checkpoint.", "logging.", "runtime.max_logprob_gap")
@@ -64,7 +65,8 @@ class RunFolder:
             raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
 
     def start(self, spec: RunSpec, environment: Mapping[str, Any]) -> None:
-        """Makes it the folder of a run."""
+        """Makes it the folder of a run. Raises as `require_new`."""
+        self.require_new()
         self._write("environment.json", json.dumps(environment, indent=2) + "\n")
         self._write("config.yaml", dump_recipe(spec))
 
@@ -93,7 +95,14 @@ class RunFolder:
             self._write("config.yaml", dump_recipe(spec))
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
-        """Adds one line to metrics.jsonl."""
+        """Adds one line to metrics.jsonl.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite, which JSON cannot say and a mean must not hide.
+        """
+        broken = [f"{name} = {value}" for name, value in row.items() if not math.isfinite(value)]
+        if broken:
+            raise NonFiniteError(f"metrics of step {row.get('step')} are not finite: {', '.join(broken)}")
         try:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row, allow_nan=False) + "\n")
@@ -106,8 +115,14 @@ class RunFolder:
         if not file.exists():
             return []
         lines = file.read_text(encoding="utf-8").split("\n")
+        rows = []
         # What follows the last newline was being written when the run was killed.
-        return [json.loads(line) for line in lines[:-1]]
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise CheckpointError(f"{file}: line {number} is not JSON ({error}): {line[:120]}") from error
+        return rows
 
     def forget_after(self, step: int) -> None:
         """Removes metrics and completions of steps after `step`: a resumed run writes them anew."""

@@ -1,0 +1,352 @@
+"""Models and tokenizers from folders and GGUF files; what is no causal language model is refused in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from dar.config import LoraSpec, ModelSpec
+from dar.errors import ConfigError
+from dar.policy.loading import (
+    add_lora,
+    disable_dropout,
+    eos_token_ids,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+
+
+def refusal(loader: Any, path: Path | str, **settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loader(ModelSpec(path=str(path), **settings))
+    return str(caught.value)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_folder_is_loaded_as_it_was_saved(tiny_folder: Path):
+    spec = ModelSpec(path=str(tiny_folder))
+    loaded, saved = load_model(spec), make_model()
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert load_config(spec).vocab_size == 261
+    assert load_tokenizer(spec)("say a")["input_ids"] == make_tokenizer()("say a")["input_ids"]
+
+
+def test_home_folder_is_expanded(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    assert resolve_model(ModelSpec(path=f"~/{tiny_folder.name}")) == str(tiny_folder)
+
+
+def test_weights_are_fp32_whatever_was_saved(tmp_path: Path):
+    make_model().bfloat16().save_pretrained(tmp_path)
+    loaded = load_model(ModelSpec(path=str(tmp_path)))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("loader", [load_config, load_model, load_tokenizer])
+def test_path_that_does_not_exist_is_refused(tmp_path: Path, loader: Any):
+    assert refusal(loader, tmp_path / "absent") == f"the model path {tmp_path / 'absent'} does not exist"
+
+
+def test_hub_model_that_cannot_be_had_asks_about_name_and_network():
+    message = refusal(load_model, "no-such-organisation/no-such-model")
+    assert message.startswith("no causal language model can be loaded from no-such-organisation/no-such-model: OSError")
+    assert message.endswith("Is the name right, and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?")
+
+
+@pytest.mark.parametrize("config", [None, "{}", '{"model_type": "no-such-architecture"}', "{"])
+@pytest.mark.parametrize("loader", [load_config, load_model])
+def test_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, config: str | None, loader: Any):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    message = refusal(loader, tmp_path)
+    assert message.startswith(f"no causal language model can be loaded from {tmp_path}: ")
+    assert "\n" not in message
+
+
+def test_model_that_is_not_causal_is_refused(tmp_path: Path):
+    T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2).save_pretrained(tmp_path)
+    message = refusal(load_model, tmp_path)
+    assert message.startswith(f"no causal language model can be loaded from {tmp_path}: ")
+    assert "T5Config" in message
+
+
+def test_model_without_a_language_head_is_refused(tmp_path: Path):
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    assert "lm_head" in refusal(load_model, tmp_path)
+
+
+def test_damaged_weights_are_refused(tiny_folder: Path):
+    weights = tiny_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = refusal(load_model, tiny_folder)
+    assert message.startswith(f"no causal language model can be loaded from {tiny_folder}: SafetensorError: ")
+
+
+def test_weights_of_other_shapes_are_refused(tiny_folder: Path):
+    weights = load_file(tiny_folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(7)
+    save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    assert "no causal language model can be loaded" in refusal(load_model, tiny_folder)
+
+
+def test_folder_without_a_tokenizer_is_refused(tmp_path: Path):
+    make_model().save_pretrained(tmp_path)
+    assert refusal(load_tokenizer, tmp_path).startswith(f"no tokenizer can be loaded from {tmp_path}: ")
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(tmp_path: Path):
+    marker = tmp_path / "it-ran"
+    (tmp_path / "code.py").write_text(f"open({str(marker)!r}, 'w').close()\nraise RuntimeError('ran')\n")
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
+    message = refusal(load_model, tmp_path)
+    assert message.endswith("It comes with its own Python code: read it, then set model.trust_remote_code: true.")
+    assert not marker.exists()
+
+
+def test_digest_is_for_gguf_files(tiny_folder: Path):
+    assert refusal(resolve_model, tiny_folder, sha256="ab") == (
+        "model.sha256 is for .gguf files; pin a Hub model with model.revision"
+    )
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_even_while_training(tmp_path: Path):
+    config = GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.5, embd_pdrop=0.5)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = load_model(ModelSpec(path=str(tmp_path))).train()
+    ids = torch.arange(8).unsqueeze(0)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_of_attention_is_off():
+    model = make_model(attention_dropout=0.5).train()
+    ids = torch.arange(8).unsqueeze(0)
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_of_an_adapter_is_off():
+    given = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5, task_type="CAUSAL_LM")
+    wrapped = add_lora(make_model(), given)
+    assert not [module for module in wrapped.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_adapter_has_the_rank_and_scale_of_its_spec():
+    wrapped = add_lora(make_model(), LoraSpec(rank=3, alpha=6.0, target_modules=["q_proj"]))
+    trainable = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".q_proj.lora_" in name and 3 in parameter.shape for name, parameter in trainable.items())
+    # The adapter adds (alpha / rank)·BA: with B = 1 and A = 1/32 every output of q_proj grows by 2·rank·mean(input).
+    layer: Any = wrapped.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    states = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    before = layer(states)
+    nn.init.ones_(layer.lora_B["default"].weight)
+    nn.init.constant_(layer.lora_A["default"].weight, 1 / 32)
+    grown = (2.0 * 3 * states.mean(1, keepdim=True)).expand_as(before)
+    torch.testing.assert_close(layer(states) - before, grown, rtol=1e-4, atol=1e-4)
+
+
+def test_adapter_leaves_the_model_as_it_is_at_first():
+    ids = torch.arange(8).unsqueeze(0)
+    expected = make_model()(ids).logits
+    assert torch.equal(add_lora(make_model(), LoraSpec(rank=2))(ids).logits, expected)
+
+
+def test_adapter_for_modules_that_are_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.lora cannot be applied to LlamaForCausalLM: .*'no_proj'"):
+        add_lora(make_model(), LoraSpec(target_modules=["no_proj"]))
+
+
+# --- the end of a completion -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of_generation", "of_tokenizer", "expected"),
+    [
+        (0, "<eos>", (0,)),
+        (5, "<eos>", (0, 5)),
+        ([7, 5], None, (5, 7)),
+        (None, "<eos>", (0,)),
+        ([0, 9], "<eos>", (0, 9)),
+    ],
+)
+def test_every_known_end_token_ends_a_completion(
+    of_generation: Any, of_tokenizer: str | None, expected: tuple[int, ...]
+):
+    model, tokenizer = make_model(), make_tokenizer()
+    model.generation_config.eos_token_id = of_generation
+    tokenizer.eos_token = of_tokenizer
+    assert eos_token_ids(model, tokenizer) == expected
+
+
+def test_model_without_an_end_token_is_refused(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match=r"the model has no end-of-sequence token.*Set tokenizer\.eos_token"):
+        eos_token_ids(model, tokenizer)
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+# llama.cpp's names for the parts of a layer, by transformers' names.
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp rotates neighbouring dimensions where transformers rotates halves, so it stores rows reordered."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
+    """The tiny Llama and its tokenizer as an unquantised GGUF file."""
+    config, tokenizer = model.config, make_tokenizer()
+    assert config.num_key_value_heads is not None
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*(token for token, _ in vocabulary), "he"])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 5 + [gguf.TokenType.NORMAL] * (len(vocabulary) - 4))
+    writer.add_token_merges(["h e"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    writer.add_pad_token_id(1)
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    for layer in range(config.num_hidden_layers):
+        names |= {f"model.layers.{layer}.{a}.weight": f"blk.{layer}.{b}.weight" for a, b in GGUF_NAMES.items()}
+    for name, tensor in model.state_dict().items():
+        weight = tensor.numpy()
+        if "q_proj" in name:
+            weight = interleaved(weight, config.num_attention_heads)
+        elif "k_proj" in name:
+            weight = interleaved(weight, config.num_key_value_heads)
+        writer.add_tensor(names[name], np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of converted models."""
+    monkeypatch.setenv("DAR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    write_gguf(tmp_path / "tiny.gguf", make_model(vocab_size=262, tie_word_embeddings=False))
+    return tmp_path / "tiny.gguf"
+
+
+def test_gguf_file_gives_the_model_it_was_made_from(gguf_file: Path, cache: Path):
+    spec = ModelSpec(path=str(gguf_file), sha256=hashlib.sha256(gguf_file.read_bytes()).hexdigest().upper())
+    ids = torch.arange(20).unsqueeze(0)
+    expected = make_model(vocab_size=262, tie_word_embeddings=False)(ids).logits
+    torch.testing.assert_close(load_model(spec)(ids).logits, expected, rtol=1e-6, atol=1e-6)
+    tokenizer = load_tokenizer(spec)
+    assert tokenizer.decode(tokenizer("say he")["input_ids"]) == "say he"
+    assert tokenizer.eos_token == "<eos>"
+
+
+def test_gguf_file_is_converted_once_and_again_when_it_changes(gguf_file: Path, cache: Path):
+    spec = ModelSpec(path=str(gguf_file))
+    folder = Path(resolve_model(spec))
+    assert folder.parent == cache / "gguf"
+    (folder / "kept").touch()
+    assert Path(resolve_model(spec)) == folder
+    assert (folder / "kept").exists()
+    write_gguf(gguf_file, make_model(seed=1, vocab_size=262, tie_word_embeddings=False))
+    assert Path(resolve_model(spec)) != folder
+    assert [entry.name for entry in (cache / "gguf").iterdir() if entry.name.startswith(".")] == []
+
+
+def test_gguf_file_with_another_digest_is_refused(gguf_file: Path, cache: Path):
+    message = refusal(resolve_model, gguf_file, sha256="0" * 64)
+    assert f"{gguf_file} ({os.path.getsize(gguf_file):,} bytes) is not the expected file: its SHA-256 is " in message
+    assert f"expected {'0' * 64}" in message
+    assert not cache.exists()
+
+
+def test_missing_gguf_file_is_refused(tmp_path: Path, cache: Path):
+    assert refusal(load_model, tmp_path / "absent.gguf").startswith(
+        f"cannot read the model file {tmp_path / 'absent.gguf'}: [Errno 2] No such file"
+    )
+
+
+def test_file_that_is_no_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path, cache: Path):
+    (tmp_path / "junk.gguf").write_bytes(b"junk")
+    assert refusal(load_model, tmp_path / "junk.gguf").startswith(
+        f"{tmp_path / 'junk.gguf'} cannot be read as a GGUF language model: "
+    )
+    assert list((cache / "gguf").iterdir()) == []
+
+
+def test_cache_that_cannot_be_written_is_refused(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAR_CACHE", str(gguf_file))  # a folder below a file cannot be made, even by root
+    assert refusal(load_model, gguf_file).startswith(f"cannot write the model cache {gguf_file}/gguf: ")
+
+
+def test_home_folder_of_a_gguf_file_is_expanded(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(gguf_file.parent))
+    assert Path(resolve_model(ModelSpec(path=f"~/{gguf_file.name}"))).parent == cache / "gguf"

@@ -1,0 +1,51 @@
+"""The rewards that come with the library, on texts whose score is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from dar.rewards import builtin
+from dar.rewards.builtin import completion_text
+from dar.rewards.function import call_reward
+
+
+def values(function: builtin.RewardFunction, **arguments: list) -> list[float | None]:
+    return call_reward("builtin", function, {"completions": [], **arguments}, where="step 1")
+
+
+def test_sentiment_is_positive_for_praise_and_negative_for_blame():
+    praise, blame, nothing = values(builtin.sentiment(), completions=["I love this!", "I hate this.", "The table."])
+    # The published lexicon: love 3.2, hate −2.7, each "!" adds 0.292; compound = s / sqrt(s² + 15).
+    assert praise == pytest.approx(3.492 / (3.492**2 + 15) ** 0.5, abs=1e-4)
+    assert blame == pytest.approx(-2.7 / (2.7**2 + 15) ** 0.5, abs=1e-4)
+    assert nothing == 0.0
+
+
+def test_sentiment_reads_messages_too():
+    messages = [{"role": "assistant", "content": "I love this!"}]
+    assert values(builtin.sentiment(), completions=[messages]) == values(
+        builtin.sentiment(), completions=["I love this!"]
+    )
+
+
+def test_length_is_best_at_the_target_and_counts_tokens():
+    ids = [[], [1], [1, 2], [1, 2, 3, 4], [1] * 8]
+    found = values(builtin.length(4), completions=[""] * 5, completion_ids=ids)
+    assert found == [-1.0, -0.75, -0.5, 0.0, -1.0]
+
+
+def test_regex_searches_anywhere_and_across_lines():
+    found = values(
+        builtin.regex("<b>.*</b>"), completions=["x <b>1\n2</b> y", "<b>", [{"role": "a", "content": "<b></b>"}]]
+    )
+    assert found == [1.0, 0.0, 1.0]
+
+
+def test_missing_end_is_punished():
+    found = values(builtin.missing_eos_penalty(2.0), completions=["", ""], finish_reasons=["eos", "length"])
+    assert found == [0.0, -2.0]
+
+
+def test_text_of_a_conversation_is_its_contents_joined():
+    assert completion_text("plain") == "plain"
+    assert completion_text([{"content": "one"}, {"content": "two"}]) == "one\ntwo"

@@ -1,0 +1,126 @@
+"""Several rewards as one number per completion: the weighted sum of those that apply."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from handmade import make_rollouts
+
+from dar.errors import RewardError
+from dar.rewards import Reward, RewardSet, builtin
+
+ROLLOUTS = make_rollouts([["a", "bb"], ["ccc", "dddd"]], columns=[{"answer": "x"}, {"answer": "y"}])
+
+
+def constant(*values: float | None) -> Any:
+    return lambda completions: list(values)
+
+
+def test_total_is_the_weighted_sum():
+    rewards = RewardSet([Reward("one", constant(1, 2, 3, 4), 2.0), Reward("two", constant(10, 0, -10, 0), -0.5)])
+    table = rewards.score(ROLLOUTS, where="step 1")
+    # 2·(1, 2, 3, 4) − 0.5·(10, 0, −10, 0)
+    assert table.total.tolist() == [[-3.0, 4.0], [11.0, 8.0]]
+    assert table.total.dtype == torch.float32
+    assert table.parts["two"].tolist() == [[10.0, 0.0], [-10.0, 0.0]]
+
+
+def test_reward_that_does_not_apply_adds_nothing():
+    rewards = RewardSet([Reward("one", constant(1, None, 3, None)), Reward("two", constant(None, 5, 6, 7), 2.0)])
+    table = rewards.score(ROLLOUTS, where="step 1")
+    assert table.total.tolist() == [[1.0, 10.0], [15.0, 14.0]]
+    assert math.isnan(table.parts["one"][0, 1])
+    assert table.metrics()["rewards/one/mean"] == 2.0  # over rows 0 and 2
+    assert table.metrics()["rewards/two/mean"] == 6.0  # over rows 1, 2 and 3
+    # 1 and 3: sample variance ((−1)² + 1²) / 1
+    assert table.metrics()["rewards/one/std"] == pytest.approx(math.sqrt(2))
+
+
+def test_reward_that_applies_nowhere_has_no_metrics():
+    rewards = RewardSet([Reward("one", constant(1, 2, 3, 4)), Reward("never", constant(None, None, None, None))])
+    table = rewards.score(ROLLOUTS, where="step 1")
+    assert table.metrics().keys() == {"reward", "reward_std", "rewards/one/mean", "rewards/one/std"}
+    assert table.total.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_completion_no_reward_applies_to_is_refused():
+    rewards = RewardSet([Reward("one", constant(1, 1, None, 1)), Reward("two", constant(1, None, None, 1))])
+    with pytest.raises(RewardError, match=r"no reward applies to row 2 at step 7: all returned None.*was: ccc$"):
+        rewards.score(ROLLOUTS, where="step 7")
+
+
+def test_failing_reward_is_named_among_the_others():
+    rewards = RewardSet([Reward("fine", constant(1, 2, 3, 4)), Reward("broken", constant(1, 2, 3))])
+    with pytest.raises(RewardError, match="reward 'broken' returned 3 values for 4 completions at step 7"):
+        rewards.score(ROLLOUTS, where="step 7")
+
+
+def test_a_set_of_no_rewards_is_refused():
+    with pytest.raises(ValueError, match="at least one reward"):
+        RewardSet([])
+
+
+def test_metrics_are_mean_and_sample_deviation():
+    metrics = RewardSet([Reward("one", constant(1, 2, 3, 6))]).score(ROLLOUTS, where="step 1").metrics()
+    # mean 3; deviations −2, −1, 0, 3: sample variance 14 / 3; in the groups (1, 2) and (3, 6) it is 1/2 and 9/2
+    assert metrics["reward"] == metrics["rewards/one/mean"] == 3.0
+    assert metrics["reward_std"] == pytest.approx((math.sqrt(0.5) + math.sqrt(4.5)) / 2)
+    assert metrics["rewards/one/std"] == pytest.approx(math.sqrt(14 / 3))
+
+
+# --- what the functions see ------------------------------------------------------------------------------------------
+
+
+def seen_by_a_reward(rollouts: Any) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def look(**arguments: Any) -> list[float]:
+        seen.update(arguments)
+        return [0.0] * len(arguments["completions"])
+
+    RewardSet([Reward("look", look)]).score(rollouts, where="step 1")
+    return seen
+
+
+def test_functions_see_one_entry_per_completion_in_row_order():
+    seen = seen_by_a_reward(ROLLOUTS)
+    assert seen["prompts"] == ["prompt 0", "prompt 0", "prompt 1", "prompt 1"]
+    assert seen["completions"] == ["a", "bb", "ccc", "dddd"]
+    assert seen["completion_ids"] == [[97], [98, 98], [99, 99, 99], [100, 100, 100, 100]]
+    assert seen["finish_reasons"] == ["eos"] * 4
+    assert seen["answer"] == ["x", "x", "y", "y"]
+
+
+def test_conversations_get_their_completions_as_messages():
+    messages = [{"role": "user", "content": "hi"}]
+    seen = seen_by_a_reward(make_rollouts([["a"], ["b"]], contents=[messages, "plain"]))
+    assert seen["prompts"] == [messages, "plain"]
+    assert seen["completions"] == [[{"role": "assistant", "content": "a"}], "b"]
+
+
+def test_columns_cannot_hide_what_every_function_is_promised():
+    seen = seen_by_a_reward(make_rollouts([["a"]], columns=[{"completions": ["not this"], "prompts": None}]))
+    assert seen["completions"] == ["a"]
+    assert seen["prompts"] == ["prompt 0"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [{"answer": "x"}, {}],
+        [{}, {"answer": "x"}],
+    ],
+    ids=["missing in the second row", "missing in the first row"],
+)
+def test_column_that_some_rows_lack_is_none_there(columns: list[dict[str, Any]]):
+    seen = seen_by_a_reward(make_rollouts([["a"], ["b"]], columns=columns))
+    assert seen["answer"] == [row.get("answer") for row in columns]
+
+
+def test_builtin_rewards_are_combined_by_what_they_name():
+    rewards = RewardSet([Reward("length", builtin.length(2)), Reward("regex", builtin.regex("c"), 10.0)])
+    # −|n − 2| / 2 for n = 1, 2, 3, 4, and 10 where there is a c
+    assert rewards.score(ROLLOUTS, where="step 1").total.tolist() == [[-0.5, 0.0], [9.5, -1.0]]

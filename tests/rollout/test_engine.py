@@ -1,0 +1,51 @@
+"""The sampler with adapters, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from conftest import make_model
+from peft import PeftModel
+
+from dar.batch import Prompt
+from dar.config import LoraSpec
+from dar.policy import Policy
+from dar.policy.loading import add_lora
+from dar.policy.policy import Precision
+from dar.rollout import InProcessEngine, SamplingKey
+from dar.rollout.weights import sampling_weights
+
+FP32 = Precision(torch.device("cpu"), torch.float32)
+PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (8,), {})]
+
+
+def with_trained_adapter() -> PeftModel:
+    model = add_lora(make_model(), LoraSpec(rank=2))
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_merged_adapter_samples_what_the_trainer_scores(tokenizer: Any) -> None:
+    policy = Policy(with_trained_adapter(), tokenizer, FP32, temperature=1.0)
+    engine = InProcessEngine(policy, max_tokens=1000)
+    rollouts = engine.generate(PROMPTS, 3, max_completion_length=9, key=SamplingKey(0))
+    logprobs = policy.logprobs(rollouts.groups, max_tokens=1000)
+    torch.testing.assert_close(rollouts.logprobs, logprobs, rtol=1e-4, atol=1e-5)
+    # The base with the adapter off is another distribution: the adapter was really in.
+    assert (logprobs - policy.ref_logprobs(rollouts.groups, max_tokens=1000)).abs().max() > 0.1
+
+
+def test_converted_weights_are_gone_after_sampling() -> None:
+    model = with_trained_adapter()
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    with sampling_weights(model, torch.bfloat16, batch_size=4):
+        inside = model(input_ids=ids).logits
+    assert not torch.equal(inside, before)
+    torch.testing.assert_close(inside.float(), before, rtol=0.1, atol=0.3)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in model.modules())

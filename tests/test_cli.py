@@ -1,0 +1,354 @@
+"""The command line: what it prints, its exit codes, and errors as one paragraph without a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+from dar.cli import main
+from dar.errors import ConfigError
+
+Write = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int | str | None
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """Runs `dar` in this process, as its entry point would."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1")  # the command sets them; set here, they are put back
+    monkeypatch.setenv("COLUMNS", "200")
+    disable_progress_bar()  # what the command does by these variables, before anything is imported
+
+    def dar(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dar", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        found = capsys.readouterr()
+        return Outcome(caught.value.code, found.out, found.err)
+
+    yield dar
+    enable_progress_bar()
+
+
+Run = Callable[..., Outcome]
+
+
+def dar_process(*arguments: str | Path, after: str = "pass") -> subprocess.CompletedProcess[str]:
+    """Runs `dar` in a process of its own, and a line of Python afterwards."""
+    code = f"import sys\nfrom dar.cli import main\ntry:\n    main()\nfinally:\n    {after}\n"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands_without_importing_torch():
+    found = dar_process("--help", after="print('heavy:', {'torch', 'transformers', 'datasets'} & set(sys.modules))")
+    assert found.returncode == 0
+    for command in ("train", "plan", "sample"):
+        assert f" {command} " in found.stdout
+    assert "heavy: set()" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["recipe", "--resume", "--allow-changed-recipe", "--quiet"]),
+        ("plan", ["recipe", "without loading any weights"]),
+        ("sample", ["model", "prompt", "--num", "--max-tokens", "--temperature", "--seed", "--plain"]),
+    ],
+)
+def test_help_of_a_command_names_its_options(run: Run, command: str, words: list[str]):
+    found = run(command, "--help")
+    assert found.code == 0
+    assert all(word in found.out for word in words)
+
+
+def test_unknown_command_and_option_are_usage_errors(run: Run):
+    for arguments in (["tarin", "x.yaml"], ["train", "x.yaml", "--resum"], ["train"]):
+        found = run(*arguments)
+        assert found.code == 2
+        assert "Usage" in found.err
+        assert found.out == ""
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def misspelt(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A real process with a recipe that has a misspelt key; it ends by saying which heavy packages it imported."""
+    recipe = tmp_path_factory.mktemp("misspelt") / "recipe.yaml"
+    recipe.write_text("model: m\ndata: d.jsonl\nrewards: [sentiment]\nsteps: 1\noutput_dir: run\nnum_generation: 4\n")
+    return dar_process("train", recipe, after="print({'torch', 'transformers', 'datasets'} & set(sys.modules))")
+
+
+def test_error_is_one_paragraph_and_exit_code_2(misspelt: subprocess.CompletedProcess[str]):
+    assert misspelt.returncode == 2
+    paragraph = misspelt.stderr.strip()
+    assert paragraph.startswith("dar: ")
+    assert "recipe.yaml cannot be run as written:" in paragraph
+    assert "unknown key 'num_generation' (did you mean 'num_generations'?)" in paragraph
+    assert "\n\n" not in paragraph
+    assert "Traceback" not in paragraph
+
+
+def test_misspelt_key_is_found_without_waiting_for_torch(misspelt: subprocess.CompletedProcess[str]):
+    assert misspelt.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: str):
+    found = run(command, write_recipe(), "steps")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "dar: override 'steps' is not of the form key.path=value\n"
+
+
+def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
+    found = run("train", tmp_path / "absent.yaml")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith(f"dar: cannot read the recipe {tmp_path / 'absent.yaml'}: ")
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model=/no/such/model", "dar: the model path /no/such/model does not exist\n"),
+        ("data=/no/such.jsonl", "dar (DataError): the data file /no/such.jsonl does not exist\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_what_cannot_be_had_is_said_in_one_line(
+    run: Run, write_recipe: Write, command: str, override: str, expected: str
+):
+    found = run(command, write_recipe(), override)
+    assert (found.code, found.err) == (2, expected)
+
+
+def test_failing_reward_is_said_with_its_completion(run: Run, write_recipe: Write, tmp_path: Path, in_folder: None):
+    (tmp_path / "scores_nan.py").write_text("def score(completions):\n    return [float('nan')] * len(completions)\n")
+    found = run("train", write_recipe(rewards=["scores_nan:score"]))
+    assert found.code == 2
+    assert found.err.startswith(
+        "dar (RewardError): reward 'score' returned nan for row 0 at step 1; every value must be"
+    )
+    assert "Traceback" not in found.out + found.err
+
+
+def test_text_in_square_brackets_is_printed_as_it_is(run: Run, tmp_path: Path):
+    found = run("train", tmp_path / "[red]absent.yaml")
+    assert "[red]absent.yaml" in found.err
+
+
+def test_debug_shows_the_traceback(write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(write_recipe(steps=0))])
+    with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1"):
+        main()
+
+
+def test_debug_of_one_call_does_not_last(run: Run, write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
+    recipe = write_recipe(steps=0)
+    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(recipe)])
+    with pytest.raises(ConfigError):
+        main()
+    assert run("plan", recipe).code == 2
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_what_a_step_will_do_and_writes_nothing(run: Run, write_recipe: Write, tmp_path: Path):
+    found = run("plan", write_recipe(), "algorithm.alpha=0.25", "num_generations=6")
+    assert found.code == 0
+    assert "alpha 0.25" in found.out
+    assert "2 prompts × 6 completions = 12 rows" in found.out
+    assert "forward pass of the reference" in found.out
+    assert "memory (estimate)" in found.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
+    found = run("plan", write_recipe(), "data.max_prompt_length=9", "data.long_prompts=drop")
+    assert "2 to train on, 3 dropped, 0 held out" in found.out
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Works in the temporary folder; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_train_makes_a_run_folder_and_says_where_the_model_is(run: Run, write_recipe: Write, tmp_path: Path):
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(
+        data={"train": prompts, "heldout": {"path": prompts, "max_rows": 2}}, logging={"completions_every": 1}
+    )
+    found = run("train", recipe, "steps=2")
+    assert (found.code, found.err) == (0, "")
+    assert "step 1/2  reward " in found.out
+    assert "step 2/2  reward " in found.out
+    assert "held-out" in found.out  # the table of before and after
+    assert f"the trained model is in {tmp_path / 'run' / 'model'}" in found.out
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "completions",
+        "checkpoints",
+        "model",
+    }
+    assert steps_of(tmp_path / "run") == [0, 1, 2, 2]  # held out, two steps, held out
+    assert f"dar train {recipe} steps=2" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_quiet_training_prints_nothing(write_recipe: Write, tmp_path: Path):
+    found = dar_process("train", write_recipe(), "steps=1", "--quiet")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_train_does_not_overwrite_a_run(run: Run, write_recipe: Write, tmp_path: Path):
+    assert run("train", write_recipe(), "steps=1", "-q").code == 0
+    found = run("train", write_recipe(), "steps=1", "-q")
+    assert found.code == 2
+    assert found.err.startswith(
+        f"dar (CheckpointError): {tmp_path / 'run'} already holds a run: continue it with --resume"
+    )
+
+
+def test_resume_needs_a_run(run: Run, write_recipe: Write, tmp_path: Path):
+    found = run("train", write_recipe(), "--resume")
+    assert found.code == 2
+    assert found.err.startswith(f"dar (CheckpointError): {tmp_path / 'run'} is not a run folder")
+
+
+def test_finished_run_may_be_extended_when_the_change_is_allowed(run: Run, write_recipe: Write, tmp_path: Path):
+    recipe = write_recipe()
+    assert run("train", recipe, "steps=1", "-q").code == 0
+    refused = run("train", recipe, "steps=2", "-q", "--resume")
+    assert refused.code == 2
+    assert "  steps: 1 → 2\n" in refused.err
+    assert steps_of(tmp_path / "run") == [1]
+    assert run("train", recipe, "steps=2", "-q", "--resume", "--allow-changed-recipe").code == 0
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert run("train", recipe, "steps=2", "-q", "--resume").code == 0  # the run is now that of the new recipe
+
+
+def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(
+    run: Run, write_recipe: Write, tmp_path: Path, in_folder: None
+):
+    (tmp_path / "scores_stop.py").write_text(
+        "import os, signal\n\n"
+        "calls = []\n\n"
+        "def score(completion_ids):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return [float(len(ids)) for ids in completion_ids]\n"
+    )
+    recipe = write_recipe(rewards=["scores_stop:score"], checkpoint={"every": 0})
+    before = signal.getsignal(signal.SIGINT)
+    found = run("train", recipe)
+    assert found.code == 130
+    assert "SIGINT: finishing this step, then saving (again to stop at once)" in found.out
+    assert "stopped after step 2 of 3; continue with --resume" in found.out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert not (tmp_path / "run" / "model").exists()
+    found = run("train", recipe, "--resume")
+    assert found.code == 0
+    assert "continuing after step 2" in found.out
+    assert steps_of(tmp_path / "run") == [1, 2, 3]
+
+
+def test_interrupt_outside_a_step_ends_with_its_own_exit_code(
+    run: Run, write_recipe: Write, tmp_path: Path, in_folder: None
+):
+    (tmp_path / "scores_interrupted.py").write_text("raise KeyboardInterrupt\n")
+    found = run("plan", write_recipe(rewards=["scores_interrupted:score"]))
+    assert found.code == 130
+    assert "Traceback" not in found.err
+
+
+# --- sample ----------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_samples_the_same_completions(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "--num", "2", "--max-tokens", "6")
+    first = run(*arguments, "--seed", "3")
+    assert first.code == 0
+    assert first.out.count("── ") == 2
+    assert "── 2 (" in first.out
+    assert run(*arguments, "--seed", "3").out == first.out
+    assert run(*arguments, "--seed", "4").out != first.out
+
+
+def test_prompt_is_a_user_message_unless_plain(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "--max-tokens", "6")
+    chat, plain = run(*arguments), run(*arguments, "--plain")
+    assert chat.code == plain.code == 0
+    assert chat.out != plain.out
+    assert run("sample", tiny_folder, "<|user|>say a<eos><|assistant|>", "--max-tokens", "6", "--plain").out == chat.out
+
+
+def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = run("sample", tiny_folder, "say a", "--max-tokens", "6").out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("say a"))
+    assert run("sample", tiny_folder, "-", "--max-tokens", "6").out == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--temperature", "0"], "sampling.temperature: Input should be greater than 0 (found 0.0)"),
+        (["--max-tokens", "256"], "the model reads at most 256 tokens: no room is left for a prompt"),
+    ],
+)
+def test_impossible_sampling_is_refused(run: Run, tiny_folder: Path, arguments: list[str], expected: str):
+    found = run("sample", tiny_folder, "say a", *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert expected in found.err
+
+
+def test_model_that_does_not_exist_cannot_be_sampled(run: Run, tmp_path: Path):
+    found = run("sample", tmp_path / "absent", "say a")
+    assert (found.code, found.err) == (2, f"dar: the model path {tmp_path / 'absent'} does not exist\n")
+
+
+def test_model_without_a_chat_template_asks_for_plain(run: Run, tiny_folder: Path):
+    os.remove(tiny_folder / "chat_template.jinja")
+    make_tokenizer(chat=False).save_pretrained(tiny_folder)
+    found = run("sample", tiny_folder, "say a")
+    assert found.code == 2
+    assert "--plain" in found.err

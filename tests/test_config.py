@@ -1,0 +1,275 @@
+"""A recipe that cannot run is refused before anything is loaded, in words that say where, what and what else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from handmade import make_spec
+from pydantic import ValidationError
+
+from dar.config import DARSpec, FunctionRewardSpec, GRPOSpec, LoraSpec, RLOOSpec, reward_name
+from dar.errors import ConfigError
+from dar.recipe import build_spec
+
+
+def problem(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_spec(**changes)
+    return str(caught.value)
+
+
+def test_minimal_recipe_gets_the_published_defaults_of_dar():
+    spec = make_spec()
+    assert spec.algorithm == DARSpec(alpha=0.1, beta=0.05, w_clip=20.0, baseline="group_mean", normalize="batch")
+    assert spec.num_generations == 4
+    assert spec.seed == 0
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"algorithm": {"type": "dar", "alhpa": 0.1}}, "algorithm: unknown key 'alhpa' (did you mean 'alpha'?)"),
+        ({"num_generation": 4}, "unknown key 'num_generation' (did you mean 'num_generations'?)"),
+        ({"optim": {"learningrate": 1.0}}, "optim: unknown key 'learningrate' (did you mean 'learning_rate'?)"),
+        ({"model": {"path": "x", "lora": {"rnk": 4}}}, "model.lora: unknown key 'rnk' (did you mean 'rank'?)"),
+        ({"rewards": [{"type": "length", "targt": 4}]}, "rewards.0: unknown key 'targt' (did you mean 'target'?)"),
+    ],
+)
+def test_misspelt_key_is_named_with_its_path_and_the_nearest_one(changes: dict[str, Any], expected: str):
+    assert expected in problem(**changes)
+
+
+def test_unknown_key_unlike_any_other_lists_what_is_allowed():
+    message = problem(sampling={"zzz": 1})
+    assert "sampling: unknown key 'zzz'; allowed: max_completion_length, temperature" in message
+    assert "did you mean" not in message
+
+
+def test_key_of_another_algorithm_is_refused():
+    assert "algorithm: unknown key 'w_clip'" in problem(algorithm={"type": "grpo", "w_clip": 20.0})
+
+
+def test_missing_keys_are_all_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        build_spec({"model": "m", "rewards": ["sentiment"]}, where="recipe.yaml")
+    message = str(caught.value)
+    assert message.startswith("recipe.yaml cannot be run as written:")
+    for key in ("data", "steps", "output_dir"):
+        assert f"  {key}: this key is required" in message
+
+
+def test_missing_key_inside_a_reward_has_its_full_path():
+    assert "  rewards.1.target: this key is required" in problem(rewards=["sentiment", {"type": "length"}])
+
+
+# --- types and values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "found"),
+    [
+        ({"steps": "three"}, "steps", "'three'"),
+        ({"steps": 3.5}, "steps", "3.5"),
+        ({"steps": True}, "steps", "True"),
+        ({"algorithm": {"type": "dar", "alpha": "0.1"}}, "algorithm.alpha", "'0.1'"),
+        ({"output_dir": 5}, "output_dir", "5"),
+        ({"model": {"path": "x", "trust_remote_code": "yes"}}, "model.trust_remote_code", "'yes'"),
+        ({"model": 5}, "model", "5"),
+    ],
+)
+def test_wrong_type_is_refused_and_shown(changes: dict[str, Any], key: str, found: str):
+    message = problem(**changes)
+    expected = "expected a mapping of keys to values" if key == "model" else "Input should be"
+    assert f"  {key}: {expected}" in message
+    assert message.endswith(f"(found {found})")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key", "bound"),
+    [
+        ({"type": "dar", "alpha": -0.1}, "alpha", "greater than or equal to 0"),
+        ({"type": "dar", "alpha": 1.01}, "alpha", "less than or equal to 1"),
+        ({"type": "dar", "alpha": math.nan}, "alpha", "(found nan)"),
+        ({"type": "dar", "beta": 0.0}, "beta", "greater than 0"),
+        ({"type": "dar", "beta": -1.0}, "beta", "greater than 0"),
+        ({"type": "dar", "beta": math.inf}, "beta", "finite"),
+        ({"type": "dar", "beta": math.nan}, "beta", "finite"),
+        ({"type": "dar", "w_clip": 0.0}, "w_clip", "greater than 0"),
+        ({"type": "dar", "w_clip": -1.0}, "w_clip", "greater than 0"),
+        ({"type": "dar", "w_clip": math.nan}, "w_clip", "greater than 0"),
+        ({"type": "dar", "updates": 0}, "updates", "greater than or equal to 1"),
+        ({"type": "rloo", "beta": -0.1}, "beta", "greater than or equal to 0"),
+        ({"type": "grpo", "clip_low": 1.5}, "clip_low", "less than or equal to 1"),
+        ({"type": "grpo", "clip_high": -0.1}, "clip_high", "greater than or equal to 0"),
+    ],
+)
+def test_impossible_value_of_an_algorithm_is_refused(algorithm: dict[str, Any], key: str, bound: str):
+    message = problem(algorithm=algorithm)
+    assert f"  algorithm.{key}: Input should be" in message
+    assert bound in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"num_generations": 0}, "num_generations"),
+        ({"prompts_per_step": 0}, "prompts_per_step"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"sampling": {"temperature": 0.0}}, "sampling.temperature"),
+        ({"sampling": {"max_completion_length": 0}}, "sampling.max_completion_length"),
+        ({"optim": {"learning_rate": 0.0}}, "optim.learning_rate"),
+        ({"optim": {"learning_rate": math.nan}}, "optim.learning_rate"),
+        ({"optim": {"max_grad_norm": 0.0}}, "optim.max_grad_norm"),
+        ({"optim": {"beta2": 1.0}}, "optim.beta2"),
+        ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps"),
+        ({"optim": {"schedule": "sine"}}, "optim.schedule"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep"),
+        ({"checkpoint": {"every": -1}}, "checkpoint.every"),
+        ({"runtime": {"precision": "fp16"}}, "runtime.precision"),
+        ({"runtime": {"max_tokens_per_microbatch": 0}}, "runtime.max_tokens_per_microbatch"),
+        ({"data": {"train": "x", "long_prompts": "cut"}}, "data.long_prompts"),
+        ({"rewards": [{"type": "sentiment", "weight": math.inf}]}, "rewards.0.weight"),
+        ({"rewards": [{"type": "missing_eos_penalty", "penalty": 0.0}]}, "rewards.0.penalty"),
+    ],
+)
+def test_impossible_value_is_refused_with_its_path(changes: dict[str, Any], key: str):
+    assert f"  {key}: Input should be" in problem(**changes)
+
+
+def test_bounds_that_mean_something_are_allowed():
+    assert make_spec(algorithm={"type": "dar", "alpha": 0.0}).algorithm == DARSpec(alpha=0.0)
+    assert make_spec(algorithm={"type": "dar", "alpha": 1}).algorithm == DARSpec(alpha=1.0)
+    assert make_spec(algorithm={"type": "dar", "w_clip": math.inf}).algorithm == DARSpec(w_clip=math.inf)
+    assert make_spec(algorithm={"type": "rloo", "beta": 0.0}).algorithm == RLOOSpec(beta=0.0)
+    assert make_spec(optim={"max_grad_norm": math.inf}).optim.max_grad_norm == math.inf
+
+
+def test_weight_scale_clip_needs_a_finite_clip():
+    message = problem(algorithm={"type": "dar", "weight_scale": "clip", "w_clip": math.inf})
+    assert "algorithm: weight_scale is 'clip', but w_clip is infinite" in message
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_methods_that_compare_completions_refuse_a_group_of_one(algorithm: str):
+    message = problem(algorithm=algorithm, num_generations=1)
+    assert (
+        f"num_generations is 1, but {algorithm} compares the completions of one prompt: set it to 2 or more" in message
+    )
+
+
+def test_dar_works_with_a_group_of_one():
+    assert make_spec(algorithm="dar", num_generations=1).num_generations == 1
+
+
+def test_leave_one_out_baseline_refuses_a_group_of_one():
+    message = problem(algorithm={"type": "dar", "baseline": "leave_one_out"}, num_generations=1)
+    assert "num_generations is 1: algorithm.baseline leave_one_out needs 2 or more" in message
+
+
+# --- names and shorthands --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"algorithm": "darr"}, "algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: dar, rloo, grpo"),
+        ({"algorithm": "ppo"}, "algorithm: unknown type 'ppo'; allowed: dar, rloo, grpo"),
+        ({"optim": "adam"}, "optim: unknown type 'adam' (did you mean 'adamw'?); allowed: adamw, adafactor"),
+        ({"rewards": ["sentment"]}, "rewards.0: unknown type 'sentment' (did you mean 'sentiment'?)"),
+    ],
+)
+def test_unknown_name_suggests_the_nearest_and_lists_the_others(changes: dict[str, Any], expected: str):
+    assert expected in problem(**changes)
+
+
+def test_bare_names_stand_for_mappings():
+    short = make_spec(
+        reference="other/model", algorithm="grpo", optim="adafactor", rewards=["pkg.mod:score", "sentiment"]
+    )
+    long = make_spec(
+        model={"path": "some/model"},
+        reference={"path": "other/model"},
+        data={"train": {"path": "prompts.jsonl"}},
+        algorithm={"type": "grpo"},
+        optim={"type": "adafactor"},
+        rewards=[{"type": "function", "function": "pkg.mod:score"}, {"type": "sentiment"}],
+    )
+    assert short == long
+
+
+def test_optimizer_is_adamw_unless_said():
+    assert make_spec(optim={"learning_rate": 1e-4}).optim.type == "adamw"
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_must_be_a_list():
+    assert "rewards: expected a list of rewards, for example [sentiment]" in problem(rewards="sentiment")
+
+
+def test_rewards_must_not_be_empty():
+    assert "  rewards: List should have at least 1 item" in problem(rewards=[])
+
+
+def test_rewards_that_share_a_name_are_refused():
+    message = problem(rewards=["sentiment", {"type": "regex", "pattern": "a", "name": "sentiment"}])
+    assert "rewards share a name (sentiment): give each its own with the key 'name'" in message
+
+
+@pytest.mark.parametrize("path", ["score", "pkg.mod:", ":score"])
+def test_function_reward_needs_module_and_function(path: str):
+    message = problem(rewards=[{"type": "function", "function": path}])
+    assert f"rewards.0.function: expected 'package.module:function', got '{path}'" in message
+
+
+def test_pattern_that_does_not_compile_is_refused():
+    assert "rewards.0.pattern: not a regular expression: " in problem(rewards=[{"type": "regex", "pattern": "("}])
+
+
+def test_reward_is_named_as_given_or_by_its_function_or_type():
+    named = make_spec(rewards=[{"type": "sentiment", "name": "tone"}, "sentiment", "pkg.mod:score"])
+    assert [reward_name(reward) for reward in named.rewards] == ["tone", "sentiment", "score"]
+
+
+# --- specs as objects ------------------------------------------------------------------------------------------------
+
+
+def test_specs_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        make_spec().steps = 4  # pyright: ignore[reportAttributeAccessIssue] - that it cannot be is the point
+
+
+def test_specs_built_in_python_are_checked_too():
+    with pytest.raises(ValueError, match=r"unknown key 'alhpa' \(did you mean 'alpha'\?\)"):
+        DARSpec(alhpa=0.1)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        LoraSpec(rank=0)
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        GRPOSpec(clip_low=2.0)
+    with pytest.raises(ValueError, match=r"package\.module:function"):
+        FunctionRewardSpec(function="nothing")
+
+
+def test_letters_of_the_2025_paper_are_translated():
+    # β = α₂₅ + β₂₅ = 0.05, α = α₂₅ / β = 0.1: the 2026 paper's defaults are the 2025 paper's.
+    spec = DARSpec.from_2025(alpha_25=0.005, beta_25=0.045, w_clip=10.0)
+    assert spec.alpha == pytest.approx(0.1)
+    assert spec.beta == pytest.approx(0.05)
+    assert spec.w_clip == 10.0
+
+
+@pytest.mark.parametrize(("alpha_25", "beta_25"), [(0.0, 0.0), (-0.1, 0.2), (0.2, -0.1)])
+def test_impossible_letters_of_the_2025_paper_are_refused(alpha_25: float, beta_25: float):
+    with pytest.raises(ValueError, match="must be ≥ 0 and not both 0"):
+        DARSpec.from_2025(alpha_25=alpha_25, beta_25=beta_25)

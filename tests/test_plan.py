@@ -1,0 +1,115 @@
+"""The plan counts what a run will do, before any weight is loaded, and refuses what the run would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+
+from dar.errors import ConfigError, DataError
+from dar.plan import Plan, make_plan
+from dar.recipe import load_recipe
+
+Write = Callable[..., Path]
+
+
+def plan(write_recipe: Write, **changes: Any) -> Plan:
+    return make_plan(load_recipe(write_recipe(**changes)))
+
+
+def test_plan_needs_no_weights_and_writes_nothing(write_recipe: Write, tiny_folder: Path, tmp_path: Path):
+    recipe = write_recipe()
+    (tiny_folder / "model.safetensors").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert make_plan(load_recipe(recipe)).num_parameters == sum(p.numel() for p in make_model().parameters())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_counts_rows_and_tokens(write_recipe: Write):
+    found = plan(write_recipe)
+    # "<|user|>say WORD<eos><|assistant|>": 3 special tokens and 4 + |WORD| bytes, for WORD = a, bee, sea, dee, eh
+    lengths = [3 + 4 + len(word) for word in ("a", "bee", "sea", "dee", "eh")]
+    assert found.num_train_prompts == 5
+    assert (found.mean_prompt_length, found.longest_prompt) == (sum(lengths) / 5, 10)
+    assert found.rows_per_step == 2 * 4
+    assert found.max_completion_tokens_per_step == 8 * 8
+    assert found.epochs == 3 * 2 / 5
+    assert (found.device, found.compute_dtype) == ("cpu", "float32")
+
+
+def test_plan_counts_dropped_and_held_out_prompts(write_recipe: Write, tmp_path: Path):
+    prompts = str(tmp_path / "prompts.jsonl")
+    data = {
+        "train": prompts,
+        "heldout": {"path": prompts, "max_rows": 2},
+        "max_prompt_length": 9,
+        "long_prompts": "drop",
+    }
+    found = plan(write_recipe, data=data)
+    assert (found.num_train_prompts, found.num_dropped) == (2, 3)
+    assert found.num_heldout_prompts == 1  # of "a" and "bee"
+    assert found.longest_prompt == 9
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reference_pass", "updates"),
+    [
+        ("dar", True, 1),
+        ({"type": "dar", "alpha": 0.0}, False, 1),
+        ({"type": "grpo", "beta": 0.0, "updates": 3}, False, 3),
+        ({"type": "rloo", "beta": 0.1}, True, 1),
+    ],
+)
+def test_plan_lists_the_passes(write_recipe: Write, algorithm: Any, reference_pass: bool, updates: int):
+    found = plan(write_recipe, algorithm=algorithm)
+    reference = ["forward pass of the reference"] if reference_pass else []
+    assert found.passes == (
+        "sample 8 completions",
+        "score them",
+        *reference,
+        f"{updates} × forward and backward pass of the policy",
+    )
+
+
+def test_reference_takes_memory_only_where_it_is_read(write_recipe: Write, tmp_path: Path):
+    held = plan(write_recipe)
+    free = plan(write_recipe, algorithm={"type": "dar", "alpha": 0.0})
+    bytes_of_weights = held.num_parameters * 4 / 1e9
+    assert free.weights_gb == pytest.approx(bytes_of_weights)
+    assert held.weights_gb == pytest.approx(2 * bytes_of_weights)
+
+
+def test_optimizer_memory_is_that_of_what_is_trained(write_recipe: Write, tiny_folder: Path):
+    full = plan(write_recipe)
+    assert full.optimizer_gb == pytest.approx(full.num_parameters * 12 / 1e9)  # gradient and two moments
+    lora = plan(write_recipe, model={"path": str(tiny_folder), "lora": {"rank": 2}})
+    # Seven linear maps in each of two layers: q and o 32→32, k and v 32→16, gate and up 32→48, down 48→32.
+    adapter = 2 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+    assert lora.optimizer_gb == pytest.approx(adapter * 12 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "/no/such/model"}, ConfigError, "the model path /no/such/model does not exist"),
+        ({"data": "/no/such/rows.jsonl"}, DataError, "the data file /no/such/rows.jsonl does not exist"),
+        ({"rewards": ["no_such_module:score"]}, ConfigError, "the module no_such_module cannot be imported"),
+        ({"sampling": {"max_completion_length": 250}}, DataError, "5 of 5 prompts are longer than 6 tokens"),
+        ({"runtime": {"device": "gpu"}}, ConfigError, "'gpu' is not a device"),
+    ],
+)
+def test_plan_refuses_what_the_run_would(
+    write_recipe: Write, changes: dict[str, Any], error: type[Exception], message: str
+):
+    with pytest.raises(error, match=message):
+        plan(write_recipe, **changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_plan_for_a_gpu_that_is_not_there_is_refused(write_recipe: Write):
+    with pytest.raises(ConfigError, match=r"runtime\.device is cuda, but torch .* sees 0 CUDA devices"):
+        plan(write_recipe, runtime={"device": "cuda"})

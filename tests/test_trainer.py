@@ -1,0 +1,700 @@
+"""The Python face: objects or paths in, an aligned model and its metrics out, and clear words where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dar
+from dar import (
+    CheckpointError,
+    ConfigError,
+    DARConfig,
+    DARSpec,
+    DARTrainer,
+    DataError,
+    GRPOSpec,
+    RewardError,
+    RLOOSpec,
+    RolloutError,
+    Trainer,
+    TrainingConfig,
+)
+from dar.config import reward_name
+from dar.recipe import flatten
+from dar.trainer import TrainResult
+
+ROWS = [{"prompt": [{"role": "user", "content": f"say {word}"}], "word": word} for word in ("a", "bee", "sea", "dee")]
+Config = TypeVar("Config", bound=TrainingConfig)
+SETTINGS: dict[str, Any] = {
+    "max_steps": 2,
+    "prompts_per_step": 2,
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "learning_rate": 1e-2,
+    "precision": "fp32",
+    "device": "cpu",
+}
+
+
+def even_share(completion_ids: list[list[int]]) -> list[float]:
+    """The share of tokens with an even id."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def make_config(kind: type[Config], **changes: Any) -> Config:
+    """A short run on the tiny model, with some settings replaced."""
+    return kind(**SETTINGS | {"output_dir": "run"} | changes)
+
+
+def make_trainer(folder: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> DARTrainer:
+    arguments: dict[str, Any] = {
+        "model": make_model(),
+        "reward_funcs": even_share,
+        "args": make_config(DARConfig, **{"output_dir": str(folder / "run")} | dict(settings or {})),
+        "train_dataset": ROWS,
+        "processing_class": make_tokenizer(),
+    }
+    return DARTrainer(**arguments | changes)
+
+
+def make_other_trainer(folder: Path, **changes: Any) -> Trainer:
+    arguments: dict[str, Any] = {
+        "model": make_model(),
+        "reward_funcs": even_share,
+        "args": make_config(TrainingConfig, output_dir=str(folder / "run")),
+        "train_dataset": ROWS,
+        "processing_class": make_tokenizer(),
+    }
+    return Trainer(**arguments | changes)
+
+
+def numbers(result: TrainResult) -> list[dict[str, float]]:
+    """The metrics without what depends on the machine's mood."""
+    moods = ("time", "memory", "step_time", "eval/time")
+    return [{key: value for key, value in row.items() if not key.startswith(moods)} for row in result.metrics]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    assert trainer.loop is not None
+    return {name: parameter.detach().clone() for name, parameter in trainer.loop.policy.model.named_parameters()}
+
+
+class Collector:
+    """Keeps what callbacks are told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **metrics})
+
+
+class Crash(Exception):
+    """Stands for a process that dies in the middle of a run."""
+
+
+class CrashAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.step:
+            raise Crash
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_two_steps_on_objects_change_the_model_and_leave_a_run_folder(tmp_path: Path):
+    collector = Collector()
+    trainer = make_trainer(tmp_path, callbacks=[collector])
+    result = trainer.train()
+    assert (result.steps, result.output_dir) == (2, str(tmp_path / "run"))
+    assert [row["step"] for row in result.metrics] == [1, 2]
+    assert collector.rows == result.metrics
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.metrics
+    trained, before = weights(trainer), dict(make_model().named_parameters())
+    assert all(not torch.equal(trained[name], before[name]) for name in trained)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in saved.named_parameters())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert tokenizer.chat_template == make_tokenizer().chat_template
+    assert "aligned with DAR" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_metrics_say_what_the_rewards_said(tmp_path: Path):
+    seen: list[float] = []
+
+    def remembered(completion_ids: list[list[int]]) -> list[float]:
+        seen.extend(even_share(completion_ids))
+        return seen[-len(completion_ids) :]
+
+    result = make_trainer(tmp_path, reward_funcs=remembered, settings={"max_steps": 1}).train()
+    assert len(seen) == 2 * 4
+    assert result.metrics[0]["reward"] == pytest.approx(sum(seen) / 8, rel=1e-6)
+    assert result.metrics[0]["rewards/remembered/mean"] == pytest.approx(sum(seen) / 8, rel=1e-6)
+    assert result.metrics[0]["tokens/completion"] == result.metrics[0]["completions/mean_length"] * 8
+
+
+def test_paths_train_exactly_as_the_objects_they_name(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    by_object = make_trainer(tmp_path / "objects", reward_funcs=[even_share, "sentiment"])
+    by_path = make_trainer(
+        tmp_path / "paths",
+        model=str(tiny_folder),
+        processing_class=None,
+        train_dataset=str(rows),
+        reward_funcs=[f"{__name__}:even_share", "sentiment"],
+    )
+    assert numbers(by_object.train()) == numbers(by_path.train())
+    expected = weights(by_object)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in weights(by_path).items())
+    assert by_path.spec.model.path == str(tiny_folder)
+    assert by_path.spec.data.train.path == str(rows)
+
+
+def test_dataset_and_generator_train_exactly_as_the_list(tmp_path: Path):
+    results = [
+        numbers(make_trainer(tmp_path / str(index), train_dataset=rows).train())
+        for index, rows in enumerate([ROWS, datasets.Dataset.from_list(ROWS), (row for row in ROWS)])
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path):
+    first = numbers(make_trainer(tmp_path / "a").train())
+    assert numbers(make_trainer(tmp_path / "b").train()) == first
+    assert numbers(make_trainer(tmp_path / "c", settings={"seed": 1}).train()) != first
+
+
+def test_columns_reach_the_reward(tmp_path: Path):
+    words: list[str] = []
+
+    def score(completions: list[Any], prompts: list[Any], word: list[str]) -> list[float]:
+        assert [prompt[-1]["content"] for prompt in prompts] == [f"say {each}" for each in word]
+        words.extend(word)
+        return [0.0] * len(completions)
+
+    make_trainer(tmp_path, reward_funcs=score).train()
+    assert sorted(words) == sorted(row["word"] for row in ROWS for _ in range(4))
+
+
+def test_async_reward_trains(tmp_path: Path):
+    async def judge(completion_ids: list[list[int]]) -> list[float]:
+        return even_share(completion_ids)
+
+    expected = make_trainer(tmp_path / "a", reward_funcs=even_share).train().metrics[-1]["loss"]
+    assert make_trainer(tmp_path / "b", reward_funcs=judge).train().metrics[-1]["loss"] == expected
+
+
+def test_held_out_prompts_are_sampled_before_and_after(tmp_path: Path):
+    trainer = make_trainer(tmp_path, eval_dataset=ROWS[:1], settings={"max_steps": 3, "eval_steps": 2})
+    rows = [row for row in trainer.train().metrics if "eval/reward" in row]
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    assert rows[0]["eval/kl/ref"] == 0.0
+    assert rows[-1]["eval/kl/ref"] > 0.0
+    completions = tmp_path / "run" / "completions"
+    assert {f"heldout-step-{step}.parquet" for step in (0, 2, 3)} <= {file.name for file in completions.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [("grpo", GRPOSpec()), ("rloo", RLOOSpec()), ("dar", DARSpec()), (GRPOSpec(beta=0.0, updates=2), None)],
+    ids=["grpo", "rloo", "dar", "spec"],
+)
+def test_every_algorithm_trains_by_name_or_spec(tmp_path: Path, algorithm: Any, expected: Any):
+    trainer = make_other_trainer(tmp_path, algorithm=algorithm)
+    assert trainer.spec.algorithm == (expected or algorithm)
+    result = trainer.train()
+    assert result.steps == 2
+    assert all(math.isfinite(value) for row in result.metrics for value in row.values())
+    assert not torch.equal(weights(trainer)["model.norm.weight"], make_model().model.norm.weight)
+
+
+def test_rewards_are_weighted_in_their_order(tmp_path: Path):
+    def size(completion_ids: list[list[int]]) -> list[int]:
+        return [len(ids) for ids in completion_ids]
+
+    trainer = make_trainer(tmp_path, reward_funcs=[even_share, size], settings={"reward_weights": [2.0, -1.0]})
+    metrics = trainer.train().metrics[0]
+    expected = 2 * metrics["rewards/even_share/mean"] - metrics["rewards/size/mean"]
+    assert metrics["reward"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_tracker_is_told(tmp_path: Path):
+    make_trainer(tmp_path, settings={"report_to": "tensorboard"}).train()
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_no_tracker_is_called_none(tmp_path: Path):
+    assert make_trainer(tmp_path, settings={"report_to": "none"}).spec.logging.trackers == []
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def test_reference_is_the_policy_before_training_unless_given(tmp_path: Path):
+    first = make_trainer(tmp_path).train().metrics[0]
+    assert first["kl/ref"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_given_reference_is_what_the_policy_is_held_against(tmp_path: Path):
+    other = tmp_path / "other"
+    make_model(seed=1).save_pretrained(other)
+    by_object = make_trainer(tmp_path / "a", ref_model=make_model(seed=1)).train()
+    by_path = make_trainer(tmp_path / "b", ref_model=str(other)).train()
+    assert by_object.metrics[0]["kl/ref"] > 1.0
+    assert numbers(by_object) == numbers(by_path)
+
+
+def test_given_reference_is_not_trained(tmp_path: Path):
+    reference = make_model(seed=1)
+    make_trainer(tmp_path, ref_model=reference).train()
+    before = dict(make_model(seed=1).named_parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in reference.named_parameters())
+
+
+def test_model_cannot_be_its_own_reference_object(tmp_path: Path):
+    model = make_model()
+    with pytest.raises(ConfigError, match="ref_model"):
+        make_trainer(tmp_path, model=model, ref_model=model).train()
+
+
+def test_reference_with_a_smaller_vocabulary_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="vocabulary"):
+        make_trainer(tmp_path, ref_model=make_model(vocab_size=100)).train()
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def lora(**changes: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes)
+
+
+def test_adapter_is_trained_on_a_base_that_stays(tmp_path: Path):
+    trainer = make_trainer(tmp_path, peft_config=lora(lora_dropout=0.5))
+    result = trainer.train()
+    assert result.metrics[0]["kl/ref"] == pytest.approx(0.0, abs=1e-3)
+    trained, base = weights(trainer), dict(make_model().named_parameters())
+    frozen = {name: tensor for name, tensor in trained.items() if "lora_" not in name}
+    adapters = {name: tensor for name, tensor in trained.items() if "lora_B" in name}
+    assert len(frozen) == len(base)
+    names = {name: name.replace("base_model.model.", "").replace(".base_layer", "") for name in frozen}
+    assert all(torch.equal(tensor, base[names[name]]) for name, tensor in frozen.items())
+    assert adapters
+    assert all(tensor.any() for tensor in adapters.values())
+    assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+    ids = torch.arange(8).unsqueeze(0)
+    loaded = PeftModel.from_pretrained(make_model(), str(tmp_path / "run" / "model"))
+    assert trainer.loop is not None
+    torch.testing.assert_close(loaded(ids).logits, trainer.loop.policy.model(ids).logits)
+
+
+def test_adapter_that_is_not_zero_at_the_start_is_refused(tmp_path: Path):
+    with pytest.raises(
+        RolloutError, match=r"before the first step the policy already differs from its reference"
+    ) as caught:
+        make_trainer(tmp_path, peft_config=lora(init_lora_weights=False)).train()
+    assert "init_lora_weights" in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_model_with_nothing_to_train_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nothing is trainable: every parameter of the model has requires_grad=False"):
+        make_trainer(tmp_path, model=make_model().requires_grad_(False)).train()
+
+
+def test_frozen_part_of_a_model_stays(tmp_path: Path):
+    model = make_model()
+    model.model.layers[0].requires_grad_(False)
+    trainer = make_trainer(tmp_path, model=model)
+    trainer.train()
+    before = dict(make_model().named_parameters())
+    changed = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if ".layers.0." not in name}
+
+
+def test_model_object_in_half_precision_is_trained_on_fp32_weights(tmp_path: Path):
+    trainer = make_trainer(tmp_path, model=make_model().bfloat16())
+    trainer.train()
+    assert {tensor.dtype for tensor in weights(trainer).values()} == {torch.float32}
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+LONGER = {"max_steps": 4, "save_steps": 1, "lr_scheduler_type": "linear"}
+
+
+def test_run_that_died_goes_on_to_the_same_bytes(tmp_path: Path):
+    whole = make_trainer(tmp_path / "whole", settings=LONGER, eval_dataset=ROWS[:1])
+    expected = numbers(whole.train())
+    with pytest.raises(Crash):
+        make_trainer(tmp_path / "cut", settings=LONGER, eval_dataset=ROWS[:1], callbacks=[CrashAt(3)]).train()
+    resumed = make_trainer(tmp_path / "cut", settings=LONGER, eval_dataset=ROWS[:1])
+    assert numbers(resumed.train(resume_from_checkpoint=True)) == expected
+    last = weights(whole)
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(resumed).items())
+
+
+def test_run_that_died_before_its_first_checkpoint_starts_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    expected = numbers(make_trainer(tmp_path / "whole").train())
+    with pytest.raises(Crash):
+        make_trainer(tmp_path / "cut", callbacks=[CrashAt(1)]).train()
+    with caplog.at_level(logging.WARNING):
+        assert numbers(make_trainer(tmp_path / "cut").train(resume_from_checkpoint=True)) == expected
+    assert "has no checkpoint yet; starting from the beginning" in caplog.text
+
+
+def test_damaged_newest_checkpoint_costs_a_step_and_no_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    expected = numbers(make_trainer(tmp_path / "whole", settings=LONGER).train())
+    with pytest.raises(Crash):
+        make_trainer(tmp_path / "cut", settings=LONGER, callbacks=[CrashAt(4)]).train()
+    newest = tmp_path / "cut" / "run" / "checkpoints" / "step-3" / "policy.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        result = make_trainer(tmp_path / "cut", settings=LONGER).train(resume_from_checkpoint=True)
+    assert numbers(result) == expected
+    assert "step-3 is damaged (policy.safetensors has" in caplog.text
+
+
+def test_folder_without_a_run_cannot_be_resumed(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"is not a run folder: it has no config\.yaml"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_folder_with_a_run_is_not_trained_over(tmp_path: Path):
+    make_trainer(tmp_path).train()
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"already holds a run: .*resume_from_checkpoint=True"):
+        make_trainer(tmp_path).train()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_run_is_not_resumed_from_other_initial_weights(tmp_path: Path):
+    make_trainer(tmp_path, settings=LONGER).train()
+    with pytest.raises(CheckpointError, match="was trained from another initial model: π₀'s weights differ"):
+        make_trainer(tmp_path, settings=LONGER, model=make_model(seed=1)).train(resume_from_checkpoint=True)
+
+
+def test_run_is_not_resumed_against_another_reference(tmp_path: Path):
+    make_trainer(tmp_path, settings=LONGER, ref_model=make_model(seed=1)).train()
+    other = make_trainer(tmp_path, settings=LONGER, ref_model=make_model(seed=2))
+    with pytest.raises(CheckpointError, match="π₀'s weights differ"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_run_is_not_resumed_with_an_adapter_of_another_rank(tmp_path: Path):
+    make_trainer(tmp_path, settings=LONGER, peft_config=lora(r=2)).train()
+    other = make_trainer(tmp_path, settings=LONGER, peft_config=lora(r=3))
+    with pytest.raises(CheckpointError, match=r"is of another model: .* trainable tensors differ in name or shape"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_run_is_not_resumed_with_other_settings(tmp_path: Path):
+    make_trainer(tmp_path, settings=LONGER).train()
+    with pytest.raises(CheckpointError, match=r"optim\.learning_rate: 0\.01 → 0\.02"):
+        make_trainer(tmp_path, settings={**LONGER, "learning_rate": 2e-2}).train(resume_from_checkpoint=True)
+
+
+def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
+    make_trainer(tmp_path).train()
+    with pytest.raises((CheckpointError, ConfigError), match="no/such/checkpoint"):
+        make_trainer(tmp_path).train(resume_from_checkpoint="no/such/checkpoint")  # pyright: ignore[reportArgumentType]
+
+
+# --- what cannot run -------------------------------------------------------------------------------------------------
+
+
+def test_model_object_needs_its_tokenizer(tmp_path: Path):
+    with pytest.raises(ConfigError, match="a model given as an object needs its tokenizer: pass processing_class"):
+        make_trainer(tmp_path, processing_class=None)
+
+
+def test_failing_reward_stops_the_run_with_step_and_name(tmp_path: Path):
+    calls: list[int] = []
+
+    def judge(completions: list[Any]) -> list[float]:
+        calls.append(len(completions))
+        return [math.nan if len(calls) == 2 else 0.5] * len(completions)
+
+    with pytest.raises(RewardError, match=r"reward 'judge' returned nan for row 0 at step 2; .* completion was: "):
+        make_trainer(tmp_path, reward_funcs=judge).train()
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_two_functions_of_one_name_are_told_apart(tmp_path: Path):
+    trainer = make_trainer(tmp_path, reward_funcs=[even_share, even_share])
+    assert [reward_name(reward) for reward in trainer.spec.rewards] == ["even_share", "even_share_2"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("sentment", r"unknown type 'sentment' \(did you mean 'sentiment'\?\)"),
+        ("no_such_module:score", "the module no_such_module cannot be imported"),
+    ],
+)
+def test_reward_that_cannot_be_had_is_refused(tmp_path: Path, reward: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(tmp_path, reward_funcs=reward).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_reward_weights_are_counted(tmp_path: Path):
+    with pytest.raises(ConfigError, match="reward_weights has 2 values for 1 reward functions"):
+        make_trainer(tmp_path, settings={"reward_weights": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "<list> has no rows"),
+        ([{"text": "a"}], "<list>: row 0 has no column 'prompt'; it has text"),
+        ([{"prompt": 5}], "<list>: row 0: 'prompt' must be a non-empty string or a list of messages"),
+        (["a"], "<list>: row 0 is a str, expected a mapping of columns to values"),
+        ("absent.jsonl", "the data file absent.jsonl does not exist"),
+        ([{"prompt": "a" * 300}], "<list>: 1 of 1 prompts are longer than 248 tokens"),
+    ],
+)
+def test_bad_data_is_refused_before_anything_is_written(tmp_path: Path, rows: Any, message: str):
+    with pytest.raises(DataError) as caught:
+        make_trainer(tmp_path, train_dataset=rows).train()
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_messages_need_a_chat_template(tmp_path: Path):
+    with pytest.raises(ConfigError, match="prompts are messages, but the tokenizer has no chat template"):
+        make_trainer(tmp_path, processing_class=make_tokenizer(chat=False)).train()
+
+
+def test_completions_must_leave_room_for_a_prompt(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"max_completion_length is 256, but the model reads at most 256 tokens"):
+        make_trainer(tmp_path, settings={"max_completion_length": 256}).train()
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"the run folder .*file/run cannot be written"):
+        make_trainer(tmp_path / "file").train()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_gpu_that_is_not_there_is_refused(tmp_path: Path, device: str):
+    with pytest.raises(ConfigError, match=f"runtime.device is {device}, but torch .* sees 0 CUDA devices; use .*=cpu"):
+        make_trainer(tmp_path, settings={"device": device}).train()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
+def test_apple_gpu_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"runtime\.device is mps, but this torch sees no Apple GPU"):
+        make_trainer(tmp_path, settings={"device": "mps"}).train()
+
+
+def test_device_that_does_not_exist_is_refused(tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"runtime\.device: 'gpu' is not a device; use auto, cpu, cuda, cuda:N or mps"
+    ):
+        make_trainer(tmp_path, settings={"device": "gpu"}).train()
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu"])
+def test_device_that_is_not_offered_is_refused(tmp_path: Path, device: str):
+    with pytest.raises(ConfigError, match="use auto, cpu, cuda, cuda:N or mps"):
+        make_trainer(tmp_path, settings={"device": device}).train()
+
+
+def test_unknown_tracker_is_refused_with_those_there_are(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"logging\.trackers: nosuch cannot be used here; installed: .*tensorboard"):
+        make_trainer(tmp_path, settings={"report_to": ["tensorboard", "nosuch"]}).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_algorithm_is_refused_with_those_there_are(tmp_path: Path):
+    with pytest.raises(ConfigError, match="algorithm 'ppo' is not known; there are dar, rloo, grpo"):
+        make_other_trainer(tmp_path, algorithm="ppo")
+
+
+def test_groups_of_one_are_for_dar_alone(tmp_path: Path):
+    one = make_config(TrainingConfig, output_dir=str(tmp_path / "run"), num_generations=1)
+    with pytest.raises(ConfigError, match="num_generations is 1, but grpo compares the completions of one prompt"):
+        make_other_trainer(tmp_path, algorithm="grpo", args=one)
+    assert make_trainer(tmp_path, settings={"num_generations": 1, "prompts_per_step": 4}).train().steps == 2
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+KEYS_OF_SETTINGS: list[tuple[str, Any, str]] = [
+    ("max_steps", 7, "steps"),
+    ("prompts_per_step", 3, "prompts_per_step"),
+    ("num_generations", 3, "num_generations"),
+    ("max_completion_length", 5, "sampling.max_completion_length"),
+    ("temperature", 0.5, "sampling.temperature"),
+    ("learning_rate", 0.25, "optim.learning_rate"),
+    ("lr_scheduler_type", "cosine", "optim.schedule"),
+    ("warmup_steps", 4, "optim.warmup_steps"),
+    ("weight_decay", 0.1, "optim.weight_decay"),
+    ("max_grad_norm", 2.0, "optim.max_grad_norm"),
+    ("gradient_checkpointing", True, "model.gradient_checkpointing"),
+    ("max_tokens_per_microbatch", 77, "runtime.max_tokens_per_microbatch"),
+    ("precision", "bf16", "runtime.precision"),
+    ("device", "cuda:1", "runtime.device"),
+    ("seed", 8, "seed"),
+    ("logging_steps", 9, "logging.every"),
+    ("save_steps", 10, "checkpoint.every"),
+    ("save_total_limit", 11, "checkpoint.keep"),
+    ("eval_steps", 12, "evaluation.every"),
+    ("output_dir", "elsewhere", "output_dir"),
+    ("reward_weights", [2.5], "rewards.0.weight"),
+    ("alpha", 0.3, "algorithm.alpha"),
+    ("beta", 0.4, "algorithm.beta"),
+    ("w_clip", 5.0, "algorithm.w_clip"),
+    ("weight_scale", "mean", "algorithm.weight_scale"),
+    ("updates", 6, "algorithm.updates"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "key"), KEYS_OF_SETTINGS)
+def test_setting_becomes_its_key_of_the_recipe_and_nothing_else(tmp_path: Path, setting: str, value: Any, key: str):
+    before, after = (
+        flatten(make_trainer(tmp_path).spec),
+        flatten(make_trainer(tmp_path, settings={setting: value}).spec),
+    )
+    assert {name for name in before if before[name] != after[name]} == {key}
+    assert after[key] == (value[0] if isinstance(value, list) else value)
+
+
+def test_optimizer_and_trackers_become_those_of_the_recipe(tmp_path: Path):
+    spec = make_trainer(tmp_path, settings={"optim": "adafactor", "report_to": "wandb"}).spec
+    assert (spec.optim.type, spec.optim.learning_rate) == ("adafactor", 1e-2)
+    assert spec.logging.trackers == ["wandb"]
+
+
+def test_any_other_key_of_the_recipe_is_reached_by_an_override(tmp_path: Path):
+    spec = make_trainer(tmp_path, settings={"overrides": ["evaluation.num_generations=7", "seed=3"]}).spec
+    assert (spec.evaluation.num_generations, spec.seed) == (7, 3)
+
+
+def test_every_setting_is_tried_above():
+    tried = {"optim", "report_to", "overrides", *(setting for setting, _, _ in KEYS_OF_SETTINGS)}
+    assert tried == DARConfig.model_fields.keys()
+
+
+def test_objects_are_described_in_the_recipe(tmp_path: Path):
+    spec = make_trainer(tmp_path, ref_model=make_model(), eval_dataset=datasets.Dataset.from_list(ROWS)).spec
+    assert spec.model.path == "<LlamaForCausalLM>"
+    assert spec.reference is not None
+    assert spec.reference.path == "<LlamaForCausalLM>"
+    assert spec.data.train.path == "<list>"
+    assert spec.data.heldout is not None
+    assert spec.data.heldout.path == "<Dataset>"
+    assert [reward_name(reward) for reward in spec.rewards] == ["even_share"]
+
+
+def test_defaults_of_the_config_are_those_of_the_recipe():
+    assert DARConfig(output_dir="run", max_steps=1).algorithm == DARSpec()
+
+
+def test_letters_of_the_2025_paper_are_translated():
+    config = DARConfig.from_2025(alpha_25=0.01, beta_25=0.03, output_dir="run", max_steps=1)
+    assert (config.alpha, config.beta) == (pytest.approx(0.25), pytest.approx(0.04))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("per_device_train_batch_size", "prompts_per_step"),
+        ("gradient_accumulation_steps", "prompts_per_step"),
+        ("generation_batch_size", "prompts_per_step"),
+        ("steps_per_generation", "updates"),
+        ("num_iterations", "updates"),
+        ("num_train_epochs", "max_steps"),
+        ("max_prompt_length", "data.max_prompt_length"),
+        ("epsilon", "clip_low and clip_high"),
+        ("epsilon_high", "clip_high"),
+        ("bf16", "precision='bf16'"),
+        ("fp16", "precision='bf16' or 'fp32'"),
+        ("top_p", "truncating samplers change the distribution"),
+        ("top_k", "truncating samplers change the distribution"),
+        ("loss_type", "Trainer(algorithm=…)"),
+        ("scale_rewards", "normalize"),
+        ("ref_model", "the trainer's argument ref_model"),
+        ("save_strategy", "save_steps"),
+    ],
+)
+@pytest.mark.parametrize("config", [DARConfig, TrainingConfig])
+def test_trls_name_for_something_else_is_refused_with_the_name_to_use(
+    config: type[TrainingConfig], name: str, instead: str
+):
+    with pytest.raises(ConfigError) as caught:
+        make_config(config, **{name: 1})
+    message = str(caught.value)
+    assert message.startswith(f"{config.__name__}: '{name}' means something else here; use ")
+    assert instead in message
+
+
+def test_misspelt_setting_suggests_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"^DARConfig: unknown key 'num_generation' \(did you mean 'num_generations'\?\)"
+    ):
+        make_config(DARConfig, num_generation=4)
+
+
+def test_impossible_settings_are_all_named():
+    with pytest.raises(ConfigError) as caught:
+        make_config(DARConfig, max_steps=0, alpha=2.0, beta=0.0, w_clip=-1.0, learning_rate="1e-5")
+    message = str(caught.value)
+    for key in ("max_steps", "alpha", "beta", "w_clip", "learning_rate"):
+        assert f"{key}: Input should be" in message
+
+
+def test_required_settings_are_named():
+    with pytest.raises(ConfigError, match=r"output_dir: this key is required; max_steps: this key is required"):
+        DARConfig(**{})
+
+
+def test_settings_only_the_recipe_can_check_are_refused_too(tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"(?s)DARConfig cannot be run as written:.*optim\.warmup_steps: Input should be"
+    ):
+        make_trainer(tmp_path, settings={"warmup_steps": -1})
+
+
+def test_clipping_can_be_turned_off_as_in_a_recipe():
+    assert DARConfig(output_dir="run", max_steps=1, w_clip=math.inf).algorithm == DARSpec(w_clip=math.inf)
+
+
+def test_dar_trainer_wants_the_settings_of_dar(tmp_path: Path):
+    with pytest.raises(ConfigError, match="DARTrainer takes a DARConfig, got TrainingConfig"):
+        make_trainer(tmp_path, args=TrainingConfig(output_dir="run", max_steps=1))
+
+
+def test_settings_of_dar_are_not_dropped_by_the_plain_trainer(tmp_path: Path):
+    args = make_config(DARConfig, output_dir=str(tmp_path / "run"), alpha=0.9)
+    assert make_other_trainer(tmp_path, args=args).spec.algorithm == DARSpec(alpha=0.9)
+
+
+def test_faces_are_imported_from_the_package():
+    assert dar.DARTrainer is DARTrainer
+    with pytest.raises(AttributeError, match="module 'dar' has no attribute 'PPOTrainer'"):
+        dar.PPOTrainer  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
