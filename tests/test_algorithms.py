@@ -304,7 +304,7 @@ def test_rloo_clips_the_ratio_of_the_sequence():
 
 def test_rloo_refuses_a_single_completion():
     with pytest.raises(ValueError, match="leave_one_out needs at least 2 completions"):
-        RLOO(RLOOSpec()).weigh(make_experience([[1], [2]], [[-1.0], [-1.0]]))
+        RLOO(RLOOSpec(beta=0.0)).weigh(make_experience([[1], [2]], [[-1.0], [-1.0]]))
 
 
 # --- GRPO ------------------------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_rloo_refuses_a_single_completion():
 def test_grpo_advantages_and_weights_at_known_rewards():
     # Deviations (−2, −1, 1, 2), sample σ = √(10/3), ε = 1e-4; the weight carries 1/|y|.
     old = [[-1.0], [-1.0, -1.0], [-1.0], [-1.0, -1.0, -1.0, -1.0]]
-    batch, metrics = GRPO(GRPOSpec()).weigh(make_experience([[1, 2, 4, 5]], old))
+    batch, metrics = GRPO(GRPOSpec(beta=0.0)).weigh(make_experience([[1, 2, 4, 5]], old))
     assert_close(batch.advantages, [d / (math.sqrt(10 / 3) + 1e-4) for d in (-2, -1, 1, 2)], rtol=1e-6)
     assert_close(batch.weights, [1.0, 0.5, 1.0, 0.25], rtol=0)
     assert batch.denominator == 4.0
@@ -390,7 +390,7 @@ def test_grpo_on_equal_lengths_is_the_token_mean():
 
 def test_grpo_refuses_a_single_completion():
     with pytest.raises(ValueError, match="group_standardized needs at least 2 completions"):
-        GRPO(GRPOSpec()).weigh(make_experience([[1], [2]], [[-1.0], [-1.0]]))
+        GRPO(GRPOSpec(beta=0.0)).weigh(make_experience([[1], [2]], [[-1.0], [-1.0]]))
 
 
 @pytest.mark.parametrize("make", [lambda beta: RLOO(RLOOSpec(beta=beta)), lambda beta: GRPO(GRPOSpec(beta=beta))])
@@ -571,3 +571,10 @@ def test_kl_metrics_are_per_completion_and_per_token():
         "kl/ref_k3": pytest.approx(k3 / 2, rel=1e-6),
         "kl/ref_k3_per_token": pytest.approx(k3 / 3, rel=1e-6),
     }
+
+
+@pytest.mark.parametrize("algorithm", [DAR(DARSpec()), RLOO(RLOOSpec()), GRPO(GRPOSpec())])
+def test_missing_reference_is_an_error_where_it_is_read(algorithm: Algorithm):
+    _, experience = batch_of(0, 2, 3)
+    with pytest.raises(ValueError, match="reads the reference, but the experience has no ref_logprobs"):
+        algorithm.weigh(replace(experience, ref_logprobs=None))

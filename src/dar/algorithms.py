@@ -83,6 +83,8 @@ class DAR:
         if spec.normalize == "batch":
             advantages = adv.batch_standardized(advantages)
         rows = advantages.reshape(-1)
+        _require_reference(self, experience)
+        # With α = 0 the reference plays no part: w_reg is 1 whatever stands here.
         ref = experience.old_logprobs if experience.ref_logprobs is None else experience.ref_logprobs
         log_weights = dar_log_weights(
             experience.old_logprobs, ref, rows, experience.mask, alpha=spec.alpha, beta=spec.beta
@@ -128,6 +130,7 @@ class RLOO:
         return self.spec.beta > 0
 
     def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        _require_reference(self, experience)
         rewards = experience.rewards
         if experience.ref_logprobs is not None:
             drift = masked_sum(kl_k1(experience.old_logprobs, experience.ref_logprobs), experience.mask)
@@ -167,6 +170,7 @@ class GRPO:
         return self.spec.beta > 0
 
     def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        _require_reference(self, experience)
         rows = adv.group_standardized(experience.rewards, ddof=1, eps=1e-4).reshape(-1)
         # The row's weight carries the 1/|y| of the objective; without a KL term a tied group's rows have none.
         weights = 1.0 / experience.groups.lengths().float()
@@ -188,6 +192,12 @@ class GRPO:
         clipped = clipped_tokens(log_ratio, token_advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
         losses = batch.weights * masked_sum(per_token, mask)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+
+def _require_reference(algorithm: Algorithm, experience: Experience) -> None:
+    """Raises ValueError where the method reads π₀ and the experience has none: its KL would silently be 0."""
+    if algorithm.needs_reference and experience.ref_logprobs is None:
+        raise ValueError(f"{type(algorithm).__name__} reads the reference, but the experience has no ref_logprobs")
 
 
 def _weighted(experience: Experience, advantages: Tensor, weights: Tensor) -> Weighted:

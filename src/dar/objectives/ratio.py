@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from dar.ops import masked_sum, require_same_shape
-
-_MAX_LOG_RATIO = 20.0
 
 
 def clipped_surrogate(
@@ -68,10 +69,12 @@ def sequence_clipped_surrogate(
 def _surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
         raise ValueError(f"clip_low must lie in [0, 1] and clip_high be ≥ 0, got {clip_low} and {clip_high}")
-    # e^20 is far outside any clip range; beyond e^88 an infinite ratio would make the gradient 0 · ∞.
-    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -(ratio * advantages).minimum(clipped * advantages)
+    # min(ρA, clip(ρ)A) bounds ρ from above where A ≥ 0 and from below where A < 0. Taking the bound on the logarithm
+    # keeps a clipped ratio from overflowing first, which would make its gradient 0 · ∞.
+    upper = math.log1p(clip_high)
+    lower = math.log1p(-clip_low) if clip_low < 1 else -math.inf
+    bounded = torch.where(advantages >= 0, log_ratio.clamp(max=upper), log_ratio.clamp(min=lower))
+    return -advantages * bounded.exp()
 
 
 def clipped_tokens(log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
