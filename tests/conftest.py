@@ -44,7 +44,7 @@ def make_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 
 def make_model(*, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """A two-layer Llama with a vocabulary of 261, whose logits are far from uniform."""
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": 261,
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -39,7 +39,7 @@ from dar.recipe import flatten
 from dar.rewards import Reward, RewardFunction, RewardSet, builtin, load_function
 from dar.rollout import InProcessEngine
 from dar.train.display import Display
-from dar.train.environment import describe_environment
+from dar.train.environment import describe_environment, share_one_heap
 from dar.train.loop import Loop
 from dar.train.optim import build_optimizer
 from dar.train.recorder import Callback, Recorder
@@ -84,6 +84,7 @@ def build_loop(
         DarError: something cannot be had or does not fit together.
     """
     objects = objects or Objects()
+    share_one_heap()
     precision = resolve_precision(spec.runtime)
     accelerator = build_accelerator(spec, precision)
     if spec.prompts_per_step % accelerator.num_processes:

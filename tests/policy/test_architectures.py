@@ -41,8 +41,8 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "pad_token_id": 0,
 }
-GROUPED = SIZES | {"num_key_value_heads": 2}
-WINDOWED = GROUPED | {"head_dim": 8, "sliding_window": 5}
+GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 2}
+WINDOWED: dict[str, Any] = GROUPED | {"head_dim": 8, "sliding_window": 5}
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**GROUPED, tie_word_embeddings=True),

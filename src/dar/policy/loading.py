@@ -60,13 +60,15 @@ def load_model(spec: ModelSourceSpec) -> Any:
     """
     source = resolve_model(spec)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        # With output_loading_info the call returns a pair, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             dtype=torch.float32,
             output_loading_info=True,
         )
+        model, found = loaded
     except Exception as error:
         raise _not_loadable(spec, error) from error
     if missing := sorted(found["missing_keys"]):

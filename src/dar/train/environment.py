@@ -39,6 +39,17 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def share_one_heap() -> None:
+    """Lets all threads allocate from one heap, where the C library is glibc.
+
+    The forward pass runs in the main thread and the backward pass in autograd's; with a heap each, what one frees the
+    other cannot use. To be called before the first backward pass.
+    """
+    arena_max = -8  # M_ARENA_MAX of malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
+
+
 def release_freed_memory() -> None:
     """Gives freed memory back to the system, where the C library is glibc.
 
