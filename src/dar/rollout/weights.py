@@ -63,7 +63,7 @@ def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, batch_size:
     cast = weight.detach().to(dtype)
     cast_bias = None if bias is None else bias.detach().to(dtype)
     if dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # oneDNN's own layout: about one and a half times as fast at the sampler's batch sizes. The operators are the
+        # oneDNN's own layout saves it a reordering of every weight for every token. The operators are the
         # ones torch's compiler emits for frozen weights.
         laid_out = torch.ops.mkldnn._reorder_linear_weight(cast, batch_size)
 
