@@ -7,7 +7,8 @@ import sys
 import tempfile
 
 from dar.config import DARSpec, GRPOSpec
-from dar.trainer import Trainer, TrainingConfig
+from dar.trainer import Trainer
+from dar.training_config import TrainingConfig
 
 
 def reward(completion_ids: list[list[int]]) -> list[float]:

@@ -19,11 +19,15 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from common import DEMO_MODEL, chat_prompts, machine_facts, machine_limits, model_folder, tldr_prompts
 from rich.console import Console
 from rich.table import Table
 
 from dar.policy.gguf import cache_root
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 HERE = Path(__file__).parent
 TRL_PACKAGES = ("trl==1.16.0", "torch==2.13.0")
@@ -69,6 +73,8 @@ def main() -> None:
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.plot:
+        plot(result, args.plot)
     show(result)
 
 
@@ -133,9 +139,29 @@ def show(result: dict[str, Any]) -> None:
             f"{row['times_faster_than_trl']:.1f}",
             f"{row['share_of_trl_memory']:.2f}",
         )
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     console.print(", ".join(f"{name} {value:.0f}" for name, value in limits.items()))
+
+
+def plot(result: dict[str, Any], target: Path) -> None:
+    """Seconds per step as bars, dar's split into phases."""
+    summary = result["summary"]
+    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    axes.barh("TRL GRPO", summary["trl"]["step_seconds"], color="tab:gray", label="TRL, whole step")
+    for name, label in (("grpo", "dar GRPO"), ("dar", "dar DAR")):
+        row, left = summary[name], 0.0
+        rest = row["step_seconds"] - sum(row["phases"].values())
+        parts = {**row["phases"], "rest": max(rest, 0.0)}
+        for (phase, seconds), colour in zip(parts.items(), ("tab:blue", "tab:orange", "tab:green", "tab:red")):
+            axes.barh(label, seconds, left=left, color=colour, label=phase if name == "grpo" else None)
+            left += seconds
+        axes.text(left, label, f"  {row['times_faster_than_trl']:.1f} ×", va="center")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"seconds per step, median ({result['workload']}, {result['job']['precision']})")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(target, dpi=150)
+    pyplot.close(figure)
 
 
 def work(command: list[str], job: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +200,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--venv", type=Path, default=cache_root() / "trl-venv")
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--plot", type=Path, help="where to draw it (PNG)")
     args = parser.parse_args()
     if args.workload == "tldr" and args.prompts is None:
         parser.error("--workload tldr needs --prompts FILE")

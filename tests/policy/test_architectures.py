@@ -102,7 +102,7 @@ def test_packed_logprobs_and_gradients_are_the_plain_models(name: str) -> None:
 
     module = LogprobModel(model, temperature=0.7)
     assert module.is_packed
-    logprobs = module(groups)
+    logprobs = module(groups).logprobs
     torch.testing.assert_close(logprobs, expected, rtol=1e-4, atol=2e-5)
     (logprobs * upstream).sum().backward()
     for key, parameter in model.named_parameters():
@@ -153,4 +153,4 @@ def test_recurrent_model_falls_back_to_the_padded_pass_and_says_so(caplog: pytes
     assert not module.is_packed
     assert "cannot use the shared-prefix pass" in caplog.text
     groups = ragged_groups()
-    torch.testing.assert_close(module(groups), plain_logprobs(model, groups, 1.0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(module(groups).logprobs, plain_logprobs(model, groups, 1.0), rtol=1e-3, atol=1e-4)

@@ -201,7 +201,7 @@ def test_adapter_for_modules_that_are_not_there_is_refused():
     [
         (0, "<eos>", (0,)),
         (5, "<eos>", (0, 5)),
-        ([7, 5], None, (5, 7)),
+        ([7, 5], None, (7, 5)),
         (None, "<eos>", (0,)),
         ([0, 9], "<eos>", (0, 9)),
     ],
@@ -212,14 +212,14 @@ def test_every_known_end_token_ends_a_completion(
     model, tokenizer = make_model(), make_tokenizer()
     model.generation_config.eos_token_id = of_generation
     tokenizer.eos_token = of_tokenizer
-    assert eos_token_ids(model, tokenizer) == expected
+    assert eos_token_ids(model.generation_config, tokenizer) == expected
 
 
 def test_model_without_an_end_token_is_refused(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match=r"the model has no end-of-sequence token.*Set tokenizer\.eos_token"):
-        eos_token_ids(model, tokenizer)
+        eos_token_ids(model.generation_config, tokenizer)
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ class DecodeCache:
     _fresh: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     _slot_of_row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    _biases: dict[int | None, Tensor] = field(default_factory=dict)
+    _is_full: bool = True
+    _biases: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -101,6 +103,8 @@ class DecodeCache:
         widest = int(counts.max()) if len(counts) else 0
         first = counts.cumsum(0) - counts
         within = torch.arange(self.num_rows) - first[self.groups]
+        # With K rows for every prompt, slots and rows are the same thing.
+        self._is_full = bool((counts == widest).all())
         self._slots = (first.unsqueeze(1) + torch.arange(widest)).minimum((first + counts - 1).unsqueeze(1))
         self._slot_of_row = self.groups * widest + within
 
@@ -129,31 +133,72 @@ class DecodeCache:
         cache.keys[rows, :, self.lengths] = key.to(cache.keys.dtype)
         cache.values[rows, :, self.lengths] = value.to(cache.values.dtype)
         width = int(self.lengths.max()) + 1
-        heads, size = key.shape[1], key.shape[2]
-        grouped = (query * scale).to(cache.keys.dtype).unflatten(1, (heads, -1))
-        shape = (len(self.prompt_lengths), -1, heads, grouped.shape[2], size)
-        slots = grouped[self._slots.flatten()].view(shape).transpose(1, 2).flatten(2, 3)
-        prompt_scores = slots @ cache.prompt_keys.transpose(-1, -2)
-        own_scores = grouped @ cache.keys[:, :, :width].transpose(-1, -2)
-        scores = torch.cat([self._by_row(prompt_scores, grouped.shape[2]), own_scores], -1)
+        grouped = query.to(cache.keys.dtype).unflatten(1, (key.shape[1], -1))
+        own = cache.keys[:, :, :width], cache.values[:, :, :width]
+        if query.device.type == "cpu" and softcap is None and sliding_window is None:
+            return self._flash(cache, grouped, *own, scale=scale).flatten(1, 2)
+        return self._dense(cache, grouped, *own, scale=scale, window=sliding_window, softcap=softcap).flatten(1, 2)
+
+    def _flash(self, cache: _Layer, grouped: Tensor, keys: Tensor, values: Tensor, *, scale: float) -> Tensor:
+        """Both parts by torch's FlashAttention kernel for the CPU, joined through their log-sum-exps.
+
+        Heads that share a key stand as queries of one head: [R, G, repeats, D] in and out.
+        """
+        repeats = grouped.shape[2]
+        prompt_bias, own_bias = self._apart_biases(grouped)
+        own, own_lse = _attention(grouped, keys, values, own_bias, scale)
+        slots = self._by_slot(grouped)
+        prompt, prompt_lse = _attention(slots, cache.prompt_keys, cache.prompt_values, prompt_bias, scale)
+        share = torch.sigmoid(self._by_row(prompt_lse, repeats) - own_lse).unsqueeze(-1)
+        return torch.lerp(own, self._by_row(prompt, repeats), share.to(own.dtype))
+
+    def _dense(
+        self,
+        cache: _Layer,
+        grouped: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """The definition, with scores written out: any window, any soft cap, any device."""
+        repeats, width = grouped.shape[2], keys.shape[2]
+        prompt_scores = self._by_slot(grouped) @ cache.prompt_keys.transpose(-1, -2)
+        own_scores = grouped @ keys.transpose(-1, -2)
+        scores = torch.cat([self._by_row(prompt_scores, repeats), own_scores], -1) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        weights = functional.softmax(scores + self._bias(width, sliding_window, scores), dim=-1)
+        weights = functional.softmax(scores + self._bias(width, window, scores), dim=-1)
         length = prompt_scores.shape[-1]
-        own = weights[..., length:] @ cache.values[:, :, :width]
-        by_slot = weights[..., :length][self._slots.flatten()]
-        by_slot = by_slot.view(len(self.prompt_lengths), -1, heads, grouped.shape[2], length).transpose(1, 2)
-        prompt = by_slot.flatten(2, 3) @ cache.prompt_values
-        return (own + self._by_row(prompt, grouped.shape[2])).flatten(1, 2)
+        prompt = self._by_slot(weights[..., :length]) @ cache.prompt_values
+        return weights[..., length:] @ values + self._by_row(prompt, repeats)
 
     def advance(self) -> None:
         """The newest token of every row is now in the cache."""
         self.lengths = self.lengths + 1
         self._biases.clear()
 
+    def _by_slot(self, rows: Tensor) -> Tensor:
+        """[R, G, repeats, X] → [P, G, K·repeats, X]: a prompt's rows as one set of queries."""
+        if not self._is_full:
+            rows = rows[self._slots.flatten()]
+        return rows.unflatten(0, self._slots.shape).transpose(1, 2).flatten(2, 3)
+
     def _by_row(self, slots: Tensor, repeats: int) -> Tensor:
-        """[P, G, K·repeats, X] → [R, G, repeats, X]."""
-        return slots.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[self._slot_of_row]
+        """[P, G, K·repeats, …] → [R, G, repeats, …]."""
+        rows = slots.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)
+        return rows if self._is_full else rows[self._slot_of_row]
+
+    def _apart_biases(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """([P, 1, 1, L], [R, 1, 1, width]): `_bias` without a window, prompt and own keys apart."""
+        if "apart" not in self._biases:
+            self._biases["apart"] = (
+                _bias_from(self.prompt_lengths, like.dtype),
+                _bias_from(self.lengths + 1, like.dtype),
+            )
+        return self._biases["apart"]
 
     def _bias(self, width: int, sliding_window: int | None, like: Tensor) -> Tensor:
         """[R, 1, 1, L + width] 0 where a key is seen, −∞ where it is padding or outside the window.
@@ -173,6 +218,19 @@ class DecodeCache:
         bias = bias.masked_fill_(~exists.to(like.device), float("-inf"))[:, None, None]
         self._biases[sliding_window] = bias
         return bias
+
+
+def _bias_from(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """[S] lengths → [S, 1, 1, longest]: 0 on the first `length` keys, −∞ behind them."""
+    beyond = torch.arange(int(lengths.max())) >= lengths.unsqueeze(1)
+    return torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, float("-inf"))[:, None, None]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(output [S, H, Q, D], log-sum-exp [S, H, Q])."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=bias, scale=scale
+    )
 
 
 def _fit(states: Tensor, width: int) -> Tensor:

@@ -6,6 +6,7 @@ again, so what is kept between the passes is one number per token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from dar.errors import ConfigError
 
-CHUNK = 256
-"""Positions per pass through the head: 256 × 49 152 logits are 25 MB in bf16 and 50 MB in fp32."""
+CHUNK = 128
+"""Positions per pass through the head: 128 × 49 152 logits are 25 MB in fp32, which still come from the heap instead of
+freshly mapped pages (`dar.train.environment.settle_heap`)."""
+
+BLOCK = 512
+"""Positions whose probabilities are held at once in the backward pass: the [vocabulary, D] gradient is read and written
+once per block."""
 
 
 def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -48,6 +54,24 @@ def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: f
     return torch.cat(parts)
 
 
+def head_logits(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """head(h)[target] / T in fp32, without the other logits.
+
+    Args and result as `head_logprobs`.
+
+    Raises:
+        ConfigError: the architecture's head is more than a linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or _logit_cap(model) is not None:
+        raise ConfigError(f"the head of {type(model).__name__} is not linear, so a single logit cannot be had cheaply")
+    with torch.autocast(states.device.type, enabled=False):
+        logits = (states.float() * head.weight[targets].float()).sum(-1)
+        if head.bias is not None:
+            logits = logits + head.bias[targets].float()
+        return logits * (_logit_scale(model) / temperature)
+
+
 class _LinearHeadLogprobs(torch.autograd.Function):
     """`head_logprobs` for a plain linear head z = s·W h, its gradient written out.
 
@@ -63,7 +87,7 @@ class _LinearHeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            cast = weight.to(dtype)
+            cast = _in_dtype(weight, dtype)
             parts = [
                 (_scaled(state.to(dtype) @ cast.T, scale).float())
                 .log_softmax(-1)
@@ -84,11 +108,15 @@ class _LinearHeadLogprobs(torch.autograd.Function):
         grad_states = torch.empty_like(states) if needs_states else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         with torch.autocast(states.device.type, enabled=False):
-            cast = weight.to(dtype)
-            for start in range(0, len(states), CHUNK):
-                rows = slice(start, start + CHUNK)
+            cast = _in_dtype(weight, dtype)
+            block = _room("probabilities", (BLOCK, len(weight)), dtype, weight.device)
+            for start in range(0, len(states), BLOCK):
+                rows = slice(start, start + BLOCK)
                 state, target = states[rows].to(dtype), targets[rows].unsqueeze(-1)
-                others = torch.softmax(_scaled(state @ cast.T, scale), -1).scatter_(1, target, 0.0)
+                others = block[: len(state)]
+                for part, into in zip(state.split(CHUNK), others.split(CHUNK), strict=True):
+                    torch.softmax(_scaled(part @ cast.T, scale), -1, out=into)
+                others.scatter_(1, target, 0.0)
                 factor = (grads[0][rows] * scale).unsqueeze(-1)
                 # 1 − p_y
                 missing = -torch.expm1(logprobs[rows]).unsqueeze(-1)
@@ -97,9 +125,28 @@ class _LinearHeadLogprobs(torch.autograd.Function):
                     grad_states[rows] = (factor * pull).to(states.dtype)
                 if grad_weight is not None:
                     scaled = factor * states[rows].float()
-                    grad_weight -= others.T @ scaled.to(dtype)
+                    product = _room("product", weight.shape, dtype, weight.device)
+                    grad_weight -= torch.mm(others.T, scaled.to(dtype), out=product)
                     grad_weight.index_add_(0, targets[rows], missing * scaled)
         return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+_rooms: dict[str, Tensor] = {}
+
+
+def _room(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Vocabulary-sized scratch memory that is kept between calls: mapping it anew cost more than filling it.
+
+    What it holds is only good until the next call of either pass.
+    """
+    found = _rooms.get(name)
+    if found is None or (found.shape, found.dtype, found.device) != (torch.Size(shape), dtype, device):
+        found = _rooms[name] = torch.empty(shape, dtype=dtype, device=device)
+    return found
+
+
+def _in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight if weight.dtype == dtype else _room("weight", weight.shape, dtype, weight.device).copy_(weight)
 
 
 def logits_of(model: Any, states: Tensor) -> Tensor:

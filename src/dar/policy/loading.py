@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dar.config import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
 from dar.paths import resolve_path
 from dar.policy.gguf import converted
+from dar.policy.toy import TOY, toy_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,8 @@ def resolve_model(spec: ModelSourceSpec) -> str:
     Raises:
         ConfigError: a local path that does not exist, or a GGUF file that cannot be used.
     """
+    if spec.path == TOY:
+        return str(toy_folder())
     path = resolve_path(spec.path)
     if path.startswith("~"):
         path = str(Path(path).expanduser())
@@ -38,12 +44,15 @@ def resolve_model(spec: ModelSourceSpec) -> str:
 
 
 def load_config(spec: ModelSourceSpec) -> Any:
-    """The model's configuration alone (no weights).
+    """The model's configuration alone (no weights); of a folder with an adapter, its base's.
 
     Raises:
         ConfigError: it cannot be had, or is not that of a model.
     """
     source = resolve_model(spec)
+    if base := _base_of_adapter(source):
+        with _adapter_needs(base, source):
+            return load_config(spec.model_copy(update={"path": base}))
     try:
         return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except Exception as error:
@@ -51,7 +60,7 @@ def load_config(spec: ModelSourceSpec) -> Any:
 
 
 def load_model(spec: ModelSourceSpec) -> Any:
-    """The causal language model with fp32 weights, dropout off.
+    """The causal language model with fp32 weights, dropout off; an adapter is merged into its base.
 
     Dropout would make π_t a different distribution at every look, so that no log-probability could be compared.
 
@@ -59,6 +68,9 @@ def load_model(spec: ModelSourceSpec) -> Any:
         ConfigError: it cannot be had, or is no causal language model.
     """
     source = resolve_model(spec)
+    if base := _base_of_adapter(source):
+        with _adapter_needs(base, source):
+            return _merged(load_model(spec.model_copy(update={"path": base})), source)
     try:
         # With output_loading_info the call returns a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -79,6 +91,42 @@ def load_model(spec: ModelSourceSpec) -> Any:
         )
     disable_dropout(model)
     return model
+
+
+def _base_of_adapter(source: str) -> str | None:
+    """What a folder with only an adapter, such as the `model` folder of a LoRA run, names as its base; else None."""
+    description = Path(source) / "adapter_config.json"
+    if not description.is_file() or (description.parent / "config.json").exists():
+        return None
+    try:
+        return json.loads(description.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{description} does not name the adapter's base model: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _adapter_needs(base: str, source: str) -> Iterator[None]:
+    """Says what a folder with only an adapter is missing when its base cannot be had."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            f"{source} holds only an adapter, and its base cannot be used: {error}. Put the base back, or correct "
+            "base_model_name_or_path in the folder's adapter_config.json; or merge the two where both are: "
+            f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), '{source}')"
+            ".merge_and_unload().save_pretrained('merged')"
+        ) from error
+
+
+def _merged(model: Any, source: str) -> Any:
+    """The base with the adapter of a folder merged into its weights, all of them trainable."""
+    try:
+        model = cast(Any, PeftModel.from_pretrained(model, source)).merge_and_unload()
+    except Exception as error:
+        raise ConfigError(f"the adapter does not fit or cannot be merged ({_first_line(error)})") from error
+    # An adapter trained on top of this model must name this folder, not its base, as what it belongs to.
+    model.name_or_path = source
+    return model.requires_grad_(True)
 
 
 def load_tokenizer(spec: ModelSourceSpec) -> Any:
@@ -125,22 +173,34 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType] - a plain number on these modules
 
 
-def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a completion: the generation config's and the tokenizer's.
+def load_generation_config(spec: ModelSourceSpec) -> Any:
+    """The model's generation config alone; where it has none, what its configuration implies.
+
+    Raises:
+        ConfigError: the model cannot be had.
+    """
+    try:
+        return GenerationConfig.from_pretrained(resolve_model(spec), revision=spec.revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(spec))
+
+
+def eos_token_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a completion: the generation config's and the tokenizer's, which comes first.
 
     Raises:
         ConfigError: there is none, so no completion could ever end by itself.
     """
-    found: set[int] = set()
-    for ids in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+    found: list[int] = []
+    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
         if ids is not None:
-            found.update([ids] if isinstance(ids, int) else ids)
+            found += [ids] if isinstance(ids, int) else ids
     if not found:
         raise ConfigError(
             "the model has no end-of-sequence token: neither its generation config nor its tokenizer names one, so no "
             "completion could end by itself. Set tokenizer.eos_token before saving the model."
         )
-    return tuple(sorted(found))
+    return tuple(dict.fromkeys(found))
 
 
 def _not_loadable(spec: ModelSourceSpec, error: Exception) -> ConfigError:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar.batch import TokenGroups, pad_rows
+from dar.batch import TokenGroups, TokenOutputs, pad_rows
 from dar.policy import attention
-from dar.policy.head import head_logprobs
+from dar.policy.critic import Critic
+from dar.policy.head import head_logits, head_logprobs
 from dar.policy.packing import pack
 
 log = logging.getLogger(__name__)
@@ -30,35 +31,60 @@ class LogprobModel(nn.Module):
         model: a transformers causal language model, or a peft model around one.
         temperature: divides the logits.
         packed: use the shared-prefix layout where the architecture allows it; False forces the padded path.
+        critic: gives every sampled token's value along with its log-probability.
     """
 
     model: Any
+    critic: Critic | None
 
-    def __init__(self, model: Any, *, temperature: float, packed: bool = True) -> None:
+    def __init__(self, model: Any, *, temperature: float, packed: bool = True, critic: Critic | None = None) -> None:
         super().__init__()
         self.model = model
+        self.critic = critic
         self.temperature = temperature
         self.is_packed = packed and can_pack(unwrapped(model))
+        if self.is_packed and critic is not None and critic.trunk is not None:
+            critic.trunk.set_attn_implementation(attention.NAME)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def forward(self, groups: TokenGroups) -> Tensor:
+    def forward(self, groups: TokenGroups, *, with_logits: bool = False, with_values: bool = True) -> TokenOutputs:
         """log π(y_t | x, y_<t) of every sampled token, the logits divided by the temperature.
 
         Args:
             groups: prompts and completions.
+            with_logits: also the sampled tokens' logits.
+            with_values: also the critic's values, where there is a critic.
 
         Returns:
-            [B, T] fp32 nats, 0 where masked.
+            [B, T] fp32 each, 0 where masked.
         """
         model = unwrapped(self.model)
-        states, targets = packed_states(model, groups) if self.is_packed else padded_states(model, groups)
-        flat = head_logprobs(model, states, targets, temperature=self.temperature)
-        mask = groups.mask.to(flat.device)
-        return torch.zeros(mask.shape, dtype=torch.float32, device=flat.device).masked_scatter(mask, flat)
+        states, targets = self._states(model, groups)
+        logprobs = head_logprobs(model, states, targets, temperature=self.temperature)
+        values = logits = None
+        if self.critic is not None and with_values:
+            trunk = self.critic.trunk
+            values = self.critic(states if trunk is None else self._states(trunk, groups)[0])
+        if with_logits:
+            logits = head_logits(model, states, targets, temperature=self.temperature)
+        return TokenOutputs(
+            logprobs=_unflattened(logprobs, groups.mask),
+            values=None if values is None else _unflattened(values, groups.mask),
+            logits=None if logits is None else _unflattened(logits, groups.mask),
+        )
+
+    def _states(self, model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
+        return packed_states(model, groups) if self.is_packed else padded_states(model, groups)
+
+
+def _unflattened(flat: Tensor, mask: Tensor) -> Tensor:
+    """[M] numbers of the sampled tokens, row-major, as [B, T] with 0 elsewhere."""
+    mask = mask.to(flat.device)
+    return torch.zeros(mask.shape, dtype=torch.float32, device=flat.device).masked_scatter(mask, flat)
 
 
 def hidden_states(model: Any, **inputs: Any) -> Tensor:

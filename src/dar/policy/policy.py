@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, split_by_tokens
+from dar.policy.critic import Critic
 from dar.policy.head import check_head
 from dar.policy.loading import eos_token_ids
 from dar.policy.logprobs import LogprobModel, unwrapped
@@ -53,6 +54,8 @@ class Policy:
         temperature: divides the logits of policy and reference alike.
         reference: an explicit π₀, or None.
         with_reference: False leaves π₀ out altogether (nothing will read it).
+        reference_moves: `sync_reference` will be called, so π₀ is kept in fp32, to which small steps can be added.
+        critic: trained along with the policy, or None.
 
     Raises:
         ConfigError: no EOS token exists, or the architecture's head is not understood.
@@ -67,16 +70,21 @@ class Policy:
         temperature: float,
         reference: Any | None = None,
         with_reference: bool = True,
+        reference_moves: bool = False,
+        critic: Critic | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.precision = precision
-        self.eos_token_ids = eos_token_ids(unwrapped(model), tokenizer)
+        self.eos_token_ids = eos_token_ids(unwrapped(model).generation_config, tokenizer)
         check_head(unwrapped(model.to(precision.device)))
-        self.module = LogprobModel(model, temperature=temperature)
+        self.module = LogprobModel(
+            model, temperature=temperature, critic=None if critic is None else critic.to(precision.device)
+        )
         self.is_lora = hasattr(model, "disable_adapter")
         self.reference_fingerprint = _fingerprint(model if reference is None else reference)
         self.has_own_reference = reference is None
         self._reference: LogprobModel | None = None
+        self._reference_moves = reference_moves
         if not with_reference:
             self.has_reference = False
             return
@@ -90,6 +98,8 @@ class Policy:
         model.requires_grad_(False)
         model.eval()
         module = LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
+        if self._reference_moves:
+            return module
         # Only the linear layers change dtype: autocast would cast exactly these, so the copy computes bit for bit
         # what the policy computed before training. A head tied to the embedding stays as it is.
         tied = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -119,22 +129,62 @@ class Policy:
             return self._in_parts(self.module, groups, max_tokens)
 
     @torch.no_grad()
+    def sync_reference(self, mix: float) -> None:
+        """π₀ ← mix · π_θ + (1 − mix) · π₀, weight by weight."""
+        assert self._reference is not None
+        for ours, theirs in zip(self._reference.model.parameters(), self.model.parameters(), strict=True):
+            ours.lerp_(theirs.to(ours.dtype), mix)
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """The weights of a π₀ that moves, for a checkpoint."""
+        assert self._reference is not None
+        return {name: parameter.detach() for name, parameter in self._reference.model.named_parameters()}
+
+    @torch.no_grad()
+    def restore_reference(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `reference_state` gave."""
+        assert self._reference is not None
+        for name, parameter in self._reference.model.named_parameters():
+            parameter.copy_(state[name])
+
+    @torch.no_grad()
     def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
         """[B, T] fp32 nats under the current policy, on the CPU, without gradient."""
         return self._in_parts(self.module, groups, max_tokens)
 
-    def _in_parts(self, module: LogprobModel, groups: TokenGroups, max_tokens: int) -> Tensor:
+    @torch.no_grad()
+    def values(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
+        """[B, T] fp32, the critic's V(s_t) before each sampled token, on the CPU, without gradient.
+
+        Raises:
+            ValueError: the policy was built without a critic.
+        """
+        if self.module.critic is None:
+            raise ValueError("this policy was built without a critic")
+        return self._in_parts(self.module, groups, max_tokens, "values")
+
+    def _in_parts(
+        self,
+        module: LogprobModel,
+        groups: TokenGroups,
+        max_tokens: int,
+        what: Literal["logprobs", "values"] = "logprobs",
+    ) -> Tensor:
         result = torch.zeros(groups.mask.shape, dtype=torch.float32)
         for start, stop in split_by_tokens(groups, max_tokens):
             rows = groups.rows_of(start, stop)
             part = groups.select(rows)
             with self.precision.compute():
-                result[rows, : part.mask.shape[1]] = module(part).cpu()
+                result[rows, : part.mask.shape[1]] = getattr(module(part, with_values=what == "values"), what).cpu()
         return result
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name, each shared tensor once."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Trainable parameters by name, each shared tensor once; the critic's begin with `critic.`."""
+        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.module.critic is not None:
+            critic = self.module.critic.named_parameters(prefix="critic")
+            found |= {name: p for name, p in critic if p.requires_grad}
+        return found
 
 
 def _fingerprint(model: nn.Module) -> str:

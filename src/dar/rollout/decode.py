@@ -15,8 +15,9 @@ from dar.policy.decode_cache import DecodeCache
 from dar.policy.logprobs import flat_hidden_states, hidden_states, unwrapped
 from dar.policy.packing import pack_prompts
 
-Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(states [R, D], rows [R], positions [R]) -> tokens [R]: draws one token for each of some rows and writes it down."""
+Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(states [R, D], rows [R], positions [R]) -> (tokens [R], ended [R]): draws one token for each of some rows, writes it
+down, and says which rows have ended, with this token or before."""
 
 
 @dataclass
@@ -40,7 +41,6 @@ class SharedPrefixDecoder:
         num_generations: int,
         max_new_tokens: int,
         sample: Sampler,
-        is_end: Callable[[Tensor], Tensor],
     ) -> None:
         """Decodes every row until it ends or has `max_new_tokens`.
 
@@ -49,7 +49,6 @@ class SharedPrefixDecoder:
             num_generations: rows per prompt.
             max_new_tokens: most tokens per row.
             sample: draws and keeps tokens; rows are numbered group-major over all prompts.
-            is_end: [R] tokens → [R] bool, the token ends its row.
         """
         cache = self._cache = DecodeCache(max_new_tokens)
         waiting = list(range(len(prompts)))
@@ -67,8 +66,8 @@ class SharedPrefixDecoder:
                 states = fresh if states is None else torch.cat([states, fresh])
             if states is None or len(rows) == 0:
                 return
-            tokens = sample(states, rows, cache.lengths)
-            running = ~is_end(tokens) & (cache.lengths + 1 < max_new_tokens)
+            tokens, ended = sample(states, rows, cache.lengths)
+            running = ~ended & (cache.lengths + 1 < max_new_tokens)
             if self._worth_dropping(running):
                 cache.rearrange(running, torch.zeros(0, dtype=torch.int64), 0)
                 rows, tokens = rows[running], tokens[running]
@@ -123,7 +122,6 @@ class PaddedDecoder:
         num_generations: int,
         max_new_tokens: int,
         sample: Sampler,
-        is_end: Callable[[Tensor], Tensor],
     ) -> None:
         """As `SharedPrefixDecoder.run`."""
         device, model = self.module.device, unwrapped(self.module.model)
@@ -144,11 +142,9 @@ class PaddedDecoder:
         states, attention = (x.repeat_interleave(num_generations, 0) for x in (states, attention))
         position = positions[:, -1:].repeat_interleave(num_generations, 0)
         rows = torch.arange(len(states))
-        running = torch.ones(len(states), dtype=torch.bool)
         for t in range(max_new_tokens):
-            tokens = sample(states, rows, torch.full_like(rows, t))
-            running &= ~is_end(tokens)
-            if t == max_new_tokens - 1 or not running.any():
+            tokens, ended = sample(states, rows, torch.full_like(rows, t))
+            if t == max_new_tokens - 1 or ended.all():
                 return
             position = position + 1
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)

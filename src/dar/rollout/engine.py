@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from dar.policy.head import logits_of
 from dar.policy.logprobs import unwrapped
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.sampling import SamplingKey, inverse_cdf
+from dar.rollout.truncation import PLAIN, Decoding
 from dar.rollout.weights import sampling_weights
 
 Progress = Callable[[int], None]
@@ -32,6 +34,7 @@ class Engine(Protocol):
         max_completion_length: int,
         key: SamplingKey,
         progress: Progress | None = None,
+        decoding: Decoding = PLAIN,
     ) -> Rollouts:
         """Samples `num_generations` completions of each prompt.
 
@@ -41,9 +44,11 @@ class Engine(Protocol):
             max_completion_length: most tokens per completion, EOS included.
             key: of the random numbers; the same key gives the same completions.
             progress: told about sampled tokens as they come.
+            decoding: truncation, greedy choice, stop strings; training samples plainly and never passes it.
 
         Returns:
-            Tokens, texts, finish reasons and log-probabilities under the distribution that sampled.
+            Tokens, texts, finish reasons and log-probabilities under the distribution that sampled: after temperature,
+            min_new_tokens, top-k and top-p, renormalised (0 for every greedily chosen token).
 
         Raises:
             RolloutError: the model gave logits that are not finite.
@@ -73,60 +78,112 @@ class InProcessEngine:
         max_completion_length: int,
         key: SamplingKey,
         progress: Progress | None = None,
+        decoding: Decoding = PLAIN,
     ) -> Rollouts:
         uniforms = torch.stack(
             [key.uniforms(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
         )
-        ids = torch.zeros(uniforms.shape, dtype=torch.int64)
-        logprobs = torch.zeros(uniforms.shape, dtype=torch.float32)
+        written = _Written.empty(*uniforms.shape)
         eos = torch.tensor(self.policy.eos_token_ids)
 
-        def sample(states: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-            tokens, chosen = self._draw(states, uniforms[rows, positions])
-            ids[rows, positions], logprobs[rows, positions] = tokens, chosen
+        def sample(states: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            tokens, chosen = self._draw(states, uniforms[rows, positions], positions, decoding)
+            # The decoder may keep rows that have ended among the others; what is drawn for them counts for nothing.
+            running = ~written.ended[rows]
+            at = rows[running]
+            written.ids[at, positions[running]] = tokens[running]
+            written.logprobs[at, positions[running]] = chosen[running]
+            written.lengths[at] += 1
+            written.has_eos[at] = torch.isin(tokens[running], eos)
+            if decoding.stop:
+                written.has_stop[at] = torch.tensor(
+                    [decoding.first_stop(text) is not None for text in self._texts(written, at)], dtype=torch.bool
+                )
             if progress is not None:
-                progress(len(rows))
-            return tokens
+                progress(len(at))
+            return tokens, written.ended[rows]
 
         precision, num_rows = self.policy.precision, len(uniforms)
         with precision.compute(), sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows):
-            self.decoder.run(
-                prompts, num_generations, max_completion_length, sample, lambda tokens: torch.isin(tokens, eos)
-            )
-        return self._rollouts(prompts, num_generations, ids, logprobs)
+            self.decoder.run(prompts, num_generations, max_completion_length, sample)
+        return self._rollouts(prompts, num_generations, written, decoding)
 
-    def _draw(self, states: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, states: Tensor, uniforms: Tensor, positions: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
         """One token per row and its log-probability, on the CPU."""
         module = self.policy.module
         logits = logits_of(unwrapped(module.model), states)
-        logprobs = torch.log_softmax(logits if module.temperature == 1.0 else logits / module.temperature, dim=-1)
-        if not torch.isfinite(logprobs.amax(-1)).all():
+        if module.temperature != 1.0:
+            logits = logits / module.temperature
+        logits = decoding.apply(logits, positions, self.policy.eos_token_ids)
+        probabilities = torch.softmax(logits, dim=-1)
+        if not torch.isfinite(probabilities.amax(-1)).all():
             raise RolloutError(
                 "the policy's logits are not finite, so nothing can be sampled from it. The weights have probably "
                 "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
                 "runtime.precision=fp32."
             )
-        tokens = inverse_cdf(logprobs.exp(), uniforms.to(logprobs.device))
-        return tokens.cpu(), logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()
+        tokens = inverse_cdf(probabilities, uniforms.to(probabilities.device))
+        # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
+        return tokens.cpu(), probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log().cpu()
 
-    def _rollouts(self, prompts: Sequence[Prompt], num_generations: int, ids: Tensor, logprobs: Tensor) -> Rollouts:
-        is_eos = torch.isin(ids, torch.tensor(self.policy.eos_token_ids))
-        # A token counts until the first EOS, that one included; what stands behind it was never part of the text.
-        mask = (is_eos.long().cumsum(1) - is_eos.long()) == 0
-        width = int(mask.sum(1).max())
-        ids, mask, logprobs, is_eos = (states[:, :width] for states in (ids, mask, logprobs, is_eos))
-        reasons: list[FinishReason] = ["eos" if ended else "length" for ended in (is_eos & mask).any(1)]
-        contents = [row[keep & ~ended].tolist() for row, keep, ended in zip(ids, mask, is_eos, strict=True)]
+    def _texts(self, written: _Written, rows: Tensor) -> list[str]:
+        """What rows say so far, special tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
+        lengths = (written.lengths - written.has_eos.long())[rows].tolist()
+        contents = [ids[:length] for ids, length in zip(written.ids[rows].tolist(), lengths, strict=True)]
+        return self.policy.tokenizer.batch_decode(contents, skip_special_tokens=True)
+
+    def _rollouts(
+        self, prompts: Sequence[Prompt], num_generations: int, written: _Written, decoding: Decoding
+    ) -> Rollouts:
+        width = int(written.lengths.max())
+        texts = self._texts(written, torch.arange(len(written.ids)))
         groups = TokenGroups(
             prompt_ids=tuple(prompt.token_ids for prompt in prompts),
             group_sizes=(num_generations,) * len(prompts),
-            completion_ids=ids.masked_fill(~mask, 0),
-            mask=mask,
+            completion_ids=written.ids[:, :width],
+            mask=torch.arange(width) < written.lengths.unsqueeze(1),
         )
         return Rollouts(
             prompts=tuple(prompts),
             groups=groups,
-            texts=tuple(self.policy.tokenizer.batch_decode(contents, skip_special_tokens=True)),
-            logprobs=logprobs.masked_fill(~mask, 0.0),
-            finish_reasons=tuple(reasons),
+            texts=tuple(text[: decoding.first_stop(text)] for text in texts),
+            logprobs=written.logprobs[:, :width],
+            finish_reasons=written.finish_reasons(),
+        )
+
+
+@dataclass
+class _Written:
+    """The completions so far.
+
+    ids, logprobs: [B, T], 0 where nothing is written yet.
+    lengths: [B] tokens written.
+    has_eos, has_stop: [B] bool, the last token written is an EOS; it completed a stop string.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    lengths: Tensor
+    has_eos: Tensor
+    has_stop: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, max_new_tokens: int) -> _Written:
+        return cls(
+            ids=torch.zeros(num_rows, max_new_tokens, dtype=torch.int64),
+            logprobs=torch.zeros(num_rows, max_new_tokens, dtype=torch.float32),
+            lengths=torch.zeros(num_rows, dtype=torch.int64),
+            has_eos=torch.zeros(num_rows, dtype=torch.bool),
+            has_stop=torch.zeros(num_rows, dtype=torch.bool),
+        )
+
+    @property
+    def ended(self) -> Tensor:
+        """[B] bool."""
+        return self.has_eos | self.has_stop
+
+    def finish_reasons(self) -> tuple[FinishReason, ...]:
+        return tuple(
+            "eos" if eos else "stop" if stop else "length"
+            for eos, stop in zip(self.has_eos.tolist(), self.has_stop.tolist(), strict=True)
         )

@@ -1,14 +1,15 @@
 """The weights as sampling wants them: in the compute precision, adapters merged, laid out for small batches.
 
 Sampling reads every weight once per token, so it pays to convert them once per batch of rollouts instead of once per
-token. The policy's own fp32 weights are not touched; the converted copies live only while the context is open.
+token. Layers that read the same states (query, key and value; gate and up) become one product. The policy's own fp32
+weights are not touched; the converted copies live only while the context is open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -17,6 +18,16 @@ from torch.nn import functional
 
 Linear = Callable[[Tensor], Tensor]
 
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names under which transformers' attention and MLP modules keep linear layers that read the same states."""
+
+
+class _Merged(NamedTuple):
+    """A linear layer with its adapter merged."""
+
+    weight: Tensor
+    bias: Tensor | None
+
 
 @contextmanager
 def sampling_weights(model: nn.Module, dtype: torch.dtype, *, batch_size: int) -> Iterator[None]:
@@ -24,32 +35,37 @@ def sampling_weights(model: nn.Module, dtype: torch.dtype, *, batch_size: int) -
 
     Args:
         model: a transformers or peft model.
-        dtype: of the products; with fp32 nothing is converted, only adapters are merged.
+        dtype: of the products; with fp32 nothing is converted, only adapters are merged and siblings joined.
         batch_size: rows the layout is chosen for.
     """
+    layers = dict(_linear_layers(model))
     patched: list[nn.Module] = []
     try:
-        for layer, weight, bias in list(_linear_layers(model)):
-            # An instance attribute hides the class's method until it is deleted again.
-            setattr(layer, "forward", _linear(weight, bias, dtype, batch_size))  # noqa: B010 - pyright knows a method
-            patched.append(layer)
+        for group in _groups(model, layers):
+            parts = [layers[layer] for layer in group]
+            joined = _linear(*_stacked(parts), dtype, batch_size)
+            forwards = _shared(joined, [len(part.weight) for part in parts])
+            for layer, forward in zip(group, forwards, strict=True):
+                # An instance attribute hides the class's method until it is deleted again.
+                setattr(layer, "forward", forward)  # noqa: B010 - pyright knows a method
+                patched.append(layer)
         yield
     finally:
         for layer in patched:
             del layer.forward
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, Tensor | None]]:
-    """(layer, weight with its adapter merged, bias) of every linear layer."""
+def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, _Merged]]:
+    """Every linear layer (a LoRA layer as a whole, not its parts)."""
     inside_adapters: set[int] = set()
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
             inside_adapters.update(id(child) for child in module.modules() if child is not module)
             base = module.get_base_layer()
             if type(base) is nn.Linear:
-                yield module, base.weight + _delta(module), base.bias
+                yield module, _Merged(base.weight + _delta(module), base.bias)
         elif type(module) is nn.Linear and id(module) not in inside_adapters:
-            yield module, module.weight, module.bias
+            yield module, _Merged(module.weight, module.bias)
 
 
 def _delta(layer: Any) -> Tensor | float:
@@ -57,6 +73,45 @@ def _delta(layer: Any) -> Tensor | float:
     if layer.disable_adapters:
         return 0.0
     return sum((layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A), 0.0)
+
+
+def _groups(model: nn.Module, layers: dict[nn.Module, _Merged]) -> list[list[nn.Module]]:
+    """The layers, those that read the same states together."""
+    groups: list[list[nn.Module]] = []
+    for parent in model.modules():
+        for names in _SIBLINGS:
+            found = [getattr(parent, name, None) for name in names]
+            members = [member for member in found if member is not None and member in layers]
+            if len(members) == len(names):
+                parts = [layers[member] for member in members]
+                alike = len({(part.bias is None, part.weight.shape[1]) for part in parts}) == 1
+                groups += [members] if alike else [[member] for member in members]
+    grouped = {layer for group in groups for layer in group}
+    return groups + [[layer] for layer in layers if layer not in grouped]
+
+
+def _stacked(parts: list[_Merged]) -> _Merged:
+    if len(parts) == 1:
+        return parts[0]
+    biases = [part.bias for part in parts if part.bias is not None]
+    return _Merged(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+
+
+def _shared(joined: Linear, sizes: list[int]) -> Iterator[Linear]:
+    """One forward per sibling: the first to see new states computes the product for all."""
+    if len(sizes) == 1:
+        return iter((joined,))
+    seen: list[Any] = [None, ()]
+
+    def part(index: int) -> Linear:
+        def forward(states: Tensor) -> Tensor:
+            if states is not seen[0]:
+                seen[:] = states, joined(states).split(sizes, dim=-1)
+            return seen[1][index]
+
+        return forward
+
+    return (part(index) for index in range(len(sizes)))
 
 
 def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, batch_size: int) -> Linear:

@@ -1,0 +1,218 @@
+"""Where one step's time goes, operator by operator, and how near the matrix products come to the machine's limit.
+
+    python benchmarks/step_profile.py --workload chat --json OUT
+    python benchmarks/step_profile.py --workload tldr --prompts FILE.jsonl --algorithm dar --json OUT
+
+(Not called profile.py: Python's own cProfile would import it instead of the standard library's module.)
+
+The second step of a run is profiled phase by phase. Its own operators' time is sorted into kinds; what is left of the
+wall time is Python, dispatch and idling. The update's useful arithmetic (6 FLOP per weight and token, 2 for the pass
+that only reads) is divided by the phase's time *without* the profiler and compared with the GEMM limit of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import DEMO_MODEL, chat_prompts, machine_facts, machine_limits, model_folder, tldr_prompts
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from dar.batch import Weighted
+from dar.build import Objects, build_loop
+from dar.policy.logprobs import unwrapped
+from dar.policy.packing import packed_length
+from dar.recipe import build_spec
+from dar.rollout import SamplingKey
+from dar.train.loop import Loop
+
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "matmul", "linear", "mkldnn::", "baddbmm", "dot"),
+    "attention": ("attention",),
+    "softmax": ("softmax", "logsumexp", "exp", "log"),
+    "copies and casts": ("copy_", "cat", "contiguous", "clone", "repeat"),
+    "gather and scatter": ("index", "gather", "scatter", "select", "embedding", "masked", "where", "searchsorted"),
+    "reductions": ("sum", "mean", "max", "min", "norm", "cumsum", "prod"),
+    "element by element": ("mul", "add", "sub", "div", "neg", "silu", "pow", "sqrt", "sigmoid", "tanh", "fill", "zero"),
+}
+
+
+def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Cheap, and different for every completion."""
+    return [sum(ids) % 97 / 97 for ids in completion_ids]
+
+
+def main() -> None:
+    args = parse_args()
+    prompts = (
+        chat_prompts(args.model, args.num_prompts * 3)
+        if args.workload == "chat"
+        else tldr_prompts(args.model, args.prompts, args.num_prompts * 3)
+    )
+    limits = machine_limits()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = build_spec(
+            {
+                "model": model_folder(args.model),
+                "data": "prompts",
+                "algorithm": args.algorithm,
+                "rewards": [{"type": "function", "function": "benchmark:reward", "name": "reward"}],
+                "sampling": {"max_completion_length": args.max_new_tokens},
+                "prompts_per_step": args.num_prompts,
+                "num_generations": args.num_generations,
+                "steps": 3,
+                "output_dir": f"{folder}/run",
+                "runtime": {
+                    "precision": args.precision,
+                    "max_tokens_per_microbatch": args.max_tokens_per_microbatch,
+                },
+            },
+            where="the benchmark",
+        )
+        rows = [{"prompt": prompt} for prompt in prompts]
+        loop = build_loop(spec, Objects(train_rows=rows, reward_functions={"reward": reward}), quiet=True)
+        loop.step(1)
+        phases = measure(loop)
+    result = {
+        "workload": args.workload,
+        "algorithm": args.algorithm,
+        "precision": args.precision,
+        "machine": machine_facts(),
+        "limits_before": limits,
+        "limits_after": machine_limits(),
+        "phases": phases,
+    }
+    show(result)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(loop: Loop) -> dict[str, Any]:
+    """Each phase once without the profiler (its time) and once with it (its operators)."""
+    spec, prompts = loop.spec, loop.stream.at(1)
+    budget = spec.runtime.max_tokens_per_microbatch
+
+    def rollout() -> Any:
+        return loop.engine.generate(
+            prompts,
+            spec.num_generations,
+            max_completion_length=spec.sampling.max_completion_length,
+            key=SamplingKey(spec.seed, "train", 2),
+        )
+
+    rollouts = rollout()
+    rows = Weighted(
+        groups=rollouts.groups,
+        old_logprobs=rollouts.logprobs,
+        ref_logprobs=rollouts.logprobs,
+        advantages=torch.linspace(-1, 1, rollouts.groups.num_rows),
+        weights=torch.ones(rollouts.groups.num_rows),
+        denominator=float(rollouts.groups.num_rows),
+    )
+    packed = sum(packed_length(rollouts.groups))
+    completion = int(rollouts.groups.mask.sum())
+    body, head = sizes(unwrapped(loop.policy.model))
+    runs = {
+        "rollout": (rollout, 2 * (completion * (body + head) + sum(map(len, rollouts.groups.prompt_ids)) * body)),
+        "reference": (
+            lambda: loop.policy.ref_logprobs(rollouts.groups, max_tokens=budget),
+            2 * (packed * body + completion * head),
+        ),
+        "update": (
+            lambda: loop.updater.step(loop.algorithm, rows, on_policy=True, where="the profile"),
+            # The head's logits are computed again in the backward pass: 8 instead of 6.
+            6 * packed * body + 8 * completion * head,
+        ),
+    }
+    return {name: one_phase(function, flops) for name, (function, flops) in runs.items()} | {
+        "tokens": {"packed": packed, "completion": completion}
+    }
+
+
+def sizes(model: Any) -> tuple[int, int]:
+    """(weights of the linear layers outside the head, weights of the head)."""
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return sum(layer.weight.numel() for layer in linear), head.weight.numel()
+
+
+def one_phase(function: Any, flops: float) -> dict[str, Any]:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        function()
+    averages = recorded.key_averages()
+    operators = {event.key: (event.self_cpu_time_total / 1e6, event.count) for event in averages}
+    kinds: dict[str, float] = {}
+    for name, (self_seconds, _) in operators.items():
+        kind = kind_of(name)
+        kinds[kind] = kinds.get(kind, 0.0) + self_seconds
+    largest = sorted(operators.items(), key=lambda item: -item[1][0])[:15]
+    median = sorted(seconds)[1]
+    return {
+        "seconds": median,
+        "gflops": flops / median / 1e9,
+        "operators": sum(count for _, count in operators.values()),
+        "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1])),
+        "largest": [{"name": name, "seconds": spent, "calls": calls} for name, (spent, calls) in largest],
+    }
+
+
+def kind_of(operator: str) -> str:
+    name = operator.removeprefix("aten::")
+    for kind, patterns in KINDS.items():
+        if any(pattern in name for pattern in patterns):
+            return kind
+    return "other"
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console()
+    limit = result["limits_after"][f"gemm_{result['precision']}_gflops"]
+    for phase in ("rollout", "reference", "update"):
+        found = result["phases"][phase]
+        total = sum(found["kinds"].values())
+        table = Table(
+            title=f"{phase}: {found['seconds']:.2f} s, {found['gflops']:.0f} GFLOP/s of useful products = "
+            f"{found['gflops'] / limit:.0%} of the GEMM limit ({limit:.0f})",
+            title_justify="left",
+        )
+        table.add_column("operators")
+        table.add_column("share", justify="right")
+        for kind, seconds in found["kinds"].items():
+            table.add_row(kind, f"{seconds / total:.0%}")
+        console.print(table)
+        for row in found["largest"][:10]:
+            console.print(f"  {row['seconds']:7.3f} s  {row['calls']:6d} ×  {row['name']}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=("chat", "tldr"), required=True)
+    parser.add_argument("--prompts", type=Path, help="tldr: a JSONL file (may be gzipped) with a prompt column")
+    parser.add_argument("--algorithm", choices=("dar", "grpo"), default="grpo")
+    parser.add_argument("--model", default=DEMO_MODEL)
+    parser.add_argument("--num-prompts", type=int, default=8)
+    parser.add_argument("--num-generations", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--max-tokens-per-microbatch", type=int, default=1024)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    args = parser.parse_args()
+    if args.workload == "tldr" and args.prompts is None:
+        parser.error("--workload tldr needs --prompts FILE")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A language model so small that anybody can align it in a minute: four letters and an end, made on the spot."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dar.errors import ConfigError
+from dar.policy.gguf import cache_root
+
+TOY = "toy:letters"
+"""What a recipe calls it."""
+
+
+def toy_folder() -> Path:
+    """The folder with the toy model and its tokenizer, made now unless it was before.
+
+    Untrained, it says a, b, c, d and the end with about equal probability: five tokens a completion on average.
+
+    Raises:
+        ConfigError: the cache folder cannot be written.
+    """
+    target = cache_root() / "toy" / "letters-1"
+    if (target / "config.json").exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
+    try:
+        _model().save_pretrained(scratch)
+        _tokenizer().save_pretrained(scratch)
+        if not target.exists():
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(vocab={"<eos>": 0, "a": 1, "b": 2, "c": 3, "d": 4}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(["<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")

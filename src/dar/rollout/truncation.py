@@ -1,0 +1,135 @@
+"""Decoding that departs from plain sampling: for looking at a model and for held-out evaluation, never for training.
+
+A truncated or greedy sampler draws from another distribution than the one whose log-probabilities the update reads, so
+its samples would not be those of π_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dar.errors import ConfigError
+
+_USUALLY_ENOUGH = 1024
+"""Likeliest tokens among which a nucleus is looked for before a whole row is sorted."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What is done to the logits before a token is drawn, in this order: temperature, min_new_tokens, top_k, top_p.
+
+    The tokens that are left keep the ratios of their probabilities, and sum to 1. Of two equally likely tokens the one
+    with the smaller id comes first.
+
+    greedy: only the likeliest token, which then has probability 1.
+    top_k: only the k likeliest tokens; None = all.
+    top_p: of those, only the smallest set of likeliest tokens whose share of their probability reaches top_p (at least
+        one token); 1 = all.
+    min_new_tokens: no EOS before so many other tokens.
+    stop: a completion ends as soon as its decoded text (special tokens removed) contains one of these; the text is cut
+        before it, while the tokens keep the one that completed it.
+
+    Raises:
+        ConfigError: a value is out of bounds, or greedy stands beside top_k or top_p, which would do nothing.
+    """
+
+    greedy: bool = False
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.min_new_tokens < 0:
+            raise ConfigError(f"min_new_tokens must be at least 0, got {self.min_new_tokens}")
+        if "" in self.stop:
+            raise ConfigError("a stop string is empty: every text contains it")
+        if self.greedy and (self.top_k is not None or self.top_p < 1):
+            raise ConfigError("greedy takes the likeliest token every time: top_k and top_p would do nothing")
+
+    @property
+    def is_plain(self) -> bool:
+        """Every token is drawn from the model's own distribution, until EOS or the last position."""
+        return self == Decoding()
+
+    @property
+    def _changes_logits(self) -> bool:
+        return self.greedy or self.top_k is not None or self.top_p < 1 or self.min_new_tokens > 0
+
+    def apply(self, logits: Tensor, positions: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+        """The logits with −∞ for every token that must not be drawn.
+
+        Args:
+            logits: [R, V], the temperature applied.
+            positions: [R] tokens each row has already.
+            eos_token_ids: every id that ends a completion.
+
+        Returns:
+            [R, V]; the very tensor where nothing is changed, so that plain sampling costs no pass over the vocabulary.
+        """
+        if not self._changes_logits:
+            return logits
+        if self.min_new_tokens:
+            early = (positions < self.min_new_tokens).to(logits.device).unsqueeze(1)
+            without_eos = logits.index_fill(1, torch.tensor(eos_token_ids, device=logits.device), float("-inf"))
+            logits = torch.where(early, without_eos, logits)
+        top_k = 1 if self.greedy else self.top_k
+        return truncate(logits, top_k=top_k, top_p=self.top_p)
+
+    def first_stop(self, text: str) -> int | None:
+        """Where the first stop string begins in a text, or None."""
+        return min((at for string in self.stop if (at := text.find(string)) >= 0), default=None)
+
+
+PLAIN = Decoding()
+"""Sampling from the model's own distribution: what training does."""
+
+
+def truncate(logits: Tensor, *, top_k: int | None, top_p: float) -> Tensor:
+    """−∞ for every token outside the top-k, then outside the nucleus of what is left (Holtzman et al. 2020).
+
+    Args:
+        logits: [R, V].
+        top_k: tokens that stay, ≥ 1; None = all.
+        top_p: the nucleus is the smallest set of likeliest tokens whose share of the probability reaches it.
+
+    Returns:
+        [R, V]. Ties are broken by token id, the smaller one stays.
+    """
+    if top_k is None and top_p == 1:
+        return logits
+    count = min(top_k or _USUALLY_ENOUGH, logits.shape[1])
+    likeliest = logits.topk(count).values
+    sizes = torch.full_like(likeliest[:, :1], count, dtype=torch.int64)
+    if top_p < 1:
+        sizes = _nucleus_sizes(likeliest, logits if top_k is None else likeliest, top_p)
+    wide = (sizes > count).squeeze(1)
+    sizes = sizes.clamp(max=count)
+    smallest = likeliest.gather(1, sizes - 1)
+    if top_k is None and wide.any():
+        whole = logits[wide].sort(descending=True).values
+        sizes[wide] = _nucleus_sizes(whole, whole, top_p).clamp(max=whole.shape[1])
+        smallest[wide] = whole.gather(1, sizes[wide] - 1)
+    # The smallest value that stays and how many stay say it all, whatever order sorting gave to equal values.
+    above, tied = logits > smallest, logits == smallest
+    room = sizes - above.sum(1, keepdim=True)
+    return logits.masked_fill(~(above | (tied & (tied.cumsum(1) <= room))), float("-inf"))
+
+
+def _nucleus_sizes(likeliest: Tensor, everything: Tensor, top_p: float) -> Tensor:
+    """[R, 1] how many of the likeliest [R, M], in descending order, reach `top_p` of everything's probability.
+
+    M + 1 where all of them do not.
+    """
+    best = likeliest[:, :1]
+    total = (everything - best).exp().sum(1, keepdim=True, dtype=torch.float64)
+    reached = (likeliest - best).exp().double().cumsum(1)
+    return (reached < top_p * total).sum(1, keepdim=True) + 1
