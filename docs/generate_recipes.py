@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dar.config import RunSpec, Spec
-from dar.trainer import DARConfig, TrainingConfig
+from dar.training_config import DARConfig, TrainingConfig
 
 TARGET = Path(__file__).with_name("recipes.md")
 
@@ -31,7 +31,7 @@ _INTRODUCTION = """\
 # Recipes: every key
 
 A recipe is a YAML file; [`recipes/quickstart.yaml`](../recipes/quickstart.yaml) is a complete one. Required are
-`model`, `data`, `rewards`, `steps` and `output_dir`; everything else has a default.
+`model`, `data`, `steps` and `output_dir`, and `rewards` for every method that samples; everything else has a default.
 
 * **Checked before anything is loaded.** Unknown keys, wrong types and impossible values stop the command with exit
   code 2 and one line per problem: the key's path, what is wrong, and the nearest allowed name.
@@ -39,8 +39,9 @@ A recipe is a YAML file; [`recipes/quickstart.yaml`](../recipes/quickstart.yaml)
   `algorithm.alpha=0.5 rewards.0.weight=2 'model.lora={rank: 8}'`. `dar plan` takes the same.
 * **Shorthands.** Where a table says "a bare string stands for `path`", `model: some/folder` is
   `model: {path: some/folder}`. In the list `rewards`, a bare name is a `type`, and one with a colon a function.
-* **Types.** `algorithm` and rewards are told apart by `type`. `optim` without a `type` is `adamw`, and a reward with a
-  `function` needs no `type`.
+* **Types.** `algorithm` and rewards are told apart by `type`. `algorithm` without one is `dar`, `optim` without one
+  is `adamw`, and a reward with a `function` needs none. A key that another method has is refused with the names of
+  those that do. [algorithms.md](algorithms.md) says what the methods compute and where their defaults come from.
 * **Numbers** may be written `1e-5`; infinity is `.inf` (where no table says "finite"), nothing is `null`.
 * **The resolved recipe**, every default written out, is `config.yaml` in the run folder.
 
@@ -74,7 +75,10 @@ def _keys_by_spec() -> dict[type[Spec], list[str]]:
         for name, field in spec.model_fields.items():
             for child in _specs_in(field.annotation):
                 key = f"{prefix}{name}[]" if _is_list(field.annotation) else f"{prefix}{name}"
-                found.setdefault(child, []).append(key)
+                keys = found.setdefault(child, [])
+                # Both optimizers, say, have the same key.
+                if key not in keys:
+                    keys.append(key)
                 visit(child, f"{key}.")
 
     visit(RunSpec, "")

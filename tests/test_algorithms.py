@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
@@ -13,23 +14,58 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dar.algorithms import DAR, GRPO, RLOO, Algorithm, kl_metrics, weight_metrics
-from dar.batch import Experience, TokenGroups, Weighted
-from dar.config import DARSpec, GRPOSpec, RLOOSpec
+from dar.algorithms import DAR, GRPO, RLOO, Algorithm, PairedPreference, Terms, kl_metrics
+from dar.algorithms.regression import weight_metrics
+from dar.batch import Experience, TokenGroups, TokenOutputs, Weighted
+from dar.build import build_algorithm
+from dar.config import (
+    ALGORITHM_SPECS,
+    AWRSpec,
+    BNPOSpec,
+    DAOSpec,
+    DAPOSpec,
+    DARSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    LCOSpec,
+    OnlineDPOSpec,
+    RLOOSpec,
+    TargetESSSpec,
+    TargetKLSpec,
+)
 from dar.objectives.ratio import clipped_surrogate
 from dar.objectives.regression import clip_log_weights
 from dar.ops import Mean
 
 NAN, INF = math.nan, math.inf
-EVERY_METHOD = [
-    DAR(DARSpec()),
-    DAR(DARSpec(alpha=0.5, beta=1.0, weight_scale="mean", baseline="leave_one_out")),
-    RLOO(RLOOSpec(beta=0.3)),
-    GRPO(GRPOSpec(beta=0.3)),
+# Every method at its defaults, and further settings of those that have a branch there.
+SPECS: list[Any] = [
+    *(spec() for spec in ALGORITHM_SPECS.values()),
+    DARSpec(alpha=0.5, beta=1.0, weight_scale="mean", baseline="leave_one_out"),
+    DARSpec(beta=TargetKLSpec(target_kl=0.3)),
+    AWRSpec(beta=TargetESSSpec(target_ess=0.5), normalize="none"),
+    DAOSpec(ratio_level="token", normalize="none"),
+    RLOOSpec(beta=0.3),
+    GRPOSpec(beta=0.3),
+    BNPOSpec(beta=0.3),
+    DrGRPOSpec(beta=0.3),
+    DAPOSpec(overlong_tokens=3),
+    LCOSpec(loss="mse"),
+    LCOSpec(loss="logcosh"),
+    OnlineDPOSpec(pairs="first_two"),
 ]
-every_method = pytest.mark.parametrize(
-    "algorithm", EVERY_METHOD, ids=lambda algorithm: f"{algorithm.spec.type}-{EVERY_METHOD.index(algorithm)}"
-)
+MAX_LENGTH = 8
+
+
+def build(spec: Any) -> Algorithm:
+    return build_algorithm(spec, max_completion_length=MAX_LENGTH)
+
+
+def named(specs: list[Any]) -> Any:
+    return pytest.mark.parametrize("spec", specs, ids=lambda spec: f"{spec.type}-{SPECS.index(spec)}")
+
+
+every_method = named(SPECS)
 
 
 def batch_of(
@@ -39,11 +75,17 @@ def batch_of(
     current, old, ref = random_rows(seed, num_prompts * num_generations)
     rewards = random_rewards(seed, num_prompts, num_generations)
     experience = make_experience(rewards, old, ref, padding=padding, extra=extra, dtype=torch.float64)
+    experience = replace(experience, values=0.3 * experience.old_logprobs)
     return padded(current, padding=padding, extra=extra, dtype=torch.float64), experience
 
 
+def terms_of(algorithm: Algorithm, logprobs: Tensor, batch: Weighted) -> Terms:
+    """The loss of each row where logits and a critic's values are functions of log π_θ, so that all have a gradient."""
+    return algorithm.terms(TokenOutputs(logprobs, values=0.5 * logprobs + 1, logits=logprobs + 3), batch)
+
+
 def loss_of(algorithm: Algorithm, logprobs: Tensor, batch: Weighted) -> Tensor:
-    return algorithm.terms(logprobs, batch).losses.sum() / batch.denominator
+    return terms_of(algorithm, logprobs, batch).losses.sum() / batch.denominator
 
 
 # --- DAR -------------------------------------------------------------------------------------------------------------
@@ -216,9 +258,9 @@ def test_dar_weights_of_a_second_update_are_those_of_the_policy_that_sampled():
     algorithm = DAR(DARSpec(beta=1.0, updates=3))
     batch, _ = algorithm.weigh(experience)
     # The loss is linear in log π_θ: a target that moved with θ would not be.
-    at_old = algorithm.terms(experience.old_logprobs, batch).losses
-    moved = algorithm.terms(experience.old_logprobs + logprobs, batch).losses
-    assert_close(moved - at_old, algorithm.terms(logprobs, batch).losses, rtol=1e-9, atol=1e-9)
+    at_old = terms_of(algorithm, experience.old_logprobs, batch).losses
+    moved = terms_of(algorithm, experience.old_logprobs + logprobs, batch).losses
+    assert_close(moved - at_old, terms_of(algorithm, logprobs, batch).losses, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +322,7 @@ def test_rloo_first_update_is_reinforce():
     algorithm = RLOO(RLOOSpec(beta=0.2))
     batch, _ = algorithm.weigh(experience)
     logprobs = experience.old_logprobs.clone().requires_grad_()
-    terms = algorithm.terms(logprobs, batch)
+    terms = terms_of(algorithm, logprobs, batch)
     assert_close(terms.losses, -batch.advantages, rtol=1e-12)
     (grad,) = torch.autograd.grad(terms.losses.sum() / batch.denominator, logprobs)
     assert_close(grad, -batch.advantages.unsqueeze(1) * experience.mask / 6, rtol=1e-12)
@@ -293,13 +335,15 @@ def test_rloo_clips_the_ratio_of_the_sequence():
     experience = make_experience([[3, 1]], old, dtype=torch.float64)
     algorithm = RLOO(RLOOSpec(beta=0.0))
     batch, _ = algorithm.weigh(experience)
-    terms = algorithm.terms(experience.old_logprobs + math.log(1.15), batch)
+    terms = terms_of(algorithm, experience.old_logprobs + math.log(1.15), batch)
     assert_close(terms.losses, [-2 * 1.2, 2 * 1.3225], rtol=1e-12)
     assert terms.means["clip_ratio/region_mean"] == Mean(1.0, 2.0)
     asymmetric = RLOO(RLOOSpec(beta=0.0, clip_high=0.3))
-    assert_close(asymmetric.terms(experience.old_logprobs + math.log(1.15), batch).losses[0], -2 * 1.3, rtol=1e-12)
+    assert_close(terms_of(asymmetric, experience.old_logprobs + math.log(1.15), batch).losses[0], -2 * 1.3, rtol=1e-12)
     lower = RLOO(RLOOSpec(beta=0.0, clip_low=0.1))
-    assert_close(lower.terms(experience.old_logprobs + math.log(0.8), batch).losses, [-2 * 0.64, 2 * 0.9], rtol=1e-12)
+    assert_close(
+        terms_of(lower, experience.old_logprobs + math.log(0.8), batch).losses, [-2 * 0.64, 2 * 0.9], rtol=1e-12
+    )
 
 
 def test_rloo_refuses_a_single_completion():
@@ -350,7 +394,7 @@ def test_grpo_adds_the_k3_of_every_token_to_the_loss():
     algorithm = GRPO(GRPOSpec(beta=0.04))
     batch, _ = algorithm.weigh(experience)
     logprobs = experience.old_logprobs.clone().requires_grad_()
-    losses = algorithm.terms(logprobs, batch).losses
+    losses = terms_of(algorithm, logprobs, batch).losses
     advantage = 1 / (math.sqrt(2) + 1e-4)
     k3 = 0.36787944117144233 + 0.14872127070012822
     assert_close(losses, [advantage + 0.04 * k3 / 2, -advantage], rtol=1e-9)
@@ -366,12 +410,12 @@ def test_grpo_clips_every_token_by_itself():
     algorithm = GRPO(GRPOSpec(beta=0.0))
     batch, _ = algorithm.weigh(experience)
     ratios = torch.tensor([[1.3, 1.1], [1.3, 0.7]], dtype=torch.float64)
-    terms = algorithm.terms(experience.old_logprobs + ratios.log(), batch)
+    terms = terms_of(algorithm, experience.old_logprobs + ratios.log(), batch)
     advantage = 2 / 2 / (math.sqrt(2) + 1e-4)
     assert_close(terms.losses, [-advantage * 1.15, advantage * 1.05], rtol=1e-9)
     assert terms.means["clip_ratio/region_mean"] == Mean(2.0, 4.0)
     bounds = GRPO(GRPOSpec(beta=0.0, clip_low=0.1, clip_high=0.28))
-    losses = bounds.terms(experience.old_logprobs + ratios.log(), batch).losses
+    losses = terms_of(bounds, experience.old_logprobs + ratios.log(), batch).losses
     assert_close(losses, [-advantage * 1.19, advantage * 1.1], rtol=1e-9)
 
 
@@ -399,47 +443,56 @@ def test_reference_is_needed_only_with_a_kl_coefficient(make):
     assert not make(0.0).needs_reference
 
 
-@pytest.mark.parametrize("algorithm", [DAR(DARSpec(updates=3)), RLOO(RLOOSpec(updates=3)), GRPO(GRPOSpec(updates=3))])
-def test_number_of_updates_is_the_specs(algorithm: Algorithm):
-    assert algorithm.updates == 3
+@pytest.mark.parametrize("name", [name for name, spec in ALGORITHM_SPECS.items() if "updates" in spec.model_fields])
+def test_number_of_updates_is_the_specs(name: str):
+    assert build(ALGORITHM_SPECS[name](**{"updates": 3})).updates == 3
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALGORITHM_SPECS.items() if "updates" not in spec.model_fields])
+def test_methods_without_the_option_take_one_update(name: str):
+    assert build(ALGORITHM_SPECS[name]()).updates == 1
 
 
 # --- what every method promises --------------------------------------------------------------------------------------
 
 
 @every_method
-@pytest.mark.parametrize("extra", [0, 3])
-@pytest.mark.parametrize("garbage", [NAN, INF, -1e4])
-def test_padding_changes_nothing(algorithm: Algorithm, extra: int, garbage: float):
+@pytest.mark.parametrize(("extra", "garbage"), [(0, NAN), (3, INF), (3, -1e4)])
+def test_padding_changes_nothing(spec: Any, extra: int, garbage: float):
     clean_logprobs, clean = batch_of(6, 3, 3)
     dirty_logprobs, dirty = batch_of(6, 3, 3, padding=garbage, extra=extra)
+    algorithm = build(spec)
     expected, expected_metrics = algorithm.weigh(clean)
     batch, metrics = algorithm.weigh(dirty)
     # Padding may change the order of a sum, hence an ulp of fp32 in weights that were divided by their mean.
     assert_close(batch.weights, expected.weights, rtol=2.5e-7)
-    assert_close(batch.advantages, expected.advantages, rtol=1e-12)
+    if batch.advantages.ndim == 1:
+        assert_close(batch.advantages, expected.advantages, rtol=1e-12)
+    else:
+        assert_close(batch.advantages[dirty.mask], expected.advantages[clean.mask], rtol=1e-12)
     assert metrics == pytest.approx(expected_metrics, rel=1e-12)
     dirty_logprobs.requires_grad_()
     clean_logprobs.requires_grad_()
-    terms, wanted = algorithm.terms(dirty_logprobs, batch), algorithm.terms(clean_logprobs, expected)
+    terms, wanted = terms_of(algorithm, dirty_logprobs, batch), terms_of(algorithm, clean_logprobs, expected)
     assert_close(terms.losses, wanted.losses, rtol=2.5e-7)
-    assert terms.means == wanted.means
+    assert_same_means(terms.means, wanted.means)
     (grad,) = torch.autograd.grad(terms.losses.sum(), dirty_logprobs)
     (wanted_grad,) = torch.autograd.grad(wanted.losses.sum(), clean_logprobs)
     assert_close(grad[dirty.mask], wanted_grad[clean.mask], rtol=2.5e-7)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        DAR(DARSpec()),
-        RLOO(RLOOSpec()),
-        GRPO(GRPOSpec(beta=0.0)),
-        GRPO(GRPOSpec(beta=0.3)),
-    ],
-)
-def test_padding_gets_no_gradient(algorithm: Algorithm):
+def assert_same_means(means: dict[str, Mean], expected: dict[str, Mean]) -> None:
+    """Counts exactly; totals within what the order of a float64 sum can change."""
+    assert means.keys() == expected.keys()
+    for name, mean in means.items():
+        assert mean.count == expected[name].count, name
+        assert mean.total == pytest.approx(expected[name].total, rel=1e-12), name
+
+
+@every_method
+def test_padding_gets_no_gradient(spec: Any):
     logprobs, experience = batch_of(6, 3, 3)
+    algorithm = build(spec)
     if not algorithm.needs_reference:
         experience = replace(experience, ref_logprobs=None)
     batch, _ = algorithm.weigh(experience)
@@ -452,23 +505,24 @@ def test_padding_gets_no_gradient(algorithm: Algorithm):
 @every_method
 @few
 @given(seed=st.integers(0, 10_000), num_prompts=st.integers(1, 5), max_tokens=st.integers(1, 150))
-def test_micro_batches_add_up_to_the_whole(algorithm: Algorithm, seed: int, num_prompts: int, max_tokens: int):
+def test_micro_batches_add_up_to_the_whole(spec: Any, seed: int, num_prompts: int, max_tokens: int):
+    algorithm = build(spec)
     logprobs, experience = batch_of(seed, num_prompts, 3)
     batch, _ = algorithm.weigh(experience)
     logprobs.requires_grad_()
-    whole = algorithm.terms(logprobs, batch)
+    whole = terms_of(algorithm, logprobs, batch)
     (expected,) = torch.autograd.grad(whole.losses.sum() / batch.denominator, logprobs)
     total, means, row = torch.zeros((), dtype=torch.float64), dict[str, Mean](), 0
     for part in batch.split_by_tokens(max_tokens):
         height, width = part.mask.shape
-        terms = algorithm.terms(logprobs[row : row + height, :width], part)
+        terms = terms_of(algorithm, logprobs[row : row + height, :width], part)
         row += height
         total = total + terms.losses.sum() / part.denominator
         means = {name: means.get(name, Mean()) + mean for name, mean in terms.means.items()}
     (grad,) = torch.autograd.grad(total, logprobs)
     assert_close(total, whole.losses.sum() / batch.denominator, rtol=1e-12, atol=1e-12)
     assert_close(grad, expected, rtol=1e-12)
-    assert means == whole.means
+    assert_same_means(means, whole.means)
 
 
 def reordered(experience: Experience, rows: list[int], num_generations: int) -> Experience:
@@ -476,6 +530,7 @@ def reordered(experience: Experience, rows: list[int], num_generations: int) -> 
     groups = experience.groups
     prompts = [rows[index] // num_generations for index in range(0, len(rows), num_generations)]
     assert experience.ref_logprobs is not None
+    assert experience.values is not None
     return Experience(
         groups=TokenGroups(
             tuple(groups.prompt_ids[prompt] for prompt in prompts),
@@ -487,43 +542,58 @@ def reordered(experience: Experience, rows: list[int], num_generations: int) -> 
         ref_logprobs=experience.ref_logprobs[rows],
         rewards=experience.rewards.reshape(-1)[rows].reshape(-1, num_generations),
         has_eos=experience.has_eos[rows],
+        values=experience.values[rows],
     )
 
 
 @every_method
-def test_order_of_prompts_and_of_completions_does_not_matter(algorithm: Algorithm):
+def test_order_of_prompts_and_of_completions_does_not_matter(spec: Any):
     logprobs, experience = batch_of(7, 3, 3)
-    rows = [7, 8, 6, 0, 2, 1, 4, 3, 5]
+    algorithm = build(spec)
+    takes_first_two = isinstance(algorithm, PairedPreference) and algorithm.pairs == "first_two"
+    rows = [6, 7, 8, 0, 1, 2, 3, 4, 5] if takes_first_two else [7, 8, 6, 0, 2, 1, 4, 3, 5]
     batch, metrics = algorithm.weigh(experience)
     other, other_metrics = algorithm.weigh(reordered(experience, rows, 3))
     assert_close(other.weights, batch.weights[rows], rtol=1e-6)
     assert_close(other.advantages, batch.advantages[rows], rtol=1e-10)
+    assert other.denominator == batch.denominator
     assert other_metrics == pytest.approx(metrics, rel=1e-6)
-    losses = algorithm.terms(logprobs[rows], other).losses
-    assert_close(losses, algorithm.terms(logprobs, batch).losses[rows], rtol=1e-6)
+    losses = terms_of(algorithm, logprobs[rows], other).losses
+    assert_close(losses, terms_of(algorithm, logprobs, batch).losses[rows], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        DAR(DARSpec()),
-        RLOO(RLOOSpec()),
-        GRPO(GRPOSpec()),
-    ],
-)
-def test_only_the_trained_policy_gets_a_gradient(algorithm: Algorithm):
+# A preference loss reads π₀ as it comes; that it has no gradient is what is tested.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
+@every_method
+def test_only_the_trained_policy_gets_a_gradient(spec: Any):
     logprobs, experience = batch_of(8, 2, 3)
-    assert experience.ref_logprobs is not None
+    algorithm = build(spec)
     weighted, _ = algorithm.weigh(experience)
-    fixed = [
-        tensor.clone().requires_grad_()
-        for tensor in (experience.old_logprobs, experience.ref_logprobs, weighted.advantages)
-    ]
-    batch = replace(weighted, old_logprobs=fixed[0], ref_logprobs=fixed[1], advantages=fixed[2])
+    assert weighted.ref_logprobs is not None
+    fixed = {
+        name: getattr(weighted, name).double().clone().requires_grad_()
+        for name in ("old_logprobs", "ref_logprobs", "advantages")
+    }
+    tokens = {name: values.clone().requires_grad_() for name, values in weighted.tokens.items()}
+    batch = replace(weighted, **fixed, tokens=tokens)
     loss_of(algorithm, logprobs.requires_grad_(), batch).backward()
     assert logprobs.grad is not None
     assert (logprobs.grad != 0)[experience.mask].any()
-    assert all(tensor.grad is None for tensor in fixed)
+    assert all(tensor.grad is None for tensor in [*fixed.values(), *tokens.values()])
+
+
+@every_method
+def test_rows_of_weight_zero_have_no_gradient(spec: Any):
+    """The trainer leaves them out of the pass."""
+    logprobs, experience = batch_of(9, 3, 3)
+    # One tied prompt, and in another the first reward is the mean of its group.
+    rewards = torch.tensor([[0.5, 0.5, 0.5], [2.0, 1.0, 3.0], [1.0, 2.0, 4.0]], dtype=torch.float64)
+    algorithm = build(spec)
+    batch, _ = algorithm.weigh(replace(experience, rewards=rewards))
+    logprobs.requires_grad_()
+    (grad,) = torch.autograd.grad(loss_of(algorithm, logprobs, batch), logprobs)
+    assert (grad[batch.weights == 0] == 0).all()
+    assert (grad != 0).any()
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -573,8 +643,8 @@ def test_kl_metrics_are_per_completion_and_per_token():
     }
 
 
-@pytest.mark.parametrize("algorithm", [DAR(DARSpec()), RLOO(RLOOSpec()), GRPO(GRPOSpec())])
-def test_missing_reference_is_an_error_where_it_is_read(algorithm: Algorithm):
+@named([spec for spec in SPECS if build(spec).needs_reference])
+def test_missing_reference_is_an_error_where_it_is_read(spec: Any):
     _, experience = batch_of(0, 2, 3)
     with pytest.raises(ValueError, match="reads the reference, but the experience has no ref_logprobs"):
-        algorithm.weigh(replace(experience, ref_logprobs=None))
+        build(spec).weigh(replace(experience, ref_logprobs=None))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from conftest import make_model, make_tokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli import main
@@ -76,7 +80,14 @@ def test_help_lists_the_commands_without_importing_torch():
     [
         ("train", ["recipe", "--resume", "--allow-changed-recipe", "--quiet"]),
         ("plan", ["recipe", "without loading any weights"]),
-        ("sample", ["model", "prompt", "--num", "--max-tokens", "--temperature", "--seed", "--plain"]),
+        (
+            "sample",
+            ["model", "prompt", "--num", "--max-tokens", "--temperature", "--seed", "--plain"],
+        ),
+        (
+            "sample",
+            ["--min-tokens", "--greedy", "--top-k", "--top-p", "--stop"],
+        ),
     ],
 )
 def test_help_of_a_command_names_its_options(run: Run, command: str, words: list[str]):
@@ -333,6 +344,10 @@ def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeyp
     [
         (["--temperature", "0"], "sampling.temperature: Input should be greater than 0 (found 0.0)"),
         (["--max-tokens", "256"], "the model reads at most 256 tokens: no room is left for a prompt"),
+        (["--top-p", "1.5"], "dar: top_p must be above 0 and at most 1, got 1.5"),
+        (["--greedy", "--top-k", "5"], "dar: greedy takes the likeliest token every time: top_k and top_p would do"),
+        (["--stop", ""], "dar: a stop string is empty"),
+        (["--min-tokens", "9", "--max-tokens", "8"], "dar: --min-tokens is 9, but --max-tokens is 8"),
     ],
 )
 def test_impossible_sampling_is_refused(run: Run, tiny_folder: Path, arguments: list[str], expected: str):
@@ -352,3 +367,96 @@ def test_model_without_a_chat_template_asks_for_plain(run: Run, tiny_folder: Pat
     found = run("sample", tiny_folder, "say a")
     assert found.code == 2
     assert "--plain" in found.err
+
+
+def completions_of(found: Outcome) -> list[tuple[str, str]]:
+    """(finish reason, text) of every completion `dar sample` printed."""
+    parts = re.split(r"^── \d+ \((\w+)\) ──\n", found.out, flags=re.MULTILINE)[1:]
+    return [(reason, text.removesuffix("\n")) for reason, text in zip(parts[::2], parts[1::2])]
+
+
+def test_greedy_prints_one_completion_whatever_the_seed(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "--max-tokens", "6", "--greedy")
+    first = run(*arguments)
+    assert first.code == 0
+    assert len(completions_of(first)) == 1
+    assert run(*arguments, "--seed", "9").out == first.out
+    # Asked for more, it prints them, all the same; and the likeliest token alone is what a top-k of 1 leaves.
+    assert completions_of(run(*arguments, "-n", "2")) == completions_of(first) * 2
+    top_1 = run("sample", tiny_folder, "say a", "--max-tokens", "6", "--top-k", "1", "-n", "1")
+    assert top_1.out == first.out
+    tiny_p = run("sample", tiny_folder, "say a", "--max-tokens", "6", "--top-p", "1e-9", "-n", "1")
+    assert tiny_p.out == first.out
+
+
+def test_stop_strings_cut_the_text(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "-n", "6", "--max-tokens", "20")
+    plain = completions_of(run(*arguments))
+    text = next(text for _, text in plain if re.search(r"[a-zA-Z].*[a-zA-Z]", text))
+    letters = re.findall(r"[a-zA-Z]", text)
+    stopped = completions_of(run(*arguments, "--stop", letters[1], "--stop", letters[0]))
+    cut = [re.split(f"[{letters[0]}{letters[1]}]", text)[0] for _, text in plain]
+    assert [text for _, text in stopped] == cut
+    assert [reason == "stop" for reason, _ in stopped] == [short != text for short, (_, text) in zip(cut, plain)]
+    assert {reason for reason, _ in stopped} > {"stop"}
+
+
+def test_minimum_length_is_kept(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "-n", "40", "--max-tokens", "12")
+    assert "eos" in {reason for reason, _ in completions_of(run(*arguments))}
+    assert {reason for reason, _ in completions_of(run(*arguments, "--min-tokens", "12"))} == {"length"}
+
+
+def test_speed_stands_apart_from_the_completions(run: Run, tiny_folder: Path):
+    found = run("sample", tiny_folder, "say a", "-n", "4", "--max-tokens", "5", "--min-tokens", "5")
+    assert re.fullmatch(r"20 tokens in \d+\.\d\d s: \d+ tokens per second\n", found.err)
+    assert "per second" not in found.out
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter_run(run: Run, write_recipe: Write, tmp_path: Path) -> Path:
+    """The `model` folder of a short LoRA run, which learnt a lot."""
+    recipe = write_recipe(
+        model={"path": str(tmp_path / "tiny-model"), "lora": {"rank": 2}},
+        optim={"type": "adamw", "learning_rate": 0.3},
+        runtime={"device": "cpu", "precision": "fp32", "max_logprob_gap": 100.0},
+    )
+    assert run("train", recipe, "steps=1", "-q").code == 0
+    folder = tmp_path / "run" / "model"
+    assert (folder / "adapter_config.json").is_file()
+    assert not (folder / "config.json").exists()
+    return folder
+
+
+def test_model_of_a_lora_run_can_be_sampled_and_planned_with(
+    run: Run, adapter_run: Path, tiny_folder: Path, write_recipe: Write, tmp_path: Path
+):
+    arguments = ("say a", "--max-tokens", "6")
+    found = run("sample", adapter_run, *arguments)
+    assert found.code == 0
+    # The adapter is really in: it is what peft gives when it merges the two, and not the base.
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    merged: Any = PeftModel.from_pretrained(base, str(adapter_run))
+    merged.merge_and_unload().save_pretrained(tmp_path / "merged")
+    make_tokenizer().save_pretrained(tmp_path / "merged")
+    assert run("sample", tmp_path / "merged", *arguments).out == found.out
+    assert run("sample", tiny_folder, *arguments).out != found.out
+    planned = run("plan", write_recipe(model=str(adapter_run)))
+    assert planned.code == 0
+    assert f"{make_model().num_parameters():,} parameters" in planned.out
+
+
+def test_adapter_whose_base_is_gone_says_how_to_merge(
+    run: Run, adapter_run: Path, tiny_folder: Path, write_recipe: Write
+):
+    tiny_folder.rename(tiny_folder.with_name("moved"))
+    for found in (run("sample", adapter_run, "say a"), run("plan", write_recipe(model=str(adapter_run)))):
+        assert found.code == 2
+        assert found.err.startswith(
+            f"dar: {adapter_run} holds only an adapter, and its base cannot be used: the model path {tiny_folder} does "
+            "not exist. Put the base back, or correct base_model_name_or_path"
+        )
+        assert ".merge_and_unload().save_pretrained('merged')" in found.err

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from handmade import make_spec
 from pydantic import ValidationError
 
-from dar.config import DARSpec, FunctionRewardSpec, GRPOSpec, LoraSpec, RLOOSpec, reward_name
+from dar.config import (
+    ALGORITHM_SPECS,
+    BAPOSpec,
+    DARSpec,
+    FunctionRewardSpec,
+    GRPOSpec,
+    LoraSpec,
+    RLOOSpec,
+    TargetESSSpec,
+    TargetKLSpec,
+    reward_name,
+)
 from dar.errors import ConfigError
-from dar.recipe import build_spec
+from dar.recipe import build_spec, dump_recipe, load_recipe
+
+METHODS = list(ALGORITHM_SPECS)
+OFFLINE = ["sft", "dpo", "ipo", "slic", "chi_po", "var"]
+SAMPLING = [method for method in METHODS if method not in OFFLINE]
+ON_GROUPS = [
+    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
+    *("online_dpo", "online_ipo", "online_slic"),
+]
 
 
 def problem(**changes: Any) -> str:
@@ -50,8 +70,23 @@ def test_unknown_key_unlike_any_other_lists_what_is_allowed():
     assert "did you mean" not in message
 
 
-def test_key_of_another_algorithm_is_refused():
-    assert "algorithm: unknown key 'w_clip'" in problem(algorithm={"type": "grpo", "w_clip": 20.0})
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ({"type": "grpo", "w_clip": 20.0}, "grpo has no w_clip; these methods do: dar, awr"),
+        ({"type": "dar", "kl_coef": 0.1}, "dar has no kl_coef; these methods do: ppo"),
+        ({"kl_coef": 0.1}, "dar has no kl_coef; these methods do: ppo"),
+        ({"type": "dpo", "max_reward": 1.0}, "dpo has no max_reward; these methods do: chi_po"),
+        ({"type": "gspo", "alpha": 0.5}, "gspo has no alpha; these methods do: dar, dao, dual_ppo"),
+    ],
+)
+def test_key_of_another_algorithm_is_refused_with_the_methods_that_have_it(algorithm: dict[str, Any], expected: str):
+    assert problem(algorithm=algorithm).endswith(f"algorithm: {expected}")
+
+
+def test_keys_of_others_and_of_nobody_are_all_named():
+    message = problem(algorithm={"type": "grpo", "w_clip": 20.0, "clp_low": 0.1})
+    assert "grpo has no w_clip; these methods do: dar, awr; unknown key 'clp_low' (did you mean 'clip_low'?)" in message
 
 
 def test_missing_keys_are_all_named_at_once():
@@ -156,19 +191,150 @@ def test_weight_scale_clip_needs_a_finite_clip():
     assert "algorithm: weight_scale is 'clip', but w_clip is infinite" in message
 
 
-# --- groups ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("beta", "spec"),
+    [
+        (0.5, 0.5),
+        ({"target_kl": 1.0}, TargetKLSpec(target_kl=1.0)),
+        ({"target_ess": 0.5}, TargetESSSpec(target_ess=0.5)),
+    ],
+)
+@pytest.mark.parametrize("method", ["dar", "awr"])
+def test_beta_is_a_number_or_what_it_is_chosen_for(method: str, beta: Any, spec: Any, tmp_path: Path):
+    found = make_spec(algorithm={"type": method, "beta": beta})
+    assert found.algorithm == ALGORITHM_SPECS[method].model_validate({"beta": spec})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(found))
+    assert load_recipe(recipe) == found
+    for name in beta if isinstance(beta, dict) else ():
+        changed = load_recipe(recipe, [f"algorithm.beta.{name}=0.25"])
+        assert changed == make_spec(algorithm={"type": method, "beta": {name: 0.25}})
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_methods_that_compare_completions_refuse_a_group_of_one(algorithm: str):
-    message = problem(algorithm=algorithm, num_generations=1)
-    assert (
-        f"num_generations is 1, but {algorithm} compares the completions of one prompt: set it to 2 or more" in message
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        ({"target_kl": 0.0}, "algorithm.beta.target_kl: Input should be greater than 0 (found 0.0)"),
+        ({"target_kl": math.inf}, "algorithm.beta.target_kl: Input should be a finite number (found inf)"),
+        ({"target_ess": 0.0}, "algorithm.beta.target_ess: Input should be greater than 0 (found 0.0)"),
+        ({"target_ess": 1.0}, "algorithm.beta.target_ess: Input should be less than 1 (found 1.0)"),
+        ({"target": 1.0}, "algorithm.beta: unknown key 'target' (did you mean 'target_kl'?)"),
+        ({"target_kl": 1.0, "target_ess": 0.5}, "unknown key 'target_ess' (did you mean 'target_kl'?)"),
+    ],
+)
+def test_impossible_target_is_refused(beta: dict[str, float], expected: str):
+    assert expected in problem(algorithm={"type": "dar", "beta": beta})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [name for name, spec in ALGORITHM_SPECS.items() if "beta" in spec.model_fields and name not in ("dar", "awr")],
+)
+def test_beta_is_chosen_for_the_regressions_alone(method: str):
+    assert "algorithm.beta: Input should be a valid number" in problem(
+        algorithm={"type": method, "beta": {"target_kl": 1.0}}
     )
 
 
-def test_dar_works_with_a_group_of_one():
-    assert make_spec(algorithm="dar", num_generations=1).num_generations == 1
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"low_start": 0.95},  # above low_end 0.9
+        {"low_end": 1.01},
+        {"high_start": 0.99},
+        {"high_end": 1.19},  # below high_start 1.2
+    ],
+)
+def test_bounds_of_bapo_must_be_in_order(bounds: dict[str, float]):
+    assert problem(algorithm={"type": "bapo", **bounds}).endswith(
+        "algorithm: bounds must satisfy low_start ≤ low_end ≤ 1 ≤ high_start ≤ high_end"
+    )
+
+
+def test_bounds_of_bapo_may_touch():
+    bounds: dict[str, Any] = {"low_start": 1.0, "low_end": 1.0, "high_start": 1.0, "high_end": 1.0}
+    assert make_spec(algorithm={"type": "bapo", **bounds}).algorithm == BAPOSpec(**bounds)
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_defaults_and_reads_back_as_itself(method: str, tmp_path: Path):
+    spec = make_spec(algorithm=method)
+    assert spec.algorithm == ALGORITHM_SPECS[method]()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(spec))
+    assert load_recipe(recipe) == spec
+
+
+def test_methods_are_either_sampling_or_offline():
+    assert [method for method, spec in ALGORITHM_SPECS.items() if spec.is_offline] == OFFLINE
+
+
+@pytest.mark.parametrize("method", OFFLINE)
+def test_offline_methods_need_no_rewards(method: str):
+    assert make_spec(algorithm=method, rewards=[]).rewards == []
+    assert [reward_name(reward) for reward in make_spec(algorithm=method).rewards] == ["sentiment"]
+
+
+@pytest.mark.parametrize("method", OFFLINE)
+def test_held_out_prompts_of_offline_methods_need_rewards(method: str):
+    data = {"train": "pairs.jsonl", "heldout": "prompts.jsonl"}
+    assert problem(algorithm=method, data=data, rewards=[]).endswith(
+        f"data.heldout is set, but no rewards to measure held-out samples of {method} with"
+    )
+    assert make_spec(algorithm=method, data=data).data.heldout is not None
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"mask_truncated": True}, {"correction": "token"}, {"correction": "sequence", "mask_truncated": True}]
+)
+@pytest.mark.parametrize("method", OFFLINE)
+def test_offline_methods_refuse_what_concerns_samples(method: str, sampling: dict[str, Any]):
+    assert problem(algorithm=method, sampling=sampling).endswith(
+        f"{method} learns from the data's completions: sampling.mask_truncated and correction do nothing"
+    )
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+def test_sampling_methods_need_rewards(method: str):
+    assert problem(algorithm=method, rewards=[]).endswith(
+        f"rewards is empty, but {method} learns from the rewards of its own samples"
+    )
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+def test_truncated_completions_can_be_left_out_except_of_pairs(method: str):
+    sampling = {"mask_truncated": True, "correction": "token"}
+    if method in ("online_dpo", "online_ipo", "online_slic"):
+        assert f"sampling.mask_truncated would tear the pairs of {method} apart: a missing_eos_penalty" in problem(
+            algorithm=method, sampling=sampling
+        )
+    else:
+        assert make_spec(algorithm=method, sampling=sampling).sampling.mask_truncated
+
+
+def test_reference_that_follows_needs_weights_of_its_own():
+    assert problem(reference_sync={"every": 2}, model={"path": "some/model", "lora": {}}).endswith(
+        "reference_sync needs a reference of its own, but with model.lora the base model is π₀"
+    )
+    assert make_spec(reference_sync={"every": 2}).reference_sync is not None
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ON_GROUPS)
+def test_methods_that_compare_completions_refuse_a_group_of_one(method: str):
+    message = problem(algorithm=method, num_generations=1)
+    assert f"num_generations is 1, but {method} compares the completions of one prompt: set it to 2 or more" in message
+    assert make_spec(algorithm=method, num_generations=2).num_generations == 2
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ON_GROUPS])
+def test_other_methods_work_with_a_group_of_one(method: str):
+    assert make_spec(algorithm=method, num_generations=1).num_generations == 1
 
 
 def test_leave_one_out_baseline_refuses_a_group_of_one():
@@ -182,8 +348,16 @@ def test_leave_one_out_baseline_refuses_a_group_of_one():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"algorithm": "darr"}, "algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: dar, rloo, grpo"),
-        ({"algorithm": "ppo"}, "algorithm: unknown type 'ppo'; allowed: dar, rloo, grpo"),
+        ({"algorithm": "darr"}, f"algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: {', '.join(METHODS)}"),
+        ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo'"),
+        ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
+        ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
+        ({"algorithm": "best-of-n"}, "algorithm: unknown type 'best-of-n' (did you mean 'best_of_n'?)"),
+        (
+            {"algorithm": {"type": "ppo", "kl_coeff": 0.1}},
+            "algorithm: unknown key 'kl_coeff' (did you mean 'kl_coef'?)",
+        ),
+        ({"algorithm": {"typ": "dpo"}}, "algorithm: unknown key 'typ' (did you mean 'type'?)"),
         ({"optim": "adam"}, "optim: unknown type 'adam' (did you mean 'adamw'?); allowed: adamw, adafactor"),
         ({"rewards": ["sentment"]}, "rewards.0: unknown type 'sentment' (did you mean 'sentiment'?)"),
     ],
@@ -216,10 +390,6 @@ def test_optimizer_is_adamw_unless_said():
 
 def test_rewards_must_be_a_list():
     assert "rewards: expected a list of rewards, for example [sentiment]" in problem(rewards="sentiment")
-
-
-def test_rewards_must_not_be_empty():
-    assert "  rewards: List should have at least 1 item" in problem(rewards=[])
 
 
 def test_rewards_that_share_a_name_are_refused():

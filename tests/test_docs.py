@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 import typer.main
+import yaml
+from conftest import make_model, make_tokenizer
+from test_layering import FLOORS
 
-from dar.build import build_loop
+from dar.algorithms import Algorithm
+from dar.build import build_algorithm, build_loop
 from dar.cli import app
+from dar.config import ALGORITHM_SPECS, AlgorithmSpec
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
@@ -127,28 +135,161 @@ def test_figures_of_the_algorithms_page(block: str) -> None:
         assert line in page, f"the page does not have the row {line}"
 
 
-def test_every_metric_is_documented_and_none_is_invented(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+# Settings that bring metrics of their own, by a name for the run.
+WITH_SETTINGS: dict[str, dict[str, Any]] = {
+    "adaptive": {"algorithm": {"type": "dar", "beta": {"target_kl": 0.1}}},
+    "overlong": {"algorithm": {"type": "dapo", "overlong_tokens": 8}},
+    "replay": {"algorithm": {"type": "r2vpo", "replay": 1}, "steps": 2},
+}
+HELD_OUT = ("dar", "awr", "sft")
+"""Evaluated on held-out prompts: a method that reads π₀, one that does not, and one that samples nothing."""
+SOMETIMES = {"completions/mean_terminated_length"}
+"""Keys a single step need not have: here, that of a batch in which no completion ended."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The metric keys of a step of every method, and of the settings above; rewards' own names as `<name>`."""
+    folder = tmp_path_factory.mktemp("metrics")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    # Every column any method reads: a row is a prompt, a demonstration, a pair and a group with rewards.
+    rows = [
+        {"prompt": f"say {word}: ", "completion": word, "chosen": word, "rejected": "no"}
+        | {"completions": [word, "no"], "rewards": [1.0, 0.0]}
+        for word in ("a", "bee", "sea", "dee")
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    recipe: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "rewards": [{"type": "length", "target": 4}],
+        # Room for some completions to end by themselves, so that lengths and with them rewards differ.
+        "sampling": {"max_completion_length": 32},
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "steps": 1,
+        "evaluation": {"num_generations": 1, "max_prompts": 2},
+        "runtime": {"device": "cpu", "precision": "fp32"},
+    }
+    found: dict[str, set[str]] = {}
+    for name, changes in ({name: {"algorithm": name} for name in ALGORITHM_SPECS} | WITH_SETTINGS).items():
+        path = folder / "recipe.yaml"
+        sources = ("train", "heldout") if name in HELD_OUT else ("train",)
+        data = dict.fromkeys(sources, str(folder / "rows.jsonl"))
+        path.write_text(yaml.safe_dump(recipe | changes | {"data": data, "output_dir": str(folder / name)}))
+        result = run_loop(build_loop(load_recipe(path), quiet=True), resume=False, command="")
+        found[name] = {key.replace("rewards/length/", "rewards/<name>/") for row in result.metrics for key in row}
+    return found
+
+
+def training(keys: set[str]) -> set[str]:
+    """The keys of the training steps."""
+    return {key for key in keys if not key.startswith("eval/")}
+
+
+def documented_metrics() -> set[str]:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    training = page.partition("## A training step")[2].partition("## A held-out evaluation")[0]
-    documented = set(re.findall(r"^\| `([^`]+)` \|", training, re.MULTILINE))
-    recorded: set[str] = set()
-    for algorithm in ("dar", "rloo", "grpo"):
-        # Room for some completions to end by themselves: one key is only there when some do.
-        recipe = write_recipe(
-            algorithm=algorithm,
-            sampling={"max_completion_length": 48},
-            data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")},
-            output_dir=str(tmp_path / algorithm),
-            steps=1,
+    steps = page.partition("## A training step")[2].partition("## A held-out evaluation")[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", steps, re.MULTILINE))
+
+
+def test_every_metric_is_documented_and_none_is_invented(recorded: dict[str, set[str]]) -> None:
+    assert set().union(*map(training, recorded.values())) == documented_metrics()
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_held_out_metrics_are_documented(recorded: dict[str, set[str]], name: str) -> None:
+    evaluated = {key.removeprefix("eval/") for key in recorded[name] if key.startswith("eval/")}
+    assert "kl/ref" in evaluated, "π₀ is measured whatever the method reads"
+    assert evaluated <= documented_metrics() | {"time"}
+
+
+@pytest.mark.parametrize("name", ALGORITHM_SPECS)
+def test_methods_have_the_metrics_the_page_says(recorded: dict[str, set[str]], name: str) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = page.partition("## Which method has which")[2].partition("## Completions")[0]
+    expected, told = set[str](), set[str]()
+    for keys, methods in re.findall(r"^\| (`.*) \| (.*) \|$", table, re.MULTILINE):
+        told |= names_in(keys)
+        samples = methods == "all that sample" and not ALGORITHM_SPECS[name].is_offline
+        if samples or name in names_in(methods):
+            expected |= names_in(keys)
+    everyone = documented_metrics() - told
+    assert training(recorded[name]) - SOMETIMES == (expected | everyone) - SOMETIMES
+
+
+def names_in(cell: str) -> set[str]:
+    """The words in backticks."""
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+def test_readme_has_a_row_for_every_method() -> None:
+    table = section(ROOT / "README.md", "## Algorithms")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (\w[^|]*) \|$", table, re.MULTILINE)
+    assert [name for name, state in rows if state == "works"] == list(ALGORITHM_SPECS)
+    assert [name for name, state in rows if state != "works"] == ["trace"]
+
+
+def built(name: str) -> tuple[AlgorithmSpec, Algorithm]:
+    """A method with its defaults."""
+    spec = ALGORITHM_SPECS[name]()
+    return spec, build_algorithm(spec, max_completion_length=8)  # pyright: ignore[reportArgumentType] - one of the union
+
+
+def test_table_of_methods_is_what_the_code_does() -> None:
+    table = section(ROOT / "docs" / "algorithms.md", "## The methods")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    assert [names_in(row[0]) for row in rows] == [{name} for name in ALGORITHM_SPECS]
+    for name, _, completions, group, reference, critic, _, _, updates, _ in rows:
+        spec, algorithm = built(name.strip("`"))
+        said = (completions.startswith("data"), group == "yes", reference == "yes", critic == "yes", int(updates))
+        does = (
+            spec.is_offline,
+            spec.needs_group,
+            algorithm.needs_reference,
+            algorithm.needs_values,
+            algorithm.updates,
         )
-        result = run_loop(build_loop(load_recipe(recipe), quiet=True), resume=False, command="")
-        keys = {re.sub("^rewards/[^/]+/", "rewards/<name>/", key) for row in result.metrics for key in row}
-        evaluated = {key.replace("eval/rewards/length/", "eval/rewards/<name>/") for key in keys if "eval/" in key}
-        recorded |= keys - evaluated - {key for key in keys if key.startswith("eval/")}
-        unknown = {key.removeprefix("eval/") for key in evaluated} - documented - {"time"}
-        assert not unknown, f"held-out metrics that the page does not have: {unknown}"
-    assert recorded == documented
-    assert "`eval/time`" in page
+        assert said == does, name
+
+
+@pytest.mark.parametrize("name", ALGORITHM_SPECS)
+def test_defaults_of_the_algorithms_page(name: str) -> None:
+    page = ROOT / "docs" / "algorithms.md"
+    parts = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (part,) = [part for part in parts if re.search(rf"`algorithm: {name}`", part)]
+    told: dict[str, str] = {}
+    for table in part.split("| key | default | from |")[1:]:
+        for keys, defaults in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table.partition("\n\n")[0], re.MULTILINE):
+            told |= dict(zip(re.findall(r"`(\w+)`", keys), defaults.split(", "), strict=True))
+    assert told == {
+        key: shown(field.default) for key, field in ALGORITHM_SPECS[name].model_fields.items() if key != "type"
+    }
+
+
+def shown(default: object) -> str:
+    """A default as the page writes it."""
+    match default:
+        case None:
+            return "`null`"
+        case str():
+            return f"`{default}`"
+        case float() if math.isinf(default):
+            return "`.inf`"
+        case _:
+            return str(default)
+
+
+def test_floors_of_the_design_page() -> None:
+    table = section(ROOT / "docs" / "design.md", "## The house").partition("| floor |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    told = [name.removesuffix("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert told == [name for floor in FLOORS for name in floor]
+
+
+def section(page: Path, heading: str) -> str:
+    """The text below a heading of the second level."""
+    return page.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
 
 
 def test_completion_columns_are_documented(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

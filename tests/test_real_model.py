@@ -56,7 +56,7 @@ def test_packed_logprobs_are_the_plain_models_in_fp32(smollm: tuple[Any, Any]) -
     # The padded pass runs the model's own SDPA on every row by itself.
     plain_module = LogprobModel(model, temperature=1.0, packed=False)
     with torch.no_grad():
-        plain = plain_module(rollouts.groups)
+        plain = plain_module(rollouts.groups).logprobs
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-4)
     torch.testing.assert_close(rollouts.logprobs, plain, rtol=0, atol=1e-4)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dar.algorithms import RLOO
-from dar.batch import Experience, TokenGroups
+from dar.batch import Experience, TokenGroups, TokenOutputs
 from dar.config import RLOOSpec
 from dar.objectives.ratio import clipped_surrogate, sequence_clipped_surrogate
 from dar.objectives.regression import clip_log_weights, dar_log_weights, weighted_nll
@@ -331,7 +331,7 @@ def test_rloo_gradient_is_unbiased(beta: float):
     experience, rows = pairs_experience(PI_T, PI_0, ADVANTAGES)
     weighted, _ = algorithm.weigh(experience)
     log_policy = torch.log_softmax(logits, 0)
-    losses = algorithm.terms(log_policy[rows].unsqueeze(1), weighted).losses.reshape(-1, 2)
+    losses = algorithm.terms(TokenOutputs(log_policy[rows].unsqueeze(1)), weighted).losses.reshape(-1, 2)
     probability = PI_T[rows].reshape(-1, 2).prod(1)
     (grad,) = torch.autograd.grad((probability * losses.mean(1)).sum(), logits)
     assert_close(grad, expected, rtol=1e-12, atol=1e-15)

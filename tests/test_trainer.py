@@ -26,16 +26,29 @@ from dar import (
     DataError,
     GRPOSpec,
     RewardError,
-    RLOOSpec,
     RolloutError,
     Trainer,
     TrainingConfig,
 )
-from dar.config import reward_name
-from dar.recipe import flatten
+from dar.config import ALGORITHM_SPECS, DPOSpec, TargetESSSpec, TargetKLSpec, VARSpec, reward_name
+from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.trainer import TrainResult
 
 ROWS = [{"prompt": [{"role": "user", "content": f"say {word}"}], "word": word} for word in ("a", "bee", "sea", "dee")]
+# Rows of every kind of offline method at once: each reads its own columns.
+LOGGED = [
+    {
+        **row,
+        "completion": "yes",
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": f"no {row['word']}"}],
+        "completions": ["yes", f"no {row['word']}", "eh"],
+        "rewards": [1.0, -0.5, 0.25],
+    }
+    for row in ROWS
+]
+OFFLINE = [name for name, spec in ALGORITHM_SPECS.items() if spec.is_offline]
+SAMPLING = [name for name, spec in ALGORITHM_SPECS.items() if not spec.is_offline]
 Config = TypeVar("Config", bound=TrainingConfig)
 SETTINGS: dict[str, Any] = {
     "max_steps": 2,
@@ -213,18 +226,98 @@ def test_held_out_prompts_are_sampled_before_and_after(tmp_path: Path):
     assert {f"heldout-step-{step}.parquet" for step in (0, 2, 3)} <= {file.name for file in completions.iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "expected"),
-    [("grpo", GRPOSpec()), ("rloo", RLOOSpec()), ("dar", DARSpec()), (GRPOSpec(beta=0.0, updates=2), None)],
-    ids=["grpo", "rloo", "dar", "spec"],
-)
-def test_every_algorithm_trains_by_name_or_spec(tmp_path: Path, algorithm: Any, expected: Any):
+@pytest.mark.parametrize("algorithm", SAMPLING)
+def test_every_sampling_method_trains_by_its_name(tmp_path: Path, algorithm: str):
     trainer = make_other_trainer(tmp_path, algorithm=algorithm)
-    assert trainer.spec.algorithm == (expected or algorithm)
+    assert trainer.spec.algorithm == ALGORITHM_SPECS[algorithm]()
     result = trainer.train()
     assert result.steps == 2
     assert all(math.isfinite(value) for row in result.metrics for value in row.values())
+    assert result.metrics[0]["rewards/even_share/mean"] == result.metrics[0]["reward"]
     assert not torch.equal(weights(trainer)["model.norm.weight"], make_model().model.norm.weight)
+
+
+@pytest.mark.parametrize("algorithm", OFFLINE)
+def test_every_offline_method_trains_by_its_name_without_rewards(tmp_path: Path, algorithm: str):
+    trainer = make_other_trainer(tmp_path, algorithm=algorithm, reward_funcs=None, train_dataset=LOGGED)
+    assert trainer.spec.algorithm == ALGORITHM_SPECS[algorithm]()
+    assert trainer.spec.rewards == []
+    result = trainer.train()
+    assert result.steps == 2
+    assert all(math.isfinite(value) for row in result.metrics for value in row.values())
+    assert not {"reward", "rollout/logprob_gap"} & result.metrics[0].keys()
+    assert not torch.equal(weights(trainer)["model.norm.weight"], make_model().model.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [(GRPOSpec(beta=0.0, updates=2), {}), (DPOSpec(beta=0.5), {"reward_funcs": None, "train_dataset": LOGGED})],
+)
+def test_method_trains_with_the_settings_of_its_spec(tmp_path: Path, algorithm: Any, changes: dict[str, Any]):
+    trainer = make_other_trainer(tmp_path, algorithm=algorithm, **changes)
+    assert trainer.spec.algorithm == algorithm
+    assert trainer.train().steps == 2
+
+
+@pytest.mark.parametrize("target", [TargetKLSpec(target_kl=1.0), TargetESSSpec(target_ess=0.5)])
+def test_beta_may_be_chosen_each_step(tmp_path: Path, target: Any):
+    trainer = make_other_trainer(tmp_path, algorithm=DARSpec(beta=target))
+    assert trainer.spec.algorithm == DARSpec(beta=target)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(trainer.spec))
+    assert load_recipe(recipe) == trainer.spec
+    assert trainer.train().steps == 2
+    assert load_recipe(tmp_path / "run" / "config.yaml") == trainer.spec
+
+
+def test_first_step_of_dpo_knows_no_preference(tmp_path: Path):
+    # The policy is π₀: every margin is 0, the loss −log σ(0) = log 2, and no chosen one is ahead.
+    first = make_other_trainer(tmp_path, algorithm="dpo", reward_funcs=None, train_dataset=LOGGED).train().metrics[0]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_preferences_train_the_same_from_every_kind_of_rows(tmp_path: Path):
+    pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in LOGGED]
+    whole = [{name: [*row["prompt"], *row[name]] for name in ("chosen", "rejected")} for row in pairs]
+    texts = [row | {name: row[name][0]["content"] for name in ("chosen", "rejected")} for row in pairs]
+    given = [pairs, whole, texts, datasets.Dataset.from_list(pairs), datasets.Dataset.from_list(whole)]
+    found = []
+    for index, rows in enumerate(given):
+        args = make_config(TrainingConfig, output_dir=str(tmp_path / str(index)))
+        trainer = Trainer(make_model(), None, args, rows, algorithm="dpo", processing_class=make_tokenizer())
+        found.append(numbers(trainer.train()))
+    assert all(each == found[0] for each in found)
+
+
+def test_reward_functions_may_be_left_out(tmp_path: Path):
+    args = make_config(TrainingConfig, output_dir=str(tmp_path / "run"))
+    trainer = Trainer(make_model(), args=args, train_dataset=LOGGED, algorithm="sft", processing_class=make_tokenizer())
+    assert trainer.train().steps == 2
+
+
+def test_offline_method_measures_held_out_samples_with_the_rewards(tmp_path: Path):
+    trainer = make_other_trainer(tmp_path, algorithm="dpo", train_dataset=LOGGED, eval_dataset=ROWS[:1])
+    rows = [row for row in trainer.train().metrics if "eval/reward" in row]
+    assert [row["step"] for row in rows] == [0, 2]
+    assert all(0.0 <= row["eval/rewards/even_share/mean"] <= 1.0 for row in rows)
+
+
+def test_offline_run_goes_on_to_the_same_bytes(tmp_path: Path):
+    def trainer(folder: str, **changes: Any) -> Trainer:
+        args = make_config(TrainingConfig, **{"output_dir": str(tmp_path / folder), **LONGER})
+        return make_other_trainer(
+            tmp_path, args=args, algorithm=VARSpec(), reward_funcs=None, train_dataset=LOGGED, **changes
+        )
+
+    whole = trainer("whole")
+    expected = numbers(whole.train())
+    with pytest.raises(Crash):
+        trainer("cut", callbacks=[CrashAt(3)]).train()
+    resumed = trainer("cut")
+    assert numbers(resumed.train(resume_from_checkpoint=True)) == expected
+    last = weights(whole)
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(resumed).items())
 
 
 def test_rewards_are_weighted_in_their_order(tmp_path: Path):
@@ -530,11 +623,45 @@ def test_unknown_tracker_is_refused_with_those_there_are(tmp_path: Path):
 
 
 def test_unknown_algorithm_is_refused_with_those_there_are(tmp_path: Path):
-    with pytest.raises(ConfigError, match="algorithm 'ppo' is not known; there are dar, rloo, grpo"):
-        make_other_trainer(tmp_path, algorithm="ppo")
+    for algorithm in ("trpo", DARSpec, {"type": "dar"}, None):
+        with pytest.raises(ConfigError) as caught:
+            make_other_trainer(tmp_path, algorithm=algorithm)
+        assert str(caught.value) == (
+            f"algorithm {algorithm!r} is not known; pass the spec of a method or one of the names "
+            f"{', '.join(ALGORITHM_SPECS)}"
+        )
 
 
-def test_groups_of_one_are_for_dar_alone(tmp_path: Path):
+@pytest.mark.parametrize("algorithm", SAMPLING)
+@pytest.mark.parametrize("rewards", [None, []])
+def test_sampling_method_without_rewards_is_refused(tmp_path: Path, algorithm: str, rewards: Any):
+    with pytest.raises(ConfigError) as caught:
+        make_other_trainer(tmp_path, algorithm=algorithm, reward_funcs=rewards)
+    assert str(caught.value) == (
+        f"{algorithm} learns from the rewards of its own samples: pass reward_funcs. (Only {', '.join(OFFLINE)} learn "
+        "from the completions of the data.)"
+    )
+
+
+def test_held_out_prompts_of_an_offline_method_need_rewards(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"data\.heldout is set, but no rewards to measure held-out samples of dpo"):
+        make_other_trainer(tmp_path, algorithm="dpo", reward_funcs=None, train_dataset=LOGGED, eval_dataset=ROWS[:1])
+
+
+def test_prompts_alone_are_not_enough_for_an_offline_method(tmp_path: Path):
+    with pytest.raises(DataError, match="<list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"):
+        make_other_trainer(tmp_path, algorithm="dpo", reward_funcs=None).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_and_data_are_asked_for(tmp_path: Path):
+    with pytest.raises(ConfigError, match="args must be a TrainingConfig or DARConfig, got NoneType"):
+        make_other_trainer(tmp_path, args=None)
+    with pytest.raises(ConfigError, match=r"train_dataset is missing: pass a datasets\.Dataset, an iterable"):
+        make_other_trainer(tmp_path, train_dataset=None)
+
+
+def test_groups_of_one_are_not_for_every_method(tmp_path: Path):
     one = make_config(TrainingConfig, output_dir=str(tmp_path / "run"), num_generations=1)
     with pytest.raises(ConfigError, match="num_generations is 1, but grpo compares the completions of one prompt"):
         make_other_trainer(tmp_path, algorithm="grpo", args=one)
@@ -634,8 +761,8 @@ def test_letters_of_the_2025_paper_are_translated():
         ("epsilon_high", "clip_high"),
         ("bf16", "precision='bf16'"),
         ("fp16", "precision='bf16' or 'fp32'"),
-        ("top_p", "truncating samplers change the distribution"),
-        ("top_k", "truncating samplers change the distribution"),
+        ("top_p", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
+        ("top_k", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
         ("loss_type", "Trainer(algorithm=…)"),
         ("scale_rewards", "normalize"),
         ("ref_model", "the trainer's argument ref_model"),
@@ -692,6 +819,27 @@ def test_dar_trainer_wants_the_settings_of_dar(tmp_path: Path):
 def test_settings_of_dar_are_not_dropped_by_the_plain_trainer(tmp_path: Path):
     args = make_config(DARConfig, output_dir=str(tmp_path / "run"), alpha=0.9)
     assert make_other_trainer(tmp_path, args=args).spec.algorithm == DARSpec(alpha=0.9)
+
+
+def test_settings_of_dar_beside_another_method_are_refused(tmp_path: Path):
+    args = make_config(DARConfig, output_dir=str(tmp_path / "run"), beta=0.5, alpha=0.9)
+    for algorithm in ("grpo", DARSpec(beta=TargetKLSpec(target_kl=1.0))):
+        with pytest.raises(
+            ConfigError, match="args sets alpha, beta, which algorithm=… replaces: use a TrainingConfig"
+        ):
+            make_other_trainer(tmp_path, args=args, algorithm=algorithm)
+
+
+def test_untouched_settings_of_dar_make_room_for_a_spec(tmp_path: Path):
+    spec = DARSpec(beta=TargetKLSpec(target_kl=1.0))
+    assert make_trainer(tmp_path, algorithm=spec).spec.algorithm == spec
+
+
+def test_model_card_names_the_trainer(tmp_path: Path):
+    make_other_trainer(tmp_path, algorithm="rloo").train()
+    make_trainer(tmp_path / "dar").train()
+    assert "```sh\nTrainer(…).train()\n" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "```sh\nDARTrainer(…).train()\n" in (tmp_path / "dar" / "run" / "model" / "README.md").read_text()
 
 
 def test_faces_are_imported_from_the_package():

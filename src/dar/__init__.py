@@ -6,7 +6,35 @@ The faces: `DARTrainer` and `Trainer` (Python), `dar train` (command line). The 
 
 from typing import TYPE_CHECKING, Any
 
-from dar.config import DARSpec, GRPOSpec, RLOOSpec, RunSpec
+from dar.config import (
+    AWRSpec,
+    BAPOSpec,
+    BestOfNSpec,
+    BNPOSpec,
+    ChiPOSpec,
+    DAOSpec,
+    DAPOSpec,
+    DARSpec,
+    DPOSpec,
+    DrGRPOSpec,
+    DualPPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    IPOSpec,
+    LCOSpec,
+    OnlineDPOSpec,
+    OnlineIPOSpec,
+    OnlineSLiCSpec,
+    PPOSpec,
+    R2VPOSpec,
+    RLOOSpec,
+    RunSpec,
+    SFTSpec,
+    SLiCSpec,
+    TargetESSSpec,
+    TargetKLSpec,
+    VARSpec,
+)
 from dar.errors import (
     CheckpointError,
     ConfigError,
@@ -16,36 +44,60 @@ from dar.errors import (
     RewardError,
     RolloutError,
 )
+from dar.training_config import DARConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from dar.train.recorder import Callback
-    from dar.trainer import DARConfig, DARTrainer, Trainer, TrainingConfig
+    from dar.trainer import DARTrainer, Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AWRSpec",
+    "BAPOSpec",
+    "BNPOSpec",
+    "BestOfNSpec",
     "Callback",
     "CheckpointError",
+    "ChiPOSpec",
     "ConfigError",
+    "DAOSpec",
+    "DAPOSpec",
     "DARConfig",
     "DARSpec",
     "DARTrainer",
+    "DPOSpec",
     "DarError",
     "DataError",
+    "DrGRPOSpec",
+    "DualPPOSpec",
     "GRPOSpec",
+    "GSPOSpec",
+    "IPOSpec",
+    "LCOSpec",
     "NonFiniteError",
+    "OnlineDPOSpec",
+    "OnlineIPOSpec",
+    "OnlineSLiCSpec",
+    "PPOSpec",
+    "R2VPOSpec",
     "RLOOSpec",
     "RewardError",
     "RolloutError",
     "RunSpec",
+    "SFTSpec",
+    "SLiCSpec",
+    "TargetESSSpec",
+    "TargetKLSpec",
     "Trainer",
     "TrainingConfig",
+    "VARSpec",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """The trainers on first use: importing torch takes seconds, which `dar --help` need not wait for."""
-    if name in ("Callback", "DARConfig", "DARTrainer", "Trainer", "TrainingConfig"):
+    if name in ("Callback", "DARTrainer", "Trainer"):
         from dar import trainer
 
         return getattr(trainer, name)

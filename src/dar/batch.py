@@ -9,7 +9,7 @@ right-padded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 Message = dict[str, Any]
 """One chat message: {"role": …, "content": …}."""
 
-FinishReason = Literal["eos", "length"]
-"""Why a completion ended: it sampled an end-of-sequence token, or it ran out of room."""
+FinishReason = Literal["eos", "length", "stop"]
+"""Why a completion ended: it sampled an end-of-sequence token, it ran out of room, or its text held a stop string
+(training has none)."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,20 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class TokenOutputs:
+    """What one forward pass says about sampled tokens.
+
+    logprobs: [B, T] fp32 nats under π_θ, 0 where masked.
+    values: [B, T] fp32, the critic's V(s_t), or None where the module has no critic.
+    logits: [B, T] fp32, the sampled token's logit (divided by the temperature), or None where nobody asked for it.
+    """
+
+    logprobs: Tensor
+    values: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Experience:
     """A scored batch: everything fixed before the update, nothing of it carries a gradient.
 
@@ -128,6 +143,7 @@ class Experience:
     ref_logprobs: [B, T] fp32 nats under π₀, or None for an algorithm that does not read the reference.
     rewards: [P, K] fp32, the weighted sum of the reward functions.
     has_eos: [B] bool.
+    values: [B, T] fp32, the critic's V(s_t) before each token in reward units, or None for a method without a critic.
     """
 
     groups: TokenGroups
@@ -135,6 +151,7 @@ class Experience:
     ref_logprobs: Tensor | None
     rewards: Tensor
     has_eos: Tensor
+    values: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -146,9 +163,10 @@ class Weighted:
     """What an objective consumes: rows with fixed quantities, ready to train on.
 
     groups, old_logprobs, ref_logprobs: as in the experience (perhaps fewer rows).
-    advantages: [B] fp32.
+    advantages: [B] fp32, or [B, T] where every token has its own.
     weights: [B] fp32 ≥ 0, the factor of the row's loss; a row of weight 0 contributes nothing.
     denominator: what the summed loss of the **global** batch is divided by; fixed before any backward pass.
+    tokens: further [B, T] quantities a method has fixed, by name (PPO's returns, say).
     """
 
     groups: TokenGroups
@@ -157,6 +175,7 @@ class Weighted:
     advantages: Tensor
     weights: Tensor
     denominator: float
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.denominator > 0:
@@ -178,6 +197,7 @@ class Weighted:
             advantages=self.advantages.to(device),
             weights=self.weights.to(device),
             denominator=self.denominator,
+            tokens={name: values.to(device) for name, values in self.tokens.items()},
         )
 
     def select(self, keep: Tensor) -> Weighted:
@@ -188,9 +208,10 @@ class Weighted:
             groups=groups,
             old_logprobs=self.old_logprobs[keep, :width],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
-            advantages=self.advantages[keep],
+            advantages=self.advantages[keep] if self.advantages.ndim == 1 else self.advantages[keep, :width],
             weights=self.weights[keep],
             denominator=self.denominator,
+            tokens={name: values[keep, :width] for name, values in self.tokens.items()},
         )
 
     def group_slice(self, start: int, stop: int) -> Weighted:

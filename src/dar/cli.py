@@ -1,12 +1,14 @@
-"""The command line: `dar train`, `dar plan`, `dar sample`."""
+"""The command line: `dar train`, `dar plan`, `dar compare`, `dar sample`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -130,25 +132,114 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(
+    recipe: Recipe,
+    algorithms: Annotated[
+        list[str],
+        typer.Option(
+            "--algorithms",
+            "-a",
+            help="Methods, comma-separated; or one method with overrides of its own, repeated: "
+            "-a dar,grpo -a 'slow:dar,optim.learning_rate=1e-6'.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, comparison.json and frontier.png.")] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Train one recipe with several methods on the same prompts, and put the held-out figures side by side.
+
+    Run it again to continue: finished runs are not repeated.
+    """
+    from dar.compare import parse_arms, plot_frontier, run_all, summarize
+
+    console = Console()
+    outcomes = run_all(
+        recipe, overrides or [], parse_arms(algorithms), range(seeds), out, lambda text: console.print(Text(text))
+    )
+    summary = summarize(outcomes)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if summary["runs"]:
+        plot_frontier(summary, out / "frontier.png")
+        console.print(_comparison_table(summary))
+    console.print(Text(f"{out / 'comparison.json'}, {out / 'frontier.png'}"))
+    if summary["failed"]:
+        raise typer.Exit(1)
+
+
+_COLUMNS = (
+    ("reward", "reward", "{:+.3f}"),
+    ("KL π₀", "kl_ref", "{:.2f}"),
+    ("KL π_t a step", "kl_old_per_step", "{:.3f}"),
+    ("length", "length", "{:.1f}"),
+    ("no EOS", "missing_eos", "{:.0%}"),
+    ("entropy", "entropy", "{:.2f}"),
+    ("minutes", "minutes", "{:.1f}"),
+)
+
+
+def _comparison_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="held-out, at the end", title_justify="left")
+    table.add_column("method")
+    for label, _, _ in _COLUMNS:
+        table.add_column(label, justify="right")
+    for name, row in summary["methods"].items():
+        cells = []
+        for _, key, form in _COLUMNS:
+            factor = 1 / 60 if key == "minutes" else 1.0
+            found = row.get("seconds" if key == "minutes" else key)
+            if found is None:
+                cells.append("")
+                continue
+            cell = form.format(found["mean"] * factor)
+            if "half_width" in found:
+                cell += " ± " + form.replace("+", "").format(found["half_width"] * factor)
+            cells.append(cell)
+        table.add_row(name, *cells)
+    return table
+
+
+@app.command()
 def sample(
     model: Annotated[
         str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
     ],
     prompt: Annotated[str, typer.Argument(help="What to say to it; '-' reads standard input.", show_default=False)],
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Completions.")] = 3,
+    num: Annotated[
+        int | None,
+        typer.Option("--num", "-n", min=1, help="Completions. [default: 3; 1 with --greedy]", show_default=False),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per completion.")] = 128,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Tokens before a completion may end with EOS.")] = 0,
     temperature: Annotated[float, typer.Option(help="Divides the logits; > 0.")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token every time.")] = False,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample among the k likeliest tokens only.", show_default=False)
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Of those, among the likeliest that reach this probability.")] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End a completion before this text; may be repeated.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")] = False,
 ) -> None:
-    """Sample completions of one prompt, as training would."""
+    """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
     from dar.build import build_prompts, context_length, resolve_precision
     from dar.policy import Policy
     from dar.policy.loading import load_model, load_tokenizer
     from dar.recipe import build_spec
     from dar.rollout import InProcessEngine, SamplingKey
+    from dar.rollout.truncation import Decoding
 
     _hide_file_progress()
+    decoding = Decoding(greedy=greedy, top_k=top_k, top_p=top_p, min_new_tokens=min_tokens, stop=tuple(stop or ()))
+    if min_tokens > max_tokens:
+        raise ConfigError(f"--min-tokens is {min_tokens}, but --max-tokens is {max_tokens}")
     text = sys.stdin.read() if prompt == "-" else prompt
     spec = build_spec(
         {
@@ -169,13 +260,23 @@ def sample(
     policy = Policy(
         causal_lm, tokenizer, resolve_precision(spec.runtime), temperature=temperature, with_reference=False
     )
-    rollouts = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens).generate(
-        prompts.prompts, num, max_completion_length=max_tokens, key=SamplingKey(seed, "sample")
+    engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
+    started = time.perf_counter()
+    rollouts = engine.generate(
+        prompts.prompts,
+        num or (1 if greedy else 3),
+        max_completion_length=max_tokens,
+        key=SamplingKey(seed, "sample"),
+        decoding=decoding,
     )
+    seconds, num_tokens = time.perf_counter() - started, int(rollouts.groups.mask.sum())
     console = Console()
     for index, (completion, reason) in enumerate(zip(rollouts.texts, rollouts.finish_reasons, strict=True), start=1):
         console.print(Text(f"── {index} ({reason}) ──", style="dim"))
         console.print(Text(completion), soft_wrap=True)
+    # Not among the completions: the same call prints the same completions, but never takes the same time.
+    speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens per second"
+    Console(stderr=True).print(Text(speed, style="dim"))
 
 
 def main() -> None:

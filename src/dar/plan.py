@@ -8,14 +8,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dar.build import (
+    Objects,
     build_algorithm,
     build_heldout_prompts,
+    build_logged,
     build_prompts,
     build_reward,
     context_length,
     resolve_precision,
 )
-from dar.config import AdamWSpec, RunSpec
+from dar.config import ActorCriticSpec, AdamWSpec, RunSpec
 from dar.policy.loading import load_config, load_tokenizer
 
 
@@ -51,25 +53,35 @@ def make_plan(spec: RunSpec) -> Plan:
     tokenizer = load_tokenizer(spec.model)
     config = load_config(spec.model)
     context = context_length(config)
-    train = build_prompts(spec, spec.data.train, None, tokenizer, context)
+    logged = build_logged(spec, Objects(), tokenizer, context)
+    train = build_prompts(spec, spec.data.train, None, tokenizer, context) if logged is None else logged.prompts
     heldout = build_heldout_prompts(spec, None, tokenizer, context)
     for reward in spec.rewards:
         build_reward(reward, {})
-    algorithm = build_algorithm(spec.algorithm)
+    algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     lengths = [len(prompt.token_ids) for prompt in train.prompts]
-    rows = spec.prompts_per_step * spec.num_generations
+    num_generations = spec.num_generations if logged is None else len(logged.groups[0].completions)
+    rows = spec.prompts_per_step * num_generations
     longest = max(lengths) + spec.sampling.max_completion_length
-    passes = [f"sample {rows} completions", "score them"]
+    passes = [f"sample {rows} completions", "score them"] if logged is None else [f"read {rows} completions"]
     if algorithm.needs_reference:
         passes.append("forward pass of the reference")
+    if algorithm.needs_values:
+        passes.append("forward pass of the critic")
     passes.append(f"{algorithm.updates} × forward and backward pass of the policy")
+    if algorithm.needs_ratios and algorithm.updates > 1:
+        passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
+    if algorithm.replay:
+        passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
     has_reference = (algorithm.needs_reference or heldout is not None) and spec.model.lora is None
     trainable = _lora_parameters(model, spec) if spec.model.lora else num_parameters
+    critic = num_parameters if isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model" else 0
+    trainable += critic
     text = config.get_text_config()
-    tokens = max(spec.runtime.max_tokens_per_microbatch, longest * spec.num_generations)
+    tokens = max(spec.runtime.max_tokens_per_microbatch, longest * num_generations)
     compute_bytes = precision.dtype.itemsize
     # A decoder layer keeps about 34 hidden-sized values per token for its backward pass (Korthikanti et al. 2022).
     layers = 1 if spec.model.gradient_checkpointing else text.num_hidden_layers
@@ -87,7 +99,7 @@ def make_plan(spec: RunSpec) -> Plan:
         max_padded_tokens_per_step=rows * longest,
         epochs=spec.steps * spec.prompts_per_step / len(train),
         passes=tuple(passes),
-        weights_gb=(num_parameters * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
+        weights_gb=((num_parameters + critic) * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
         optimizer_gb=trainable * 4 * (3 if isinstance(spec.optim, AdamWSpec) else 1) / 1e9,
         microbatch_gb=(activations + head) / 1e9,
         device=str(precision.device),

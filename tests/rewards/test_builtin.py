@@ -49,3 +49,10 @@ def test_missing_end_is_punished():
 def test_text_of_a_conversation_is_its_contents_joined():
     assert completion_text("plain") == "plain"
     assert completion_text([{"content": "one"}, {"content": "two"}]) == "one\ntwo"
+
+
+def test_pattern_count_counts_places_and_overlaps_only_with_a_lookahead():
+    # In "abab": "ab" at 0 and 2; the lookahead for "aba" or "bab" also sees the overlapping places 0 and 1.
+    assert values(builtin.pattern_count("ab"), completions=["abab", "", "ba\nab"]) == [2.0, 0.0, 1.0]
+    assert values(builtin.pattern_count("(?=aba|bab)"), completions=["abab"]) == [2.0]
+    assert values(builtin.pattern_count("aba|bab"), completions=["abab"]) == [1.0]

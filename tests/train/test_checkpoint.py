@@ -24,12 +24,13 @@ from dar.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_valid,
+    read_extras,
     read_state,
     save_checkpoint,
 )
 from dar.train.optim import build_optimizer
 
-FILES = ["manifest.json", "optimizer.pt", "policy.safetensors", "rng.pt", "state.json"]
+FILES = ["extras.safetensors", "manifest.json", "optimizer.pt", "policy.safetensors", "rng.pt", "state.json"]
 
 
 class Run:
@@ -51,7 +52,9 @@ class Run:
             self.optimizer.zero_grad()
 
     def save(self, folder: Path, step: int, *, keep: int = 99) -> Path:
-        return save_checkpoint(folder, TrainState(step, 10 * step, "ref"), self.parameters, self.optimizer, keep=keep)
+        state = TrainState(step, 10 * step, "ref", algorithm={"penalty": step / 3})
+        extras = {"replay.0.mask": torch.tensor([True, False, True]), "reference.weight": torch.full((2,), step / 7)}
+        return save_checkpoint(folder, state, self.parameters, self.optimizer, extras, keep=keep)
 
     def load(self, checkpoint: Path) -> TrainState:
         return load_checkpoint(checkpoint, self.parameters, self.optimizer)
@@ -96,7 +99,7 @@ def test_checkpoint_restores_weights_and_optimizer_to_the_last_bit(tmp_path: Pat
     path = run.save(tmp_path, 3)
     other = Run(seed=1, spec=spec)
     other.train(1)
-    assert other.load(path) == TrainState(step=3, num_tokens=30, reference="ref")
+    assert other.load(path) == TrainState(step=3, num_tokens=30, reference="ref", algorithm={"penalty": 1.0})
     assert_same(other.snapshot(), saved)
 
 
@@ -132,7 +135,7 @@ def test_checkpoint_holds_what_it_says_and_nothing_pickled(tmp_path: Path):
     path = Run().save(tmp_path, 4)
     assert path == tmp_path / "step-4"
     assert sorted(file.name for file in path.iterdir()) == FILES
-    assert read_state(path) == TrainState(4, 40, "ref")
+    assert read_state(path) == TrainState(4, 40, "ref", algorithm={"penalty": 4 / 3})
     for name in ("optimizer.pt", "rng.pt"):
         torch.load(path / name, weights_only=True)
 
@@ -338,3 +341,22 @@ def test_manifest_lists_every_file_with_its_size(tmp_path: Path):
     manifest = json.loads((path / "manifest.json").read_text())
     assert sorted([*manifest, "manifest.json"]) == FILES
     assert all(manifest[name][0] == (path / name).stat().st_size for name in manifest)
+
+
+def test_what_a_killed_run_left_half_done_is_swept(tmp_path: Path):
+    for name in (".writing-step-7", ".removing-step-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "policy.safetensors").write_bytes(b"half")
+    run = Run()
+    run.save(tmp_path, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
+
+
+def test_the_methods_numbers_and_the_extra_tensors_come_back_bit_for_bit(tmp_path: Path):
+    run = Run()
+    path = run.save(tmp_path, 3)
+    assert read_state(path).algorithm == {"penalty": 1.0}
+    extras = read_extras(path)
+    assert sorted(extras) == ["reference.weight", "replay.0.mask"]
+    assert extras["replay.0.mask"].tolist() == [True, False, True]
+    assert torch.equal(extras["reference.weight"], torch.full((2,), 3 / 7))

@@ -86,14 +86,22 @@ class PromptStream:
 
     def at(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of step `step` (from 0); `position` counts draws since the start of the run."""
+        first = step * self.prompts_per_step
+        return tuple(
+            dataclasses.replace(self.prompts[index], position=first + offset)
+            for offset, index in enumerate(self.indices(step))
+        )
+
+    def indices(self, step: int) -> list[int]:
+        """Which of the prompts are drawn in step `step` (from 0)."""
         drawn, order, order_epoch = [], np.empty(0, dtype=np.int64), -1
         first = step * self.prompts_per_step
         for position in range(first, first + self.prompts_per_step):
             epoch, index = divmod(position, len(self.prompts))
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
-            drawn.append(dataclasses.replace(self.prompts[order[index]], position=position))
-        return tuple(drawn)
+            drawn.append(int(order[index]))
+        return drawn
 
     def epoch(self, step: int) -> float:
         """Passes over the data completed when step `step` begins."""
@@ -117,7 +125,7 @@ def _content(row: Row, spec: DataSpec, index: int, where: str) -> str | list[Mes
                 )
             return found
         found = [{"role": "user", "content": found}]
-    if not _is_conversation(found):
+    if not is_conversation(found):
         raise DataError(
             f"{where}: row {index}: '{column}' must be a non-empty string or a list of messages with 'role' and "
             f"'content', found {str(found)[:120]!r}"
@@ -128,7 +136,7 @@ def _content(row: Row, spec: DataSpec, index: int, where: str) -> str | list[Mes
     return messages
 
 
-def _is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> bool:
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)

@@ -12,6 +12,7 @@ from dar.policy import Policy
 from dar.rewards import RewardSet, RewardTable
 from dar.rollout import Engine, SamplingKey
 from dar.rollout.engine import Progress
+from dar.rollout.truncation import PLAIN, Decoding
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class HeldoutResult:
 
 @dataclass(frozen=True)
 class HeldoutEvaluation:
-    """Samples `num_generations` completions of each prompt and measures them."""
+    """Samples `num_generations` completions of each prompt (one, when they would all be the same) and measures them."""
 
     prompts: Sequence[Prompt]
     policy: Policy
@@ -35,22 +36,27 @@ class HeldoutEvaluation:
     max_completion_length: int
     max_tokens: int
     seed: int
+    decoding: Decoding = PLAIN
 
     def run(self, *, where: str, progress: Progress | None = None) -> HeldoutResult:
         """Reward, KL to π₀, lengths, endings, entropy and distinct-2 of the current policy.
 
-        The random numbers do not depend on the step, so two evaluations differ by the policy alone.
+        The random numbers do not depend on the step, so two evaluations differ by the policy alone. Entropy and KL are
+        means over samples of the policy itself, and left out when the decoding draws from another distribution.
         """
         rollouts = self.engine.generate(
             self.prompts,
-            self.num_generations,
+            1 if self.decoding.greedy else self.num_generations,
             max_completion_length=self.max_completion_length,
             key=SamplingKey(self.seed, "heldout"),
             progress=progress,
+            decoding=self.decoding,
         )
         rewards = self.rewards.score(rollouts, where=where)
-        metrics = rewards.metrics() | completion_metrics(rollouts) | {"entropy": sampled_entropy(rollouts)}
-        if self.policy.has_reference:
+        metrics = rewards.metrics() | completion_metrics(rollouts)
+        if self.decoding.is_plain:
+            metrics["entropy"] = sampled_entropy(rollouts)
+        if self.decoding.is_plain and self.policy.has_reference:
             # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.
             current = self.policy.logprobs(rollouts.groups, max_tokens=self.max_tokens)
             reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=self.max_tokens)

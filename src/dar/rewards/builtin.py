@@ -59,6 +59,16 @@ def regex(pattern: str) -> RewardFunction:
     return score
 
 
+def pattern_count(pattern: str) -> RewardFunction:
+    """How often the pattern is found, without overlap (a lookahead `(?=…)` counts overlapping places too)."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def score(completions: Sequence[Any]) -> list[float]:
+        return [float(sum(1 for _ in compiled.finditer(completion_text(text)))) for text in completions]
+
+    return score
+
+
 def missing_eos_penalty(penalty: float) -> RewardFunction:
     """−penalty for a completion that ran out of room, 0 for one that ended by itself."""
 

@@ -96,10 +96,16 @@ def _checked(name: str, value: Any, row: int, completion: Any, where: str) -> fl
     return number
 
 
+_LARGEST = 3.4e38
+"""Rewards are kept in fp32, where anything larger would be infinite."""
+
+
 def _finite_float(value: Any) -> float | None:
-    """The value as a float, or None where it is not a finite number."""
+    """The value as a float, or None where it is not a number that fp32 can hold."""
     try:
-        return float(value) if isinstance(value, numbers.Real) and math.isfinite(value) else None
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+        # Written so that NaN fails too.
+        return number if abs(number) <= _LARGEST else None
     except OverflowError:
         return None  # an integer too large for a float
 

@@ -34,8 +34,10 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], *, command: str) ->
         "",
         f"# {spec.model.path}, aligned with {spec.algorithm.type.upper()}",
         "",
-        f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts × "
-        f"{spec.num_generations} completions from `{spec.data.train.path}`; reward: {rewards}.",
+        f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
+        + ("with their completions" if spec.algorithm.is_offline else f"× {spec.num_generations} completions")
+        + f" from `{spec.data.train.path}`"
+        + (f"; reward: {rewards}." if rewards else "."),
         "",
     ]
     evaluations = [row for row in metrics if "eval/reward" in row]

@@ -1,6 +1,7 @@
 """Checkpoints: written beside and renamed, verified before they are read, safetensors and weights-only loading.
 
-A checkpoint folder holds `policy.safetensors` (trainable fp32 weights), `optimizer.pt`, `rng.pt`, `state.json` and,
+A checkpoint folder holds `policy.safetensors` (trainable fp32 weights), `optimizer.pt`, `rng.pt`, `state.json`,
+`extras.safetensors` (what else changes from step to step: replayed batches, a moving reference, projections) and,
 written last, `manifest.json` with every file's size and SHA-256.
 """
 
@@ -13,20 +14,20 @@ import os
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dar.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-_FILES = {"policy.safetensors", "optimizer.pt", "rng.pt", "state.json"}
+_FILES = {"policy.safetensors", "optimizer.pt", "rng.pt", "state.json", "extras.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class TrainState:
     step: completed steps; the prompt stream and the schedule follow from it.
     num_tokens: tokens processed so far.
     reference: fingerprint of π₀.
+    algorithm: the method's own numbers.
     """
 
     step: int
     num_tokens: int
     reference: str
+    algorithm: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -48,6 +51,7 @@ def save_checkpoint(
     state: TrainState,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    extras: Mapping[str, Tensor],
     *,
     keep: int,
 ) -> Path:
@@ -68,6 +72,10 @@ def save_checkpoint(
         save_file(tensors, scratch / "policy.safetensors")
         torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
         torch.save(_rng_state(), scratch / "rng.pt")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in extras.items()},
+            scratch / "extras.safetensors",
+        )
         (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
         manifest = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(scratch.iterdir())}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -85,6 +93,9 @@ def save_checkpoint(
         ) from error
     for old in _superseded(folder, state.step, keep):
         _remove(old)
+    # What a killed run was writing or removing has no other name by now.
+    for rest in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+        shutil.rmtree(rest, ignore_errors=True)
     return target
 
 
@@ -127,6 +138,11 @@ def newest_valid(folder: Path) -> Path | None:
 def read_state(checkpoint: Path) -> TrainState:
     """The plain numbers of a checkpoint."""
     return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def read_extras(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of extras.safetensors."""
+    return load_file(checkpoint / "extras.safetensors")
 
 
 def load_checkpoint(

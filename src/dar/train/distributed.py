@@ -16,11 +16,12 @@ from dar.rewards import RewardTable
 
 @dataclass(frozen=True)
 class Scored:
-    """Rollouts with rewards and reference log-probabilities, of one rank or of all."""
+    """Rollouts with rewards, reference log-probabilities and a critic's values, of one rank or of all."""
 
     rollouts: Rollouts
     rewards: RewardTable
     ref_logprobs: Tensor | None
+    values: Tensor | None = None
 
     @property
     def experience(self) -> Experience:
@@ -30,6 +31,7 @@ class Scored:
             ref_logprobs=self.ref_logprobs,
             rewards=self.rewards.total,
             has_eos=self.rollouts.has_eos,
+            values=self.values,
         )
 
 
@@ -54,6 +56,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
         completion_ids=joined([rollout.groups.completion_ids for rollout in rollouts]),
         mask=joined([rollout.groups.mask for rollout in rollouts]),
     )
+    values = [part.values for part in parts if part.values is not None]
     references = [part.ref_logprobs for part in parts if part.ref_logprobs is not None]
     names = parts[0].rewards.parts
     return Scored(
@@ -69,6 +72,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
             parts={name: torch.cat([part.rewards.parts[name] for part in parts]) for name in names},
         ),
         ref_logprobs=joined(references) if references else None,
+        values=joined(values) if values else None,
     )
 
 

@@ -1,8 +1,8 @@
 """The training loop. `Loop.step` reads like the paper's algorithm box; everything around it is bookkeeping.
 
 for each step:
-    sample K completions of each prompt from π_t
-    score them, and compute log π₀
+    sample K completions of each prompt from π_t and score them (or read them from the data)
+    compute log π₀, and a critic's values
     fix advantages and weights on the global batch
     take optimizer steps on the weighted loss; the result is π_t+1
 """
@@ -12,35 +12,37 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from dar.advantages import tied_groups
-from dar.algorithms import Algorithm, Metrics, kl_metrics
+from dar.algorithms import Algorithm, Metrics, UpdateTokens, kl_metrics
 from dar.batch import TokenGroups, Weighted
 from dar.config import RunSpec
-from dar.data import PromptStream
 from dar.errors import CheckpointError
 from dar.evaluate import HeldoutEvaluation
 from dar.evaluate.text import completion_metrics, sampled_entropy
 from dar.ops import masked_mean
 from dar.policy import Policy
-from dar.rewards import RewardSet
-from dar.rollout import Engine, SamplingKey
-from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
+from dar.rollout import Engine
+from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
+from dar.train.collect import Collector
 from dar.train.display import Display
 from dar.train.distributed import Scored, gather_scored, own_groups
-from dar.train.environment import peak_memory_gb, release_freed_memory
+from dar.train.environment import peak_memory_gb
 from dar.train.optim import learning_rate_factor, set_learning_rate
 from dar.train.recorder import Recorder
+from dar.train.replay import ReplayBuffer
 from dar.train.run_folder import RunFolder
 from dar.train.selftest import check_start, require_parity
-from dar.train.update import Updater
+from dar.train.update import SAMPLER_LOGPROBS, Updater
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,8 @@ class Loop:
     spec: RunSpec
     policy: Policy
     engine: Engine
-    rewards: RewardSet
+    collector: Collector
     algorithm: Algorithm
-    stream: PromptStream
     heldout: HeldoutEvaluation | None
     updater: Updater
     accelerator: Accelerator
@@ -62,8 +63,12 @@ class Loop:
     display: Display
     recorder: Recorder
     num_tokens: int = 0
+    _replay: ReplayBuffer = field(init=False)
     _stop_asked: bool = field(default=False, init=False)
     _timings: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._replay = ReplayBuffer(self.algorithm.replay)
 
     def run(self, *, resume: bool) -> int:
         """Trains to the last step.
@@ -79,7 +84,7 @@ class Loop:
         """
         done = self._restore() if resume else 0
         if done == 0:
-            check_start(self.policy, self.engine, self.stream.at(0)[0], self.spec)
+            check_start(self.policy, self.engine, self.collector.stream.at(0)[0], self.spec)
         with self.display.live(done), self._stopping_on_signals():
             if done == 0:
                 self._evaluate(0)
@@ -100,32 +105,32 @@ class Loop:
         started = time.perf_counter()
         self._timings.clear()
         spec, where = self.spec, f"step {step}"
-        prompts = self.stream.at(step - 1)
-        first, stop = own_groups(len(prompts), self.accelerator)
-        with self._phase("rollout"):
-            rollouts = self.engine.generate(
-                prompts[first:stop],
-                spec.num_generations,
-                max_completion_length=spec.sampling.max_completion_length,
-                key=SamplingKey(spec.seed, "train", step),
-                progress=self.display.tokens,
-            )
-        with self._phase("reward"):
-            rewards = self.rewards.score(rollouts, where=where)
-        with self._phase("reference"):
-            ref_logprobs = None
-            if self.algorithm.needs_reference:
+        first, stop = own_groups(spec.prompts_per_step, self.accelerator)
+        rollouts, rewards = self.collector.collect(step, first, stop, phase=self._phase)
+        ref_logprobs = values = None
+        if self.algorithm.needs_reference:
+            with self._phase("reference"):
                 ref_logprobs = self.policy.ref_logprobs(rollouts.groups, max_tokens=self._max_tokens)
-        scored = gather_scored(self.accelerator, Scored(rollouts, rewards, ref_logprobs))
+        if self.algorithm.needs_values:
+            with self._phase("critic"):
+                values = self.policy.values(rollouts.groups, max_tokens=self._max_tokens)
+        scored = gather_scored(self.accelerator, Scored(rollouts, rewards, ref_logprobs, values))
         weighted, weight_metrics = self.algorithm.weigh(scored.experience)
+        weighted = self._adjusted(weighted, scored)
         metrics = self._batch_metrics(step, scored) | weight_metrics
-        carrying = weighted.carries_weight(spec.runtime.negligible_share)
+        negligible = 0.0 if self.algorithm.reads_rows_together else spec.runtime.negligible_share
+        carrying = weighted.carries_weight(negligible)
         metrics["rows/skipped_fraction"] = float((~carrying).float().mean())
         probe = self._old_kl_probe(rollouts.groups)
         with self._phase("update"):
             metrics |= self._update(step, _own_rows(weighted, carrying, first, stop), where)
+            for earlier in self._replay.batches:
+                metrics |= self._replayed(earlier, where)
+        self._replay.add(weighted)
         with self._phase("diagnostics"):
             metrics |= self._old_kl(probe)
+        if spec.reference_sync is not None and _due(step, spec.reference_sync.every):
+            self.policy.sync_reference(spec.reference_sync.mix)
         if _due(step, spec.logging.completions_every):
             self.recorder.completions(step, scored, weighted)
         # Taken last, so that the parts and the rest add up to the whole.
@@ -136,10 +141,22 @@ class Loop:
     def _max_tokens(self) -> int:
         return self.spec.runtime.max_tokens_per_microbatch
 
+    def _adjusted(self, weighted: Weighted, scored: Scored) -> Weighted:
+        """The batch with what the recipe's sampling settings add to any method."""
+        sampling = self.spec.sampling
+        if sampling.mask_truncated:
+            weighted = replace(weighted, weights=weighted.weights * scored.rollouts.has_eos)
+        if sampling.correction != "none":
+            tokens = {**weighted.tokens, SAMPLER_LOGPROBS: scored.rollouts.logprobs}
+            weighted = replace(weighted, tokens=tokens)
+        return weighted
+
     def _update(self, step: int, own: Weighted, where: str) -> Metrics:
         updates, optim = self.algorithm.updates, self.spec.optim
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
         gap = 0.0
+        # What completions from the data were sampled with is not known, and nothing to agree with.
+        is_sampled = not self.spec.algorithm.is_offline
         for update in range(updates):
             factor = learning_rate_factor(
                 (step - 1) * updates + update,
@@ -149,24 +166,45 @@ class Loop:
             )
             rate = optim.learning_rate * factor
             set_learning_rate(self.updater.optimizer, rate)
+            begun = self._begun(own, is_first=update == 0)
             result = self.updater.step(
                 self.algorithm, own, on_policy=update == 0, where=where, progress=self.display.tokens
             )
             if update == 0:
                 # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
-                gap = float(masked_mean((result.logprobs - own.old_logprobs).abs(), own.mask))
-                require_parity(gap, self.spec.runtime.max_logprob_gap, where)
+                if is_sampled:
+                    gap = float(masked_mean((result.logprobs - own.old_logprobs).abs(), own.mask))
+                    require_parity(gap, self.spec.runtime.max_logprob_gap, where)
                 own = replace(own, old_logprobs=result.logprobs)
             losses.append(result.loss)
             norms.append(result.grad_norm)
-            means = result.means
-        return {
-            "loss": sum(losses) / updates,
-            "grad_norm": sum(norms) / updates,
-            "learning_rate": rate,
-            "rollout/logprob_gap": gap,
-            **means,
-        }
+            means = begun | result.means | self.algorithm.finish_update(result.means)
+        found = {"loss": sum(losses) / updates, "grad_norm": sum(norms) / updates, "learning_rate": rate, **means}
+        return found | ({"rollout/logprob_gap": gap} if is_sampled else {})
+
+    def _replayed(self, earlier: Weighted, where: str) -> Metrics:
+        """One more update on a batch of an earlier step, its old log-probabilities those of its own time."""
+        first, stop = own_groups(len(earlier.groups.group_sizes), self.accelerator)
+        own = _own_rows(earlier, earlier.weights > 0, first, stop)
+        result = self.updater.step(
+            self.algorithm, own, on_policy=False, where=f"{where}, replay", progress=self.display.tokens
+        )
+        means = result.means | self.algorithm.finish_update(result.means)
+        return {"loss/replay": result.loss} | {f"replay/{name}": value for name, value in means.items()}
+
+    def _begun(self, own: Weighted, *, is_first: bool) -> Metrics:
+        """Tells a method that asks for it how far the policy has come from π_t on every token of the batch."""
+        if not self.algorithm.needs_ratios:
+            return {}
+        current = own.old_logprobs if is_first else self.policy.logprobs(own.groups, max_tokens=self._max_tokens)
+        mask = own.mask
+        parts = (
+            (current - own.old_logprobs)[mask],
+            own.advantages.unsqueeze(1).expand_as(mask)[mask],
+            own.old_logprobs[mask],
+        )
+        gathered = gather_object([parts]) if self.accelerator.num_processes > 1 else [parts]
+        return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered))))
 
     def _old_kl_probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
         """The completions of a few prompts and their log-probabilities under π_t, from the trainer's own pass.
@@ -194,14 +232,18 @@ class Loop:
         completion_tokens = int(mask.sum())
         self.num_tokens += prompt_tokens * rollouts.num_generations + completion_tokens
         metrics: Metrics = {
-            **scored.rewards.metrics(),
-            "epoch": self.stream.epoch(step),
+            "epoch": self.collector.stream.epoch(step),
             "num_tokens": self.num_tokens,
             "tokens/prompt": prompt_tokens,
             "tokens/completion": completion_tokens,
+            "memory/peak_gb": peak_memory_gb(),
+        }
+        if self.spec.algorithm.is_offline:
+            return metrics
+        metrics |= {
+            **scored.rewards.metrics(),
             "frac_reward_zero_std": float(tied_groups(scored.rewards.total).float().mean()),
             "entropy": sampled_entropy(rollouts),
-            "memory/peak_gb": peak_memory_gb(),
             **completion_metrics(rollouts),
         }
         if scored.ref_logprobs is not None:
@@ -218,12 +260,15 @@ class Loop:
 
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            state = TrainState(step, self.num_tokens, self.policy.reference_fingerprint)
+            state = TrainState(
+                step, self.num_tokens, self.policy.reference_fingerprint, algorithm=self.algorithm.state()
+            )
             save_checkpoint(
                 self.folder.checkpoints,
                 state,
                 self.policy.trainable(),
                 self.updater.optimizer,
+                self._extras(),
                 keep=self.spec.checkpoint.keep,
             )
         self.accelerator.wait_for_everyone()
@@ -232,7 +277,9 @@ class Loop:
         checkpoint = newest_valid(self.folder.checkpoints)
         if checkpoint is None:
             log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
-            self.folder.forget_after(-1)
+            if self.accelerator.is_main_process:
+                self.folder.record_recipe(self.spec)
+                self.folder.forget_after(-1)
             return 0
         reference = read_state(checkpoint).reference
         if reference != self.policy.reference_fingerprint:
@@ -242,17 +289,38 @@ class Loop:
             )
         state = load_checkpoint(checkpoint, self.policy.trainable(), self.updater.optimizer)
         self.num_tokens = state.num_tokens
+        self.algorithm.restore(state.algorithm)
+        self._restore_extras(read_extras(checkpoint))
         if self.accelerator.is_main_process:
+            self.folder.record_recipe(self.spec)
             self.folder.forget_after(state.step)
         self.display.note(f"continuing after step {state.step} ({checkpoint})")
         return state.step
+
+    def _extras(self) -> dict[str, Tensor]:
+        """Tensors that change from step to step beside the weights, by name."""
+        found = {f"replay.{name}": tensor for name, tensor in self._replay.state().items()}
+        if self.spec.reference_sync is not None:
+            found |= {f"reference.{name}": tensor for name, tensor in self.policy.reference_state().items()}
+        if self.updater.constraint is not None:
+            found |= {f"null_space.{name}": tensor for name, tensor in self.updater.constraint.state_dict().items()}
+        return found
+
+    def _restore_extras(self, extras: Mapping[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in extras.items() if name.startswith(prefix)}
+
+        self._replay.restore(part("replay."))
+        if self.spec.reference_sync is not None:
+            self.policy.restore_reference(part("reference."))
+        if self.updater.constraint is not None:
+            self.updater.constraint.load_state_dict(part("null_space."))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self.display.phase(name)
         started = time.perf_counter()
         yield
-        release_freed_memory()
         self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - started
 
     @contextmanager

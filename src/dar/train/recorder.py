@@ -54,9 +54,12 @@ class Recorder:
         if not self.accelerator.is_main_process:
             return
         columns = completion_columns(scored.rollouts, scored.rewards)
-        columns["advantage"] = weighted.advantages.tolist()
+        advantages = weighted.advantages
+        # Where every token has its own, the row shows their mean.
+        rows = advantages if advantages.ndim == 1 else advantages.sum(1) / weighted.groups.lengths()
+        columns["advantage"] = rows.tolist()
         columns["weight"] = weighted.weights.tolist()
-        if scored.ref_logprobs is not None:
+        if scored.ref_logprobs is not None and scored.rollouts.logprobs.isfinite().all():
             columns["kl_ref"] = (scored.rollouts.logprobs - scored.ref_logprobs).sum(1).tolist()
         self.folder.write_completions(f"step-{step}", columns)
         best = int(scored.rewards.total[0].argmax())

@@ -91,8 +91,10 @@ class RunFolder:
                 "Undo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
                 "(the result is then that of neither recipe)."
             )
-        if changed:
-            self._write("config.yaml", dump_recipe(spec))
+
+    def record_recipe(self, spec: RunSpec) -> None:
+        """Writes the recipe a resumed run goes on with; to be called once the run really goes on."""
+        self._write("config.yaml", dump_recipe(spec))
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Adds one line to metrics.jsonl.

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +14,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dar.algorithms import Algorithm
-from dar.batch import Weighted
+from dar.batch import TokenOutputs, Weighted
 from dar.errors import NonFiniteError
 from dar.ops import Mean
 from dar.policy.policy import Precision
+from dar.train.null_space import NullSpaceConstraint
+
+SAMPLER_LOGPROBS = "sampler_logprobs"
+"""Name among a batch's token quantities of the log-probabilities it was sampled with."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Updater:
     """Runs optimizer steps on the trainable weights.
 
     module: the log-prob module, wrapped for the ranks (DDP) where there are several.
+    constraint: on the weights' change, applied after each step.
+    correction, correction_cap: as `SamplingSpec` says.
     """
 
     module: nn.Module
@@ -48,6 +55,9 @@ class Updater:
     precision: Precision
     max_tokens: int
     max_grad_norm: float
+    constraint: NullSpaceConstraint | None = None
+    correction: Literal["none", "token", "sequence"] = "none"
+    correction_cap: float = 2.0
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,11 +93,15 @@ class Updater:
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 with self.precision.compute():
-                    logprobs = self.module(micro.groups)
+                    outputs: TokenOutputs = self.module(micro.groups, with_logits=algorithm.needs_logits)
+                logprobs = outputs.logprobs
                 rows = micro.to(logprobs.device)
                 if on_policy:
                     rows = replace(rows, old_logprobs=logprobs.detach())
-                terms = algorithm.terms(logprobs, rows)
+                if self.correction != "none":
+                    logits = None if outputs.logits is None else self._corrected(outputs.logits, rows)
+                    outputs = replace(outputs, logprobs=self._corrected(logprobs, rows), logits=logits)
+                terms = algorithm.terms(outputs, rows)
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
                     raise _non_finite("loss", terms.losses, where)
@@ -108,16 +122,34 @@ class Updater:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.constraint is not None:
+            self.constraint.apply()
         total, means = self._over_ranks(total, means)
         return UpdateResult(
             total, grad_norm, {name: mean.value for name, mean in means.items()}, _stacked(parts, batch)
         )
 
+    def _corrected(self, outputs: Tensor, rows: Weighted) -> Tensor:
+        """The same [B, T] values, their gradients scaled by min(π_t(trainer)/π_t(sampler), cap).
+
+        A row that was sampled by no engine of this run (replayed from before) has no such factor.
+        """
+        sampler = rows.tokens.get(SAMPLER_LOGPROBS)
+        if sampler is None:
+            return outputs
+        gap = (rows.old_logprobs - sampler).masked_fill(~rows.mask, 0.0)
+        if self.correction == "sequence":
+            gap = gap.sum(1, keepdim=True)
+        factor = gap.exp().clamp(max=self.correction_cap)
+        return outputs.detach() + factor * (outputs - outputs.detach())
+
     def _over_ranks(self, total: float, means: dict[str, Mean]) -> tuple[float, dict[str, Mean]]:
         if self.accelerator.num_processes == 1:
             return total, means
         gathered: list[tuple[float, dict[str, Mean]]] = gather_object([(total, means)])
-        summed = {name: sum((part[name] for _, part in gathered), Mean()) for name in means}
+        # A rank whose rows had nothing to report (no pair, say) leaves some names out.
+        names = dict.fromkeys(name for _, part in gathered for name in part)
+        summed = {name: sum((part.get(name, Mean()) for _, part in gathered), Mean()) for name in names}
         return math.fsum(part for part, _ in gathered), summed
 
 

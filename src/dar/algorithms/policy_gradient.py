@@ -1,0 +1,294 @@
+"""Critic-free policy gradients on the probability ratio: RLOO, GRPO and its variants, DAO, BAPO, R²VPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dar import advantages as adv
+from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference, weighted
+from dar.batch import Experience, TokenOutputs, Weighted
+from dar.config import BAPOSpec, BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
+from dar.objectives.bapo import bapo_bounds
+from dar.objectives.ratio import (
+    clipped_surrogate,
+    clipped_tokens,
+    dao,
+    dao_tokens,
+    dual_step,
+    gspo,
+    r2vpo,
+    ratio_variance,
+    sequence_clipped_surrogate,
+)
+from dar.ops import Mean, kl_k1, kl_k3, masked_sum
+
+
+class RLOO(Algorithm):
+    """REINFORCE leave-one-out: sequence-level ratio, KL to π₀ in the reward.
+
+        R = r − β Σ_t (log π_t − log π₀),  A_i = R_i − mean_{j≠i} R_j,  L = −mean_i min(ρ_i A_i, clip(ρ_i) A_i)
+
+    Ahmadian et al. 2024, arXiv:2402.14740.
+    """
+
+    def __init__(self, spec: RLOOSpec) -> None:
+        self.spec = spec
+        self.updates = spec.updates
+        self.needs_reference = spec.beta > 0
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        require_reference(self, experience)
+        rewards = experience.rewards
+        if experience.ref_logprobs is not None:
+            drift = masked_sum(kl_k1(experience.old_logprobs, experience.ref_logprobs), experience.mask)
+            rewards = rewards - self.spec.beta * drift.reshape(rewards.shape)
+        rows = adv.leave_one_out(rewards).reshape(-1)
+        # A row without advantage has a loss that is 0 whatever the policy does.
+        return weighted(experience, rows, (rows != 0).float()), {}
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        spec, mask, logprobs = self.spec, batch.mask, outputs.logprobs
+        losses = batch.weights * sequence_clipped_surrogate(
+            logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=spec.clip_low, clip_high=spec.clip_high
+        )
+        log_ratio = masked_sum(logprobs.detach() - batch.old_logprobs, mask)
+        clipped = clipped_tokens(log_ratio, batch.advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
+        return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+
+class DAO(Algorithm):
+    """DAR's dual-KL objective by policy gradient: L = −ρA + αβ ρ log(π_θ/π₀) + (1−α)β ρ log ρ, derived.
+
+    Named in He et al. 2026, arXiv:2602.11523, as the variant without regression; its formula was not found.
+    """
+
+    def __init__(self, spec: DAOSpec) -> None:
+        self.spec = spec
+        self.updates = spec.updates
+        self.needs_reference = spec.alpha > 0
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        require_reference(self, experience)
+        advantages = adv.group_mean(experience.rewards)
+        if self.spec.normalize == "batch":
+            advantages = adv.batch_standardized(advantages)
+        rows = advantages.reshape(-1)
+        return weighted(experience, rows, torch.ones_like(rows)), {}
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        spec = self.spec
+        tensors = (outputs.logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, batch.mask)
+        if spec.ratio_level == "sequence":
+            return Terms(batch.weights * dao(*tensors, alpha=spec.alpha, beta=spec.beta), {})
+        per_token = dao_tokens(*tensors, alpha=spec.alpha, beta=spec.beta)
+        return Terms(batch.weights * masked_sum(per_token, batch.mask), {})
+
+
+class _GroupRelative(Algorithm):
+    """A group-standardised advantage shared by a completion's tokens, and the clipped surrogate on the token ratio."""
+
+    def __init__(self, *, beta: float, clip_low: float, clip_high: float, updates: int) -> None:
+        self.beta = beta
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.updates = updates
+        self.needs_reference = beta > 0
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        logprobs, mask = outputs.logprobs, batch.mask
+        per_token = clipped_surrogate(
+            logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+        if batch.ref_logprobs is not None and self.beta > 0:
+            # Padding is filled before the exponential: behind it, 0 · ∞ would make the gradient NaN.
+            current, reference = (lp.masked_fill(~mask, 0.0) for lp in (logprobs, batch.ref_logprobs.detach()))
+            per_token = per_token + self.beta * kl_k3(current, reference)
+        log_ratio = (logprobs.detach() - batch.old_logprobs)[mask]
+        token_advantages = batch.advantages.unsqueeze(1).expand_as(mask)[mask]
+        clipped = clipped_tokens(log_ratio, token_advantages, clip_low=self.clip_low, clip_high=self.clip_high)
+        losses = batch.weights * masked_sum(per_token, mask)
+        return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+    def _standardized(self, experience: Experience) -> Tensor:
+        """[B]; the sample standard deviation (ddof 1) and ε = 1e-4 are TRL's."""
+        require_reference(self, experience)
+        return adv.group_standardized(experience.rewards, ddof=1, eps=1e-4).reshape(-1)
+
+    def _carrying(self, advantages: Tensor) -> Tensor:
+        """[B] 1.0 where a row has a loss: without a KL term the rows of a tied group have none."""
+        return torch.ones_like(advantages) if self.needs_reference else (advantages != 0).float()
+
+
+class GRPO(_GroupRelative):
+    """Group relative policy optimization as published: token-level ratio, each completion's tokens averaged.
+
+        A_i = (r_i − mean r) / (std r + ε),
+        L = mean_i (1/|y_i|) Σ_t [ −min(ρ_t A_i, clip(ρ_t) A_i) + β k3(π_θ‖π₀)_t ]
+
+    Shao et al. 2024, arXiv:2402.03300, eq. 3 and 4. The sample standard deviation (ddof 1) and ε = 1e-4 are TRL's.
+    """
+
+    def __init__(self, spec: GRPOSpec) -> None:
+        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(experience)
+        # The row's weight carries the 1/|y| of the objective.
+        return weighted(experience, rows, self._carrying(rows) / experience.groups.lengths().float()), {}
+
+
+class BNPO(_GroupRelative):
+    """GRPO with one mean over all tokens of the batch: L = Σ_{i,t} ℓ_{i,t} / Σ_i |y_i|.
+
+    TRL's loss_type "bnpo" takes this mean over a micro-batch; here it is the whole batch, whatever its parts.
+    """
+
+    def __init__(self, spec: BNPOSpec) -> None:
+        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(experience)
+        return weighted(experience, rows, self._carrying(rows), denominator=float(experience.mask.sum())), {}
+
+
+class DAPO(_GroupRelative):
+    """DAPO: clip-higher, token mean over groups that are not tied, soft overlong penalty, no KL.
+
+        r ← r + min(0, (L_max − L_cache − |y|)/L_cache),
+        L = Σ_{i,t} −min(ρ_t A_i, clip(ρ_t, 1−ε_low, 1+ε_high) A_i) / Σ|y|
+
+    Yu et al. 2025, arXiv:2503.14476. Tied groups are left out rather than sampled again.
+    """
+
+    def __init__(self, spec: DAPOSpec, *, max_completion_length: int) -> None:
+        super().__init__(beta=0.0, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+        self.overlong_tokens = spec.overlong_tokens
+        self.max_completion_length = max_completion_length
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rewards, metrics = experience.rewards, Metrics()
+        if self.overlong_tokens is not None:
+            room = self.max_completion_length - self.overlong_tokens - experience.groups.lengths()
+            penalty = (room / self.overlong_tokens).clamp(min=-1.0, max=0.0)
+            rewards = rewards + penalty.reshape(rewards.shape).to(rewards)
+            metrics["rewards/overlong_penalty"] = float(penalty.mean())
+        rows = adv.group_standardized(rewards, ddof=1, eps=1e-4).reshape(-1)
+        tied = adv.tied_groups(rewards).repeat_interleave(rewards.shape[1])
+        counted = float(experience.mask[~tied].sum())
+        # A batch of nothing but ties has no token to average over, and no loss either.
+        return weighted(experience, rows, self._carrying(rows), denominator=counted or 1.0), metrics
+
+
+class DrGRPO(_GroupRelative):
+    """Dr. GRPO: A_i = r_i − mean r, and L = Σ_{i,t} ℓ_{i,t} / (B · L_max).
+
+    Liu et al. 2025, arXiv:2503.20783: neither a group's deviation nor a completion's own length scales its gradient.
+    """
+
+    def __init__(self, spec: DrGRPOSpec, *, max_completion_length: int) -> None:
+        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+        self.max_completion_length = max_completion_length
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        require_reference(self, experience)
+        rows = adv.group_mean(experience.rewards).reshape(-1)
+        tokens = float(len(rows) * self.max_completion_length)
+        return weighted(experience, rows, self._carrying(rows), denominator=tokens), {}
+
+
+class GSPO(_GroupRelative):
+    """Group sequence policy optimization: one ratio a completion, s = exp(mean_t (log π_θ − log π_t)), clipped.
+
+    Zheng et al. 2025, arXiv:2507.18071.
+    """
+
+    def __init__(self, spec: GSPOSpec) -> None:
+        super().__init__(beta=0.0, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(experience)
+        return weighted(experience, rows, self._carrying(rows)), {}
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        bounds = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        losses = batch.weights * gspo(outputs.logprobs, batch.old_logprobs, batch.advantages, batch.mask, **bounds)
+        mean_ratio = masked_sum(outputs.logprobs.detach() - batch.old_logprobs, batch.mask) / batch.mask.sum(1)
+        clipped = clipped_tokens(mean_ratio, batch.advantages, **bounds)
+        return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+
+class BAPO(_GroupRelative):
+    """GRPO's advantages under bounds that are searched anew before each update, so that positive tokens count enough.
+
+    arXiv:2510.18927 and the authors' code; what differs between the two is an option (`dar.objectives.bapo`).
+    """
+
+    needs_ratios = True
+
+    def __init__(self, spec: BAPOSpec) -> None:
+        super().__init__(beta=0.0, clip_low=1 - spec.low_start, clip_high=spec.high_start - 1, updates=spec.updates)
+        self.spec = spec
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(experience)
+        return weighted(experience, rows, self._carrying(rows), denominator=float(experience.mask.sum())), {}
+
+    def begin_update(self, tokens: UpdateTokens) -> Metrics:
+        spec = self.spec
+        bounds = bapo_bounds(
+            tokens.log_ratios.clamp(-20, 20).exp(),
+            tokens.advantages,
+            tokens.old_logprobs.exp() if spec.criterion == "share" else None,
+            target=spec.target,
+            low_range=(spec.low_start, spec.low_end),
+            high_range=(spec.high_start, spec.high_end),
+            low_step=spec.low_step,
+            high_step=spec.high_step,
+            contribution=spec.contribution,
+            order=spec.order,
+            criterion=spec.criterion,
+        )
+        self.clip_low, self.clip_high = 1 - bounds.low, bounds.high - 1
+        return {"bapo/low": bounds.low, "bapo/high": bounds.high, "bapo/target_met": float(bounds.is_met)}
+
+
+class R2VPO(Algorithm):
+    """The ratio's variance as the trust region: L = mean_t [ −ρ_t A + λ (ρ_t − 1)² ], λ by dual ascent.
+
+        λ ← max(0, λ + η (mean_t (ρ_t − 1)² − δ))
+
+    arXiv:2601.03320; the dual step is derived.
+    """
+
+    def __init__(self, spec: R2VPOSpec) -> None:
+        self.spec = spec
+        self.updates = spec.updates
+        self.replay = spec.replay
+        self.penalty = spec.penalty
+
+    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+        rows = adv.group_standardized(experience.rewards, ddof=1, eps=1e-4).reshape(-1)
+        ones = torch.ones_like(rows)
+        return weighted(experience, rows, ones, denominator=float(experience.mask.sum())), {}
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        tensors = (outputs.logprobs, batch.old_logprobs)
+        per_token = r2vpo(*tensors, batch.advantages, batch.mask, penalty=self.penalty)
+        variance = ratio_variance(*tensors, batch.mask)
+        losses = batch.weights * masked_sum(per_token, batch.mask)
+        return Terms(losses, {"r2vpo/variance": Mean.of(variance, batch.mask)})
+
+    def finish_update(self, means: Metrics) -> Metrics:
+        self.penalty = dual_step(
+            self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
+        )
+        return {"r2vpo/penalty": self.penalty}
+
+    def state(self) -> dict[str, float]:
+        return {"penalty": self.penalty}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.penalty = state["penalty"]

@@ -1,0 +1,115 @@
+"""Specs of the rewards, one per `type`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from dar.config.base import Count, Positive, Spec
+
+
+class RewardSpec(Spec):
+    """Base of the rewards' specs: `type` says which."""
+
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Factor of this reward in the sum."""
+    name: str | None = None
+    """Name in metrics (`rewards/<name>/mean`); by default the type, or the function's name."""
+
+
+class FunctionRewardSpec(RewardSpec):
+    """A Python function, by import path."""
+
+    type: Literal["function"] = "function"
+    """`function`"""
+    function: str
+    """`package.module:function`"""
+
+    @field_validator("function")
+    @classmethod
+    def _has_both_parts(cls, value: str) -> str:
+        module, _, attribute = value.partition(":")
+        if not module or not attribute:
+            raise ValueError(f"expected 'package.module:function', got '{value}'")
+        return value
+
+
+class SentimentRewardSpec(RewardSpec):
+    """VADER compound score of the completion, in [−1, 1] (Hutto & Gilbert 2014)."""
+
+    type: Literal["sentiment"] = "sentiment"
+    """`sentiment`"""
+
+
+class LengthRewardSpec(RewardSpec):
+    """−|tokens − target| / target: 0 at the target, −1 for an empty or a twice too long completion."""
+
+    type: Literal["length"] = "length"
+    """`length`"""
+    target: Count
+    """Wanted completion length in tokens, EOS included."""
+
+
+class RegexRewardSpec(RewardSpec):
+    """1 where the pattern is found in the completion, 0 elsewhere."""
+
+    type: Literal["regex"] = "regex"
+    """`regex`"""
+    pattern: str
+    """Python regular expression, searched anywhere in the completion (dot matches newlines)."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class PatternCountRewardSpec(RegexRewardSpec):
+    """How often the pattern is found in the completion: a longer completion has room for more."""
+
+    type: Literal["pattern_count"] = "pattern_count"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """`pattern_count`"""
+
+
+class MissingEosPenaltySpec(RewardSpec):
+    """−penalty for a completion that was cut off before it ended by itself, 0 for the others."""
+
+    type: Literal["missing_eos_penalty"] = "missing_eos_penalty"
+    """`missing_eos_penalty`"""
+    penalty: Positive = 1.0
+    """What is subtracted, in reward units."""
+
+
+AnyReward = Annotated[
+    FunctionRewardSpec
+    | SentimentRewardSpec
+    | LengthRewardSpec
+    | RegexRewardSpec
+    | PatternCountRewardSpec
+    | MissingEosPenaltySpec,
+    Field(discriminator="type"),
+]
+
+
+def reward_name(spec: RewardSpec) -> str:
+    """The reward's name in metrics: as given, or the function's name, or the type."""
+    if spec.name:
+        return spec.name
+    if isinstance(spec, FunctionRewardSpec):
+        return spec.function.rpartition(":")[2]
+    return spec.type  # pyright: ignore[reportAttributeAccessIssue] - every concrete spec has it
+
+
+def expand_reward(item: Any) -> Any:
+    """A reward given by name (`sentiment`) or import path (`pkg.mod:fn`) as a mapping; others as they are."""
+    if isinstance(item, str):
+        return {"type": "function", "function": item} if ":" in item else {"type": item}
+    if isinstance(item, dict) and "type" not in item and "function" in item:
+        return {"type": "function", **item}
+    return item

@@ -1,0 +1,237 @@
+"""Completions that come with the data: demonstrations, preference pairs, and reward-labelled completions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+from dar.batch import FinishReason, Message, Prompt
+from dar.config import DataSpec
+from dar.data.prompts import PromptSet, is_conversation, prepare_prompts
+from dar.data.sources import Row
+from dar.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["demonstrations", "preferences", "rewards"]
+"""`prompt` + `completion`, `prompt` + `chosen` + `rejected`, or `prompt` + `completions` + `rewards`.
+
+Preferences may also be two whole conversations without a prompt: it is then what both begin with.
+"""
+
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("completion",),
+    "preferences": ("chosen", "rejected"),
+    "rewards": ("completions", "rewards"),
+}
+
+
+@dataclass(frozen=True)
+class LoggedCompletion:
+    """token_ids: EOS included, unless it was cut. text: for people. reward: 1 and 0 for chosen and rejected, 1 for a
+    demonstration. finish_reason: `length` when it was cut."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    reward: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class LoggedGroup:
+    """A prompt and its completions (as many for every prompt of a data set)."""
+
+    prompt: Prompt
+    completions: tuple[LoggedCompletion, ...]
+
+
+@dataclass(frozen=True)
+class LoggedSet:
+    """groups: in the order of the data. prompts: theirs, for a `PromptStream`."""
+
+    groups: tuple[LoggedGroup, ...]
+    prompts: PromptSet
+
+
+def prepare_logged(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    spec: DataSpec,
+    *,
+    kind: Kind,
+    eos_token_ids: Sequence[int],
+    max_prompt_length: int | None,
+    max_completion_length: int,
+    where: str,
+) -> LoggedSet:
+    """Tokenises prompts and completions.
+
+    A completion is a string or one message of the assistant's; the prompt's messages may stand before it once more. A
+    string after a string prompt is tokenised by itself, anything else goes through the chat template behind its prompt.
+    Each completion ends at its first EOS, which is added where there is none.
+
+    Args:
+        rows: mappings with the prompt column and those of `kind`.
+        tokenizer: of the policy.
+        spec: prompt column, wrapping, system prompt, and what happens to long prompts.
+        kind: what the rows hold.
+        eos_token_ids: each ends a completion; the first is put behind one that has none.
+        max_prompt_length: longest prompt in tokens, or None.
+        max_completion_length: longer completions are cut off there, without an EOS, and counted in a warning.
+        where: of the rows, for messages.
+
+    Raises:
+        DataError: a row lacks a column, a completion is empty or not what it should be, a reward is no finite number,
+            the rows' numbers of completions differ, or the chat template does not keep the prompt's tokens.
+        ConfigError: as `prepare_prompts`.
+    """
+    for index, row in enumerate(rows):
+        if missing := [name for name in COLUMNS[kind] if name not in row]:
+            raise DataError(
+                f"{where}: row {index} has no column '{missing[0]}'; {kind} need "
+                f"{', '.join([spec.prompt_column, *COLUMNS[kind]])}, and it has {', '.join(map(str, row)) or 'none'}"
+            )
+    if kind == "preferences":
+        rows = _with_prompts(rows, spec.prompt_column, where)
+    prompts = prepare_prompts(rows, tokenizer, spec, max_prompt_length=max_prompt_length, where=where)
+    groups: list[LoggedGroup] = []
+    empty: list[int] = []
+    for prompt in prompts.prompts:
+        found: list[LoggedCompletion] = []
+        for completion, reward in _labelled(prompt, kind, where):
+            message = _answer(completion, prompt, where)
+            if not message["content"].strip():
+                empty.append(prompt.position)
+                continue
+            ids = _tokenize(message, prompt, tokenizer, eos_token_ids, where)
+            kept = ids[:max_completion_length]
+            reason: FinishReason = "length" if len(kept) < len(ids) else "eos"
+            found.append(LoggedCompletion(kept, message["content"], reward, reason))
+        groups.append(LoggedGroup(prompt, tuple(found)))
+    if empty:
+        rows_empty = list(dict.fromkeys(empty))
+        raise DataError(f"{where}: {len(rows_empty)} rows have an empty completion (rows {_some(rows_empty)})")
+    counts = sorted({len(group.completions) for group in groups})
+    if len(counts) > 1:
+        raise DataError(f"{where}: rows have {counts[0]} to {counts[-1]} completions; every row needs equally many")
+    reasons = [completion.finish_reason for group in groups for completion in group.completions]
+    if num_cut := reasons.count("length"):
+        log.warning(
+            "%s: %d of %d completions are longer than %d tokens and were cut there (sampling.max_completion_length)",
+            where,
+            num_cut,
+            len(reasons),
+            max_completion_length,
+        )
+    return LoggedSet(tuple(groups), prompts)
+
+
+def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
+    """The rows, with the common beginning of `chosen` and `rejected` as the prompt of those that have none."""
+    found: list[Row] = []
+    apart: list[int] = []
+    for index, row in enumerate(rows):
+        if column in row:
+            found.append(row)
+            continue
+        chosen, rejected = row["chosen"], row["rejected"]
+        if not (is_conversation(chosen) and is_conversation(rejected)):
+            raise DataError(
+                f"{where}: row {index} has no column '{column}', so chosen and rejected must be lists of messages that "
+                "begin alike: in plain text nobody can tell where the prompt ends. Give the prompt a column of its own "
+                "(in text with turns, all up to the last answer), or the texts as messages."
+            )
+        # At least the last message of each is its completion, even where both are the same.
+        most = min(len(chosen), len(rejected)) - 1
+        shared = next((place for place in range(most) if chosen[place] != rejected[place]), most)
+        if shared == 0 or max(len(chosen), len(rejected)) > shared + 1:
+            apart.append(index)
+        found.append({**row, column: list(chosen[:shared])})
+    if apart:
+        raise DataError(
+            f"{where}: in {len(apart)} of {len(rows)} rows (rows {_some(apart)}) chosen and rejected are not the same "
+            f"conversation up to the last message of each, so they have no common prompt. Leave these rows out, or add "
+            f"the column '{column}'."
+        )
+    return found
+
+
+def _labelled(prompt: Prompt, kind: Kind, where: str) -> list[tuple[Any, float]]:
+    """Completions with their rewards."""
+    columns, index = prompt.columns, prompt.position
+    match kind:
+        case "demonstrations":
+            return [(columns["completion"], 1.0)]
+        case "preferences":
+            return [(columns["chosen"], 1.0), (columns["rejected"], 0.0)]
+        case "rewards":
+            for name in COLUMNS[kind]:
+                if isinstance(columns[name], str | Mapping) or not isinstance(columns[name], Iterable):
+                    raise DataError(f"{where}: row {index}: '{name}' must be a list, found {columns[name]!r:.120}")
+            completions, rewards = list(columns["completions"]), list(columns["rewards"])
+            if len(completions) != len(rewards) or not completions:
+                raise DataError(f"{where}: row {index} has {len(completions)} completions and {len(rewards)} rewards")
+            for reward in rewards:
+                if isinstance(reward, bool) or not isinstance(reward, Real) or not math.isfinite(reward):
+                    raise DataError(f"{where}: row {index}: the reward {reward!r} is no finite number")
+            return [(each, float(reward)) for each, reward in zip(completions, rewards, strict=True)]
+
+
+def _answer(completion: Any, prompt: Prompt, where: str) -> Message:
+    """The completion as one message."""
+    here = f"{where}: row {prompt.position}"
+    if isinstance(completion, str):
+        message: Message = {"role": "assistant", "content": completion}
+    elif is_conversation(completion):
+        if isinstance(prompt.content, str):
+            raise DataError(
+                f"{here}: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true, or "
+                "give the prompt as messages too"
+            )
+        *before, message = completion
+        roles = ", ".join(str(each["role"]) for each in completion)
+        if before and prompt.content[-len(before) :] != before:
+            raise DataError(
+                f"{here}: a completion must be one message, before which only the prompt's may stand once more; found "
+                f"messages of {roles}"
+            )
+        if message["role"] != "assistant":
+            raise DataError(f"{here}: a completion must end with a message of the assistant's, found {roles}")
+    else:
+        raise DataError(f"{here}: a completion must be a string or a list of messages, found {completion!r:.120}")
+    if not isinstance(message["content"], str):
+        raise DataError(f"{here}: a completion's content must be a string, found {message['content']!r:.120}")
+    return message
+
+
+def _some(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
+
+
+def _tokenize(
+    message: Message, prompt: Prompt, tokenizer: Any, eos_token_ids: Sequence[int], where: str
+) -> tuple[int, ...]:
+    here = f"{where}: row {prompt.position}"
+    if isinstance(prompt.content, str):
+        ids = tuple(tokenizer(message["content"], add_special_tokens=False)["input_ids"])
+    else:
+        try:
+            whole = tokenizer.apply_chat_template([*prompt.content, message], return_dict=True)
+        except Exception as error:
+            raise DataError(f"{here}: the chat template refuses the prompt with its completion: {error}") from error
+        start = len(prompt.token_ids)
+        if tuple(whole["input_ids"][:start]) != prompt.token_ids:
+            raise DataError(
+                f"{here}: the chat template does not continue the prompt's tokens with the completion's, so they "
+                "cannot be told apart"
+            )
+        ids = tuple(whole["input_ids"][start:])
+    if not ids:
+        raise DataError(f"{here}: the completion {message['content']!r:.120} has no tokens")
+    # Templates put a newline or the like behind the turn; a sampled completion ends at EOS.
+    end = next((place for place, token in enumerate(ids) if token in eos_token_ids), None)
+    return (*ids, eos_token_ids[0]) if end is None else ids[: end + 1]

@@ -1,0 +1,88 @@
+"""Where a step's completions come from: sampled from π_t and scored, or read from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from dar.batch import Rollouts, TokenGroups, pad_rows
+from dar.data import LoggedSet, PromptStream
+from dar.rewards import RewardSet, RewardTable
+from dar.rollout import Engine, SamplingKey
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Times a named part of the step."""
+
+
+class Collector(Protocol):
+    """Gives each step its completions with their rewards."""
+
+    @property
+    def stream(self) -> PromptStream:
+        """The order of the prompts."""
+        ...
+
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, RewardTable]:
+        """Completions of this rank's prompts (first…stop−1 of the step's) and their rewards.
+
+        Raises:
+            RolloutError, RewardError: sampling or scoring failed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OnlineCollector:
+    """Samples from the current policy and asks the rewards."""
+
+    engine: Engine
+    rewards: RewardSet
+    stream: PromptStream
+    num_generations: int
+    max_completion_length: int
+    seed: int
+    progress: Callable[[int], None]
+
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, RewardTable]:
+        with phase("rollout"):
+            rollouts = self.engine.generate(
+                self.stream.at(step - 1)[first:stop],
+                self.num_generations,
+                max_completion_length=self.max_completion_length,
+                key=SamplingKey(self.seed, "train", step),
+                progress=self.progress,
+            )
+        with phase("reward"):
+            return rollouts, self.rewards.score(rollouts, where=f"step {step}")
+
+
+@dataclass(frozen=True)
+class LoggedCollector:
+    """Reads completions and rewards from the data. Nobody knows the log-probabilities they were sampled with: NaN."""
+
+    logged: LoggedSet
+    stream: PromptStream
+
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, RewardTable]:
+        prompts = self.stream.at(step - 1)[first:stop]
+        groups = [self.logged.groups[index] for index in self.stream.indices(step - 1)[first:stop]]
+        rows = [completion.token_ids for group in groups for completion in group.completions]
+        ids, mask = pad_rows(rows, pad_id=0)
+        rollouts = Rollouts(
+            prompts=prompts,
+            groups=TokenGroups(
+                prompt_ids=tuple(prompt.token_ids for prompt in prompts),
+                group_sizes=tuple(len(group.completions) for group in groups),
+                completion_ids=ids,
+                mask=mask,
+            ),
+            texts=tuple(completion.text for group in groups for completion in group.completions),
+            logprobs=torch.full(mask.shape, torch.nan).masked_fill(~mask, 0.0),
+            finish_reasons=tuple(completion.finish_reason for group in groups for completion in group.completions),
+        )
+        total = torch.tensor([[completion.reward for completion in group.completions] for group in groups])
+        return rollouts, RewardTable(total=total, parts={})

@@ -1,0 +1,440 @@
+"""Completions that come with the data: the tokens a policy could have sampled after the prompt, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+from tokenizers import normalizers
+
+from dar.config import DataSpec, SourceSpec
+from dar.data.logged import Kind, LoggedSet, prepare_logged
+from dar.errors import ConfigError, DataError
+
+EOS = 0  # of the tiny tokenizer
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def prepare(
+    rows: Sequence[Any],
+    kind: Kind = "preferences",
+    tokenizer: Any = None,
+    *,
+    max_prompt_length: int | None = None,
+    max_completion_length: int = 50,
+    **settings: Any,
+) -> LoggedSet:
+    return prepare_logged(
+        rows,
+        tokenizer or make_tokenizer(),
+        DataSpec(train=SourceSpec(path="rows.jsonl"), **settings),
+        kind=kind,
+        eos_token_ids=(EOS,),
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+        where="rows.jsonl",
+    )
+
+
+def read(found: LoggedSet) -> list[tuple[str, list[str]]]:
+    """What the model reads of every row: the prompt, and each completion, special tokens included."""
+    tokenizer = make_tokenizer()
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids)))
+
+    return [
+        (decode(group.prompt.token_ids), [decode(each.token_ids) for each in group.completions])
+        for group in found.groups
+    ]
+
+
+def problem(rows: Sequence[Any], kind: Kind = "preferences", tokenizer: Any = None, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        prepare(rows, kind, tokenizer, **settings)
+    return str(caught.value)
+
+
+# --- what the rows hold ----------------------------------------------------------------------------------------------
+
+
+def test_strings_are_read_one_after_the_other_and_end_with_eos():
+    found = prepare([{"prompt": "Human: hi\n\nAssistant:", "chosen": " hello", "rejected": " go"}])
+    assert read(found) == [("Human: hi\n\nAssistant:", [" hello<eos>", " go<eos>"])]
+
+
+def test_messages_go_through_the_chat_template_behind_their_prompt():
+    row = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
+    assert read(prepare([row])) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
+
+
+def test_string_after_messages_is_the_assistants():
+    as_text = {"prompt": [user("hi")], "chosen": "hello", "rejected": "go"}
+    as_messages = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
+    assert read(prepare([as_text])) == read(prepare([as_messages]))
+    assert read(prepare([{**as_text, "prompt": "hi"}], wrap_as_user=True)) == read(prepare([as_messages]))
+
+
+def test_chosen_has_reward_one_and_rejected_zero():
+    (group,) = prepare([{"prompt": "hi", "rejected": "go", "chosen": "hello"}]).groups
+    assert [(each.text, each.reward) for each in group.completions] == [("hello", 1.0), ("go", 0.0)]
+
+
+def test_text_of_a_message_is_its_content():
+    (group,) = prepare([{"prompt": [user("hi")], "completion": [assistant(" hello ")]}], "demonstrations").groups
+    assert [(each.text, each.reward) for each in group.completions] == [(" hello ", 1.0)]
+
+
+def test_rewards_stay_with_their_completions():
+    row = {"prompt": [user("hi")], "completions": ["hello", [assistant("go")], "oh"], "rewards": [0.5, -2, 1e-3]}
+    found = prepare([row], "rewards")
+    assert [(each.text, each.reward) for each in found.groups[0].completions] == [
+        ("hello", 0.5),
+        ("go", -2.0),
+        ("oh", 0.001),
+    ]
+    assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
+
+
+def test_rewards_may_be_an_array():
+    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": np.array([0.5, 1.0], dtype=np.float32)}
+    assert [each.reward for each in prepare([row], "rewards").groups[0].completions] == [0.5, 1.0]
+
+
+def test_dataset_rows_are_read_as_they_are():
+    rows = [
+        {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")], "id": index}
+        for index in range(2)
+    ]
+    assert read(prepare(list(datasets.Dataset.from_list(rows)))) == read(prepare(rows))
+
+
+def test_another_prompt_column_is_used():
+    rows = [{"question": "hi", "chosen": "hello", "rejected": "go"}]
+    assert read(prepare(rows, prompt_column="question")) == [("hi", ["hello<eos>", "go<eos>"])]
+
+
+def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
+    rows = [{"prompt": "p" * length, "completion": f"after {length}"} for length in (2, 9, 1)]
+    found = prepare(rows, "demonstrations", max_prompt_length=3, long_prompts="drop")
+    assert read(found) == [("pp", ["after 2<eos>"]), ("p", ["after 1<eos>"])]
+    assert tuple(group.prompt for group in found.groups) == found.prompts.prompts
+    assert [prompt.position for prompt in found.prompts.prompts] == [0, 2]
+    assert found.prompts.num_dropped == 1
+
+
+# --- where a completion ends -----------------------------------------------------------------------------------------
+
+
+def test_eos_is_not_added_twice():
+    assert read(prepare([{"prompt": "hi", "completion": "hello<eos>"}], "demonstrations"))[0][1] == ["hello<eos>"]
+
+
+@pytest.mark.parametrize("prompt", ["hi", [user("hi")]], ids=["string", "messages"])
+def test_what_stands_behind_an_eos_is_left_out(prompt: Any):
+    assert read(prepare([{"prompt": prompt, "completion": "one<eos>two"}], "demonstrations"))[0][1] == ["one<eos>"]
+
+
+def test_newline_of_the_template_behind_the_turn_is_left_out():
+    tokenizer = make_tokenizer()
+    # As ChatML: every turn is followed by a newline, which a sampled completion, ending at EOS, never has.
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    found = prepare([{"prompt": [user("hi")], "completion": "hello"}], "demonstrations", tokenizer)
+    assert read(found) == [("<|user|>hi<eos>\n<|assistant|>", ["hello<eos>"])]
+
+
+def test_eos_is_added_where_the_template_has_none():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    found = prepare([{"prompt": [user("hi")], "completion": "hello"}], "demonstrations", tokenizer)
+    assert read(found) == [("[user]hi[assistant]", ["hello<eos>"])]
+
+
+def test_long_completion_is_cut_without_eos_and_counted(caplog: pytest.LogCaptureFixture):
+    # Bytes are tokens: "1234" and EOS are 5, one too many; "123" and EOS are 4 and stay whole.
+    rows = [{"prompt": "hi", "chosen": "1234", "rejected": "123"}, {"prompt": "hi", "chosen": "12", "rejected": "1"}]
+    with caplog.at_level(logging.WARNING):
+        found = prepare(rows, max_completion_length=4)
+    assert [completions for _, completions in read(found)] == [["1234", "123<eos>"], ["12<eos>", "1<eos>"]]
+    assert [each.finish_reason for each in found.groups[0].completions] == ["length", "eos"]
+    assert caplog.messages == [
+        "rows.jsonl: 1 of 4 completions are longer than 4 tokens and were cut there (sampling.max_completion_length)"
+    ]
+
+
+def test_nothing_is_said_where_nothing_is_cut(caplog: pytest.LogCaptureFixture):
+    prepare([{"prompt": "hi", "completion": "123"}], "demonstrations", max_completion_length=4)
+    assert caplog.messages == []
+
+
+# --- whole conversations ---------------------------------------------------------------------------------------------
+
+
+def test_common_beginning_of_two_conversations_is_the_prompt():
+    begin = [user("hi"), assistant("yes?"), user("and?")]
+    row = {"chosen": [*begin, assistant("well")], "rejected": [*begin, assistant("go")], "id": 7}
+    found = prepare([row])
+    assert read(found) == [
+        ("<|user|>hi<eos><|assistant|>yes?<eos><|user|>and?<eos><|assistant|>", ["well<eos>", "go<eos>"])
+    ]
+    assert found.groups[0].prompt.content == begin
+    assert [each.text for each in found.groups[0].completions] == ["well", "go"]
+    assert found.groups[0].prompt.columns["id"] == 7
+
+
+def test_whole_conversations_train_as_the_same_with_a_prompt():
+    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+    apart = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
+    assert read(prepare([whole])) == read(prepare([apart]))
+    with_system = [prepare([row], system_prompt="be kind") for row in (whole, apart)]
+    assert read(with_system[0]) == read(with_system[1])
+    assert read(with_system[0])[0][0] == "<|system|>be kind<eos><|user|>hi<eos><|assistant|>"
+
+
+def test_answers_that_are_the_same_are_both_completions():
+    same = [user("hi"), assistant("hello")]
+    assert read(prepare([{"chosen": same, "rejected": same}])) == [
+        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "hello<eos>"])
+    ]
+
+
+def test_conversation_may_stand_beside_the_prompt_it_begins_with():
+    row = {"prompt": "hi", "chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+    assert read(prepare([row], wrap_as_user=True)) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
+
+
+def test_rows_with_and_without_a_prompt_stand_side_by_side():
+    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+    assert read(prepare([whole, {"prompt": "hi", "chosen": "a", "rejected": "b"}])) == [
+        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"]),
+        ("hi", ["a<eos>", "b<eos>"]),
+    ]
+
+
+def test_conversations_that_part_too_early_are_counted():
+    good = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+    no_beginning = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("ho"), assistant("go")]}
+    other_turn = {
+        "chosen": [user("hi"), assistant("a"), user("so"), assistant("b")],
+        "rejected": [user("hi"), assistant("c"), user("so"), assistant("d")],
+    }
+    no_question = {"chosen": [assistant("a")], "rejected": [assistant("b")]}
+    longer = {"chosen": [user("hi"), assistant("a")], "rejected": [user("hi"), assistant("a"), user("so")]}
+    message = problem([good, no_beginning, other_turn, good, longer, no_question])
+    assert message.startswith(
+        "rows.jsonl: in 4 of 6 rows (rows 1, 2, 4, 5) chosen and rejected are not the same conversation up to the last "
+        "message of each"
+    )
+    assert message.endswith("Leave these rows out, or add the column 'prompt'.")
+    assert "6 of 7 rows (rows 0, 1, 2, 3, 4, …)" in problem([*[no_beginning] * 6, good])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: go"),
+        ([user("hi"), assistant("hello")], "go"),
+        ("hello", [user("hi"), assistant("go")]),
+    ],
+)
+def test_text_without_a_prompt_is_refused(chosen: Any, rejected: Any):
+    message = problem([{"chosen": chosen, "rejected": rejected}])
+    assert message.startswith("rows.jsonl: row 0 has no column 'prompt', so chosen and rejected must be lists of")
+    assert "in plain text nobody can tell where the prompt ends. Give the prompt a column of its own" in message
+
+
+# --- bad rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "needed"),
+    [
+        ("demonstrations", "completion", "demonstrations need ask, completion,"),
+        ("preferences", "chosen", "preferences need ask, chosen, rejected,"),
+        ("preferences", "rejected", "preferences need ask, chosen, rejected,"),
+        ("rewards", "completions", "rewards need ask, completions, rewards,"),
+        ("rewards", "rewards", "rewards need ask, completions, rewards,"),
+    ],
+)
+def test_missing_column_is_named_with_those_the_row_has(kind: Kind, missing: str, needed: str):
+    whole = {"ask": "hi", "completion": "a", "chosen": "a", "rejected": "b", "completions": ["a"], "rewards": [1.0]}
+    row = {name: value for name, value in whole.items() if name != missing}
+    expected = f"rows.jsonl: row 1 has no column '{missing}'; {needed} and it has {', '.join(row)}"
+    assert problem([whole, row], kind, prompt_column="ask") == expected
+
+
+def test_row_without_any_column_has_none():
+    assert problem([{}]).endswith("preferences need prompt, chosen, rejected, and it has none")
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
+def test_missing_prompt_is_named(kind: Kind):
+    row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
+    assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [("hi", ""), ("hi", " \n"), ([user("hi")], ""), ([user("hi")], " \n"), ([user("hi")], [assistant("")])],
+)
+def test_empty_completion_is_refused(prompt: Any, completion: Any):
+    rows = [{"prompt": "hi", "completion": "fine"}, {"prompt": prompt, "completion": completion}]
+    assert problem(rows, "demonstrations") == "rows.jsonl: 1 rows have an empty completion (rows 1)"
+
+
+def test_rows_with_an_empty_completion_are_counted_once():
+    rows = [{"prompt": "hi", "chosen": "a", "rejected": "b"}, *[{"prompt": "hi", "chosen": "", "rejected": ""}] * 6]
+    assert problem(rows) == "rows.jsonl: 6 rows have an empty completion (rows 1, 2, 3, 4, 5, …)"
+
+
+@pytest.mark.parametrize("completion", [None, 5, [], ["hello"], assistant("hello"), [{"role": "assistant"}]])
+def test_completion_of_the_wrong_kind_is_refused_and_shown(completion: Any):
+    assert problem([{"prompt": "hi", "completion": completion}], "demonstrations") == (
+        f"rows.jsonl: row 0: a completion must be a string or a list of messages, found {completion!r}"
+    )
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "hello"}]])
+def test_content_that_is_no_string_is_refused(content: Any):
+    row = {"prompt": [user("hi")], "completion": [{"role": "assistant", "content": content}]}
+    assert problem([row], "demonstrations") == (
+        f"rows.jsonl: row 0: a completion's content must be a string, found {content!r}"
+    )
+
+
+def test_messages_after_a_plain_string_are_refused():
+    message = problem([{"prompt": "hi", "chosen": [assistant("a")], "rejected": [assistant("b")]}])
+    assert "row 0: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true" in message
+
+
+@pytest.mark.parametrize(
+    ("completion", "roles"),
+    [
+        ([assistant("a"), user("so"), assistant("b")], "assistant, user, assistant"),
+        ([user("ho"), assistant("a")], "user, assistant"),
+        ([user("hi"), user("hi"), assistant("a")], "user, user, assistant"),
+    ],
+    ids=["several turns", "another prompt", "more than the prompt"],
+)
+def test_completion_of_several_turns_is_refused(completion: Any, roles: str):
+    message = problem([{"prompt": [user("hi")], "completion": completion}], "demonstrations")
+    assert message.startswith("rows.jsonl: row 0: a completion must be one message, before which only the prompt's may")
+    assert message.endswith(f"found messages of {roles}")
+
+
+def test_completion_must_be_the_assistants():
+    assert problem([{"prompt": [user("hi")], "completion": [user("so")]}], "demonstrations") == (
+        "rows.jsonl: row 0: a completion must end with a message of the assistant's, found user"
+    )
+
+
+def test_template_that_changes_what_stands_before_the_completion_is_refused():
+    tokenizer = make_tokenizer()
+    # As templates of reasoning models: sampling begins behind <think>, which a finished turn no longer has.
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    )
+    message = problem([{"prompt": [user("hi")], "completion": "hello, you there"}], "demonstrations", tokenizer)
+    assert message == (
+        "rows.jsonl: row 0: the chat template does not continue the prompt's tokens with the completion's, so they "
+        "cannot be told apart"
+    )
+
+
+def test_conversation_the_template_refuses_is_named():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answers, please') }}{% endif %}<|user|>"
+    )
+    message = problem([{"prompt": [user("hi")], "completion": "hello"}], "demonstrations", tokenizer)
+    assert message == (
+        "rows.jsonl: row 0: the chat template refuses the prompt with its completion: no answers, please"
+    )
+
+
+def test_completion_without_tokens_is_refused():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")  # pyright: ignore[reportAttributeAccessIssue]
+    expected = "rows.jsonl: row 0: the completion 'xx' has no tokens"
+    assert problem([{"prompt": "hi", "completion": "xx"}], "demonstrations", tokenizer) == expected
+    tokenizer.chat_template = "<|user|>{{ messages[0].content }}"
+    assert problem([{"prompt": [user("hi")], "completion": "xx"}], "demonstrations", tokenizer) == expected
+
+
+def test_messages_without_a_chat_template_are_refused():
+    with pytest.raises(ConfigError, match="prompts are messages, but the tokenizer has no chat template"):
+        prepare([{"prompt": [user("hi")], "completion": "a"}], "demonstrations", make_tokenizer(chat=False))
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, "1.0", None, True, [1.0]])
+def test_reward_that_is_no_finite_number_is_refused_and_shown(reward: Any):
+    assert problem([{"prompt": "hi", "completions": ["a", "b"], "rewards": [0.0, reward]}], "rewards") == (
+        f"rows.jsonl: row 0: the reward {reward!r} is no finite number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("completions", "ab"),
+        ("completions", None),
+        ("completions", assistant("ab")),
+        ("rewards", 1.0),
+        ("rewards", "12"),
+    ],
+)
+def test_completions_and_rewards_must_be_lists(column: str, value: Any):
+    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0, 2.0], column: value}
+    assert problem([row], "rewards") == f"rows.jsonl: row 0: '{column}' must be a list, found {value!r}"
+
+
+def test_every_completion_needs_its_reward():
+    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0]}
+    assert problem([row], "rewards") == "rows.jsonl: row 0 has 2 completions and 1 rewards"
+    assert problem([{**row, "completions": [], "rewards": []}], "rewards") == (
+        "rows.jsonl: row 0 has 0 completions and 0 rewards"
+    )
+
+
+def test_rows_need_equally_many_completions():
+    rows = [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)]
+    assert problem(rows, "rewards") == "rows.jsonl: rows have 1 to 3 completions; every row needs equally many"
+
+
+def test_a_completion_ends_at_the_first_of_several_end_tokens():
+    # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
+    rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
+    found = prepare_logged(
+        rows,
+        make_tokenizer(),
+        DataSpec(train="rows"),
+        kind="demonstrations",
+        eos_token_ids=(0, 2),
+        max_prompt_length=None,
+        max_completion_length=8,
+        where="rows",
+    )
+    assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]

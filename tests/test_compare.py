@@ -1,0 +1,144 @@
+"""`dar compare`: what is run, what is not run again, and what the figures say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dar.cli import app
+from dar.compare import Arm, Outcome, parse_arms, plot_frontier, run_all, summarize
+from dar.errors import ConfigError
+from dar.recipe import load_recipe
+
+KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
+
+
+def make_run(folder: Path, *, steps: int, rewards: list[float], kls: list[float], finished: bool = True) -> Path:
+    """A run folder as training leaves it, its numbers made up."""
+    folder.mkdir(parents=True)
+    rows: list[dict[str, Any]] = [{"step": 0, **dict(zip(KEYS, (rewards[0], kls[0], 5.0, 0.0, 1.0)))}]
+    rows += [{"step": step, "loss": 1.0, "step_time": 2.0, "kl/old_k3": 0.1 * step} for step in range(1, steps + 1)]
+    rows.append({"step": steps, **dict(zip(KEYS, (rewards[1], kls[1], 7.0, 0.25, 0.5)))})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "model").mkdir()
+    return folder
+
+
+def test_methods_are_named_by_commas_or_one_by_one_with_overrides():
+    assert parse_arms(["dar,grpo", "slow:dar,optim.learning_rate=1e-6,algorithm.alpha=0"]) == [
+        Arm("dar", "dar"),
+        Arm("grpo", "grpo"),
+        Arm("slow", "dar", ("optim.learning_rate=1e-6", "algorithm.alpha=0")),
+    ]
+    assert parse_arms(["rloo,optim.learning_rate=1e-6"])[0].name == "rloo"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["dar", "dar,algorithm.alpha=0"], "called dar"), ([""], "no method"), (["x:dar,alpha"], "'alpha'.*no override")],
+)
+def test_methods_that_cannot_be_told_apart_or_read_are_refused(texts: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse_arms(texts)
+
+
+def test_figures_are_the_last_evaluations_and_means_with_students_interval(tmp_path: Path):
+    folders = [make_run(tmp_path / f"a{seed}", steps=2, rewards=[0.0, 1.0 + seed], kls=[0.0, 4.0]) for seed in (0, 1)]
+    outcomes = [Outcome("dar", seed, folder, None) for seed, folder in enumerate(folders)]
+    summary = summarize([*outcomes, Outcome("grpo", 0, tmp_path / "none", "it broke")])
+    dar = summary["methods"]["dar"]
+    assert dar["runs"] == 2
+    # Rewards 1 and 2: mean 1.5, s = 1/√2, and t(0.975, 1 degree of freedom) = 12.7062.
+    assert dar["reward"]["mean"] == 1.5
+    assert dar["reward"]["half_width"] == pytest.approx(12.7062 / math.sqrt(2) / math.sqrt(2), rel=1e-5)
+    assert dar["kl_ref"] == {"mean": 4.0, "half_width": 0.0}
+    assert dar["missing_eos"]["mean"] == 0.25
+    # kl/old of steps 1 and 2 is .1 and .2; each step took 2 s.
+    assert dar["kl_old_per_step"]["mean"] == pytest.approx(0.15)
+    assert dar["seconds"]["mean"] == 4.0
+    assert summary["runs"][0]["curve"] == [
+        {"step": 0, "reward": 0.0, "kl_ref": 0.0},
+        {"step": 2, "reward": 1.0, "kl_ref": 4.0},
+    ]
+    assert summary["failed"] == [{"method": "grpo", "seed": 0, "error": "it broke"}]
+
+
+def test_one_run_has_no_interval(tmp_path: Path):
+    folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
+    assert summarize([Outcome("dar", 0, folder, None)])["methods"]["dar"]["reward"] == {"mean": 1.0}
+
+
+def test_the_frontier_is_a_picture(tmp_path: Path):
+    folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
+    plot_frontier(summarize([Outcome("dar", 0, folder, None)]), tmp_path / "frontier.png")
+    with Image.open(tmp_path / "frontier.png") as picture:
+        assert picture.size == (1200, 825)
+
+
+def test_finished_runs_are_kept_a_failing_one_is_reported_and_the_others_go_on(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    recipe = write_recipe(
+        data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")},
+        steps=1,
+        algorithm={"type": "dar", "beta": 0.7},
+    )
+    out = tmp_path / "out"
+    arms = parse_arms(["dar", "broken:dar,model=/nowhere/at/all", "grpo"])
+    notes: list[str] = []
+    outcomes = run_all(recipe, [], arms, [0], out, notes.append)
+    assert [(outcome.arm, outcome.is_finished) for outcome in outcomes] == [
+        ("dar", True),
+        ("broken", False),
+        ("grpo", True),
+    ]
+    assert "does not exist" in str(outcomes[1].error)
+    # The recipe's own method keeps the recipe's settings; overrides for all runs reach every one.
+    assert load_recipe(out / "dar-seed0" / "config.yaml").algorithm.model_dump()["beta"] == 0.7
+    assert load_recipe(out / "grpo-seed0" / "config.yaml").algorithm.type == "grpo"
+    before = (out / "dar-seed0" / "metrics.jsonl").read_bytes()
+    notes.clear()
+    again = run_all(recipe, [], arms[:1], [0], out, notes.append)
+    assert again[0].is_finished
+    assert notes == ["[1/1] dar, seed 0: finished before"]
+    assert (out / "dar-seed0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_unfinished_run_is_resumed(write_recipe: Callable[..., Path], tmp_path: Path):
+    recipe = write_recipe(data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")})
+    out = tmp_path / "out"
+    run_all(recipe, ["steps=2"], parse_arms(["dar"]), [0], out, lambda _: None)
+    for file in (out / "dar-seed0" / "model").iterdir():
+        file.unlink()
+    (out / "dar-seed0" / "model").rmdir()
+    assert run_all(recipe, ["steps=2"], parse_arms(["dar"]), [0], out, lambda _: None)[0].is_finished
+    assert "continuing after step 2" in (out / "dar-seed0.log").read_text()
+
+
+def test_a_recipe_without_heldout_prompts_is_refused_before_anything_runs(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=r"no data\.heldout"):
+        run_all(write_recipe(), [], parse_arms(["dar"]), [0], tmp_path / "out", lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_table_json_and_plot(write_recipe: Callable[..., Path], tmp_path: Path):
+    recipe = write_recipe(
+        data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")}, steps=1
+    )
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["compare", str(recipe), "-a", "best_of_n", "--seeds", "2", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "best_of_n" in result.output
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["methods"]["best_of_n"]["runs"] == 2
+    assert (out / "frontier.png").is_file()
