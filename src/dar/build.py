@@ -78,6 +78,7 @@ from dar.errors import ConfigError
 from dar.evaluate import HeldoutEvaluation
 from dar.policy import Policy
 from dar.policy.critic import make_critic
+from dar.policy.head import look_up_sparsely
 from dar.policy.loading import (
     add_lora,
     disable_dropout,
@@ -178,6 +179,8 @@ def build_loop(
         with_reference=algorithm.needs_reference or heldout_prompts is not None,
         critic=spec.algorithm.critic if isinstance(spec.algorithm, PPOSpec | DualPPOSpec) else None,
     )
+    if accelerator.num_processes == 1:
+        look_up_sparsely(unwrapped(policy.model))
     engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process)
     heldout = None

@@ -689,7 +689,7 @@ def test_methods_that_are_not_online_make_no_pairs():
 
 # Â = (.456, .48, .4) less its mean .44533333, over its sample deviation √(.00337066667/2).
 WHITE = [0.25982807, 0.84444122, -1.10426929]
-EVERY_BOUND_OFF = {"clip_low": 1.0, "clip_high": INF, "clip_value": INF}
+EVERY_BOUND_OFF: dict[str, Any] = {"clip_low": 1.0, "clip_high": INF, "clip_value": INF}
 
 
 def golden_ppo() -> Experience:

@@ -430,7 +430,7 @@ def test_a_completion_ends_at_the_first_of_several_end_tokens():
     found = prepare_logged(
         rows,
         make_tokenizer(),
-        DataSpec(train="rows"),
+        DataSpec(train=SourceSpec(path="rows")),
         kind="demonstrations",
         eos_token_ids=(0, 2),
         max_prompt_length=None,

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_model
 from torch import nn
 
+from dar.batch import TokenGroups
+from dar.policy import LogprobModel
 from dar.policy import head as head_module
-from dar.policy.head import head_logprobs
+from dar.policy.head import head_logprobs, look_up_sparsely
 
 
 def stub(weight: torch.Tensor, *, bias: bool = False, **settings: float) -> Any:
@@ -75,3 +78,31 @@ def test_confident_token_keeps_its_gradient_in_bf16() -> None:
     missing = 1 - logprob.exp().item()
     assert 0 < missing < 2e-4
     assert gradient[0, 0].item() == pytest.approx(missing, rel=1e-2)
+
+
+def test_sparse_lookup_gives_the_same_dense_gradient():
+    groups = TokenGroups(
+        prompt_ids=((5, 6, 7), (8,)),
+        group_sizes=(2, 1),
+        completion_ids=torch.tensor([[9, 5, 9], [10, 11, 0], [5, 5, 5]]),
+        mask=torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool),
+    )
+    gradients = []
+    for sparse in (False, True):
+        model = make_model()
+        module = LogprobModel(model, temperature=1.0)
+        if sparse:
+            look_up_sparsely(model)
+        # Twice: the second gradient is added to what the first left.
+        for _ in range(2):
+            module(groups).logprobs.sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert gradients[1].layout == torch.strided
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
+
+
+def test_an_embedding_of_its_own_keeps_its_dense_gradient():
+    # AdamW takes no sparse gradient, and an untied embedding has no head to add it to.
+    model = make_model(tie_word_embeddings=False)
+    look_up_sparsely(model)
+    assert not model.get_input_embeddings().sparse

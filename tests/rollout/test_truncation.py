@@ -197,7 +197,8 @@ def test_greedy_completions_are_those_of_transformers_generate():
     settings = GenerationConfig(do_sample=False, max_new_tokens=20, eos_token_id=list(range(8)), pad_token_id=0)
     for index, prompt in enumerate(PROMPTS):
         ids = torch.tensor([prompt.token_ids])
-        expected = make_model().generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        model: Any = make_model()
+        expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         expected = expected[0, len(prompt.token_ids) :].tolist()
         for row in range(3 * index, 3 * index + 3):
             assert rollouts.groups.completion_ids[row, rollouts.groups.mask[row]].tolist() == expected

@@ -336,7 +336,8 @@ def test_correction_scales_gradients_by_the_capped_ratio_to_the_sampler(tmp_path
 def test_rows_without_a_sampler_are_not_corrected(tmp_path: Path):
     sampling = {"max_completion_length": 8, "correction": "token"}
     found = []
-    for name, keys in (("corrected", {"sampling": sampling}), ("plain", {})):
+    settings: dict[str, dict[str, Any]] = {"corrected": {"sampling": sampling}, "plain": {}}
+    for name, keys in settings.items():
         loop = make_loop(tmp_path / name, "dar", optim=SMOOTH, **keys)
         weighted, _ = loop.algorithm.weigh(collected(loop).experience)
         grads = gradients(loop)

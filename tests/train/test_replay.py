@@ -118,6 +118,7 @@ def test_run_trains_once_more_on_each_kept_batch(tmp_path: Path):
 
     loop.updater.step = spy
     sampled: list[Weighted] = []
+    metrics = {}
     for step in range(1, 5):
         trained.clear()
         metrics = loop.step(step)

@@ -177,6 +177,17 @@ def _compute_dtype(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
+def look_up_sparsely(model: Any) -> None:
+    """Where the head shares the embedding's weight, lets the lookup's gradient hold only the rows that were looked up.
+
+    The head's gradient covers the whole vocabulary anyway, and the rows are added into it: the sum is the same dense
+    tensor, without a second one of that size for every micro-batch. Not under DDP, which would expect a sparse sum.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(embedding) is nn.Embedding and head is not None and head.weight is embedding.weight:
+        embedding.sparse = True
+
+
 @torch.no_grad()
 def check_head(model: Any) -> None:
     """Compares this file's idea of the head with the model's own logits on a few tokens.

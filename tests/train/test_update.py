@@ -1,0 +1,34 @@
+"""What several ranks report of one update."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dar.ops import Mean
+from dar.policy.policy import Precision
+from dar.train import update
+from dar.train.update import Updater
+
+
+def test_a_rank_without_pairs_hides_no_mean_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    # This rank had no pair and so nothing to report; the other had two, of margin 1 and 3.
+    parts: list[tuple[float, dict[str, Mean]]] = [(0.0, {}), (2.0, {"rewards/margins": Mean(4.0, 2.0)})]
+    monkeypatch.setattr(update, "gather_object", lambda _: parts)
+    accelerator: Any = SimpleNamespace(num_processes=2)
+    module = nn.Linear(1, 1)
+    updater = Updater(
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        accelerator=accelerator,
+        precision=Precision(torch.device("cpu"), torch.float32),
+        max_tokens=1,
+        max_grad_norm=1.0,
+    )
+    total, means = updater._over_ranks(0.0, {})
+    assert total == 2.0
+    assert means["rewards/margins"].value == 2.0
