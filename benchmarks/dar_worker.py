@@ -30,6 +30,8 @@ def main() -> None:
             precision=job["precision"],
             save_steps=0,
             max_tokens_per_microbatch=job["max_tokens_per_microbatch"],
+            # TRL does not measure how far a step went from π_t; on equal terms neither does this run.
+            overrides=["logging.old_kl_prompts=0"],
         )
         rows = [{"prompt": prompt} for prompt in job["prompts"]]
         trainer = Trainer(job["model"], reward, args, rows, algorithm=algorithm)

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from dar.batch import Weighted
+from dar.batch import Weighted, pad_rows
 from dar.build import Objects, build_loop
 from dar.policy.logprobs import unwrapped
 from dar.policy.packing import packed_length
@@ -96,7 +96,7 @@ def main() -> None:
 
 def measure(loop: Loop) -> dict[str, Any]:
     """Each phase once without the profiler (its time) and once with it (its operators)."""
-    spec, prompts = loop.spec, loop.stream.at(1)
+    spec, prompts = loop.spec, loop.collector.stream.at(1)
     budget = spec.runtime.max_tokens_per_microbatch
 
     def rollout() -> Any:
@@ -131,9 +131,39 @@ def measure(loop: Loop) -> dict[str, Any]:
             6 * packed * body + 8 * completion * head,
         ),
     }
-    return {name: one_phase(function, flops) for name, (function, flops) in runs.items()} | {
-        "tokens": {"packed": packed, "completion": completion}
+    found = {name: one_phase(function, flops) for name, (function, flops) in runs.items()}
+    seconds, tokens = plain_generate(loop, prompts)
+    return found | {
+        "tokens": {"packed": packed, "completion": completion},
+        "tokens_per_second": {"dar": completion / found["rollout"]["seconds"], "generate": tokens / seconds},
     }
+
+
+def plain_generate(loop: Loop, prompts: Any) -> tuple[float, int]:
+    """(median seconds, sampled tokens) of transformers' `generate` on the same prompts, K rows of each."""
+    spec, policy = loop.spec, loop.policy
+    reversed_ids, reversed_mask = pad_rows([prompt.token_ids[::-1] for prompt in prompts], pad_id=0)
+    ids = reversed_ids.flip(1).repeat_interleave(spec.num_generations, 0)
+    mask = reversed_mask.flip(1).long().repeat_interleave(spec.num_generations, 0)
+    eos = list(policy.eos_token_ids)
+    seconds, tokens = [], 0
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.no_grad(), policy.precision.compute():
+            output = unwrapped(policy.model).generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=spec.sampling.max_completion_length,
+                eos_token_id=eos,
+                pad_token_id=eos[0],
+            )
+        seconds.append(time.perf_counter() - started)
+        new = output[:, ids.shape[1] :]
+        ended = torch.isin(new, torch.tensor(eos)).long()
+        tokens = int(((ended.cumsum(1) - ended) == 0).sum())
+    return sorted(seconds)[1], tokens
 
 
 def sizes(model: Any) -> tuple[int, int]:
@@ -177,7 +207,12 @@ def kind_of(operator: str) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(width=120)
+    rates = result["phases"]["tokens_per_second"]
+    console.print(
+        f"sampling {rates['dar']:.0f} tokens/s, transformers' generate {rates['generate']:.0f}: "
+        f"{rates['dar'] / rates['generate']:.1f} ×"
+    )
     limit = result["limits_after"][f"gemm_{result['precision']}_gflops"]
     for phase in ("rollout", "reference", "update"):
         found = result["phases"][phase]

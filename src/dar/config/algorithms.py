@@ -229,90 +229,69 @@ class RLOOSpec(AlgorithmSpec):
     """Optimizer steps per batch of rollouts."""
 
 
-class GRPOSpec(AlgorithmSpec):
-    """Group relative policy optimization as published (Shao et al. 2024, arXiv:2402.03300); KL to π₀ in the loss."""
+class ClippedGroupSpec(AlgorithmSpec):
+    """What GRPO and its variants share."""
 
     needs_group: ClassVar[bool] = True
+
+    clip_low: Fraction = 0.2
+    """Lower clip of the token ratio."""
+    clip_high: ClipHigh = 0.2
+    """Upper clip of the token ratio; `.inf` = none."""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts."""
+
+
+class GRPOSpec(ClippedGroupSpec):
+    """Group relative policy optimization as published (Shao et al. 2024, arXiv:2402.03300); KL to π₀ in the loss."""
 
     type: Literal["grpo"] = "grpo"
     """`grpo`"""
     beta: NotNegative = 0.04
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
-    clip_low: Fraction = 0.2
-    """Lower clip of the token ratio."""
-    clip_high: ClipHigh = 0.2
-    """Upper clip of the token ratio; `.inf` = none."""
-    updates: Count = 1
-    """Optimizer steps per batch of rollouts."""
 
 
-class BNPOSpec(AlgorithmSpec):
+class BNPOSpec(ClippedGroupSpec):
     """GRPO averaged over all tokens of the batch instead of over completions, so that length carries no weight."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["bnpo"] = "bnpo"
     """`bnpo`"""
     beta: NotNegative = 0.0
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
-    clip_low: Fraction = 0.2
-    """Lower clip of the token ratio."""
-    clip_high: ClipHigh = 0.2
-    """Upper clip of the token ratio; `.inf` = none."""
-    updates: Count = 1
-    """Optimizer steps per batch of rollouts."""
 
 
-class DAPOSpec(AlgorithmSpec):
+class DAPOSpec(ClippedGroupSpec):
     """DAPO (Yu et al. 2025, arXiv:2503.14476): a higher upper clip, token mean, no KL, tied groups left out.
 
     Tied groups carry no weight and do not count in the mean; they are not sampled again.
     """
 
-    needs_group: ClassVar[bool] = True
-
     type: Literal["dapo"] = "dapo"
     """`dapo`"""
-    clip_low: Fraction = 0.2
-    """Lower clip of the token ratio."""
     clip_high: ClipHigh = 0.28
     """Upper clip of the token ratio; `.inf` = none."""
     overlong_tokens: Count | None = None
     """Soft overlong penalty, falling from 0 to −1 over so many tokens before `sampling.max_completion_length`."""
-    updates: Count = 1
-    """Optimizer steps per batch of rollouts."""
 
 
-class DrGRPOSpec(AlgorithmSpec):
+class DrGRPOSpec(ClippedGroupSpec):
     """Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): no division by a group's deviation, nor by a row's own length."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["dr_grpo"] = "dr_grpo"
     """`dr_grpo`"""
     beta: NotNegative = 0.0
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
-    clip_low: Fraction = 0.2
-    """Lower clip of the token ratio."""
-    clip_high: ClipHigh = 0.2
-    """Upper clip of the token ratio; `.inf` = none."""
-    updates: Count = 1
-    """Optimizer steps per batch of rollouts."""
 
 
-class GSPOSpec(AlgorithmSpec):
+class GSPOSpec(ClippedGroupSpec):
     """Group sequence policy optimization (Zheng et al. 2025, arXiv:2507.18071): one length-normalised ratio a row."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["gspo"] = "gspo"
     """`gspo`"""
     clip_low: Fraction = 3e-4
-    """Lower clip of the sequence's mean ratio."""
+    """Lower clip of the completion's mean ratio; with one update the ratio is 1 and no clip is active."""
     clip_high: ClipHigh = 4e-4
-    """Upper clip of the sequence's mean ratio; `.inf` = none."""
-    updates: Count = 1
-    """Optimizer steps per batch of rollouts; with one, the ratio is 1 and no clip is active."""
+    """Upper clip of the completion's mean ratio; `.inf` = none."""
 
 
 class BAPOSpec(AlgorithmSpec):
