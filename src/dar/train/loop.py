@@ -36,7 +36,7 @@ from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read
 from dar.train.collect import Collector
 from dar.train.display import Display
 from dar.train.distributed import Scored, gather_scored, own_groups
-from dar.train.environment import peak_memory_gb
+from dar.train.environment import peak_memory_gb, release_freed_memory
 from dar.train.optim import learning_rate_factor, set_learning_rate
 from dar.train.recorder import Recorder
 from dar.train.replay import ReplayBuffer
@@ -257,6 +257,8 @@ class Loop:
         with self._phase("heldout"):
             result = self.heldout.run(where=f"the held-out evaluation at step {step}", progress=self.display.tokens)
         self.recorder.heldout(step, result, seconds=self._timings.pop("heldout"))
+        # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
+        release_freed_memory()
 
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:
