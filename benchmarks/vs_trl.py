@@ -19,15 +19,12 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from common import DEMO_MODEL, chat_prompts, machine_facts, machine_limits, model_folder, tldr_prompts
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from dar.policy.gguf import cache_root
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 HERE = Path(__file__).parent
 TRL_PACKAGES = ("trl==1.16.0", "torch==2.13.0")
@@ -147,7 +144,8 @@ def show(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any], target: Path) -> None:
     """Seconds per step as bars, dar's split into phases."""
     summary = result["summary"]
-    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
     axes.barh("TRL GRPO", summary["trl"]["step_seconds"], color="tab:gray", label="TRL, whole step")
     for name, label in (("grpo", "dar GRPO"), ("dar", "dar DAR")):
         row, left = summary[name], 0.0
@@ -161,7 +159,6 @@ def plot(result: dict[str, Any], target: Path) -> None:
     axes.set_xlabel(f"seconds per step, median ({result['workload']}, {result['job']['precision']})")
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(target, dpi=150)
-    pyplot.close(figure)
 
 
 def work(command: list[str], job: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,17 @@ def test_a_tokenizer_of_another_model_is_refused_before_weights_are_loaded(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_logged_completion_of_another_tokenizer_is_refused_too(write_recipe: Callable[..., Path], tmp_path: Path):
+    # "!" is byte 33, and the alphabet is in order of its characters: token 5. "z" is beyond the model's 40.
+    folder, rows = tmp_path / "small", tmp_path / "rows.jsonl"
+    make_model(vocab_size=40).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    rows.write_text('{"prompt": "!", "completion": "z"}\n')
+    recipe = write_recipe(model=str(folder), data=str(rows), algorithm="sft", rewards=[])
+    with pytest.raises(ConfigError, match=r"token id \d+, but the model knows 40 tokens"):
+        build_loop(load_recipe(recipe), quiet=True)
+
+
 def test_an_offline_method_needs_no_rewards(write_recipe: Callable[..., Path], tmp_path: Path):
     rows = tmp_path / "pairs.jsonl"
     rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

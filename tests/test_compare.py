@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dar.cli import app
 from dar.compare import Arm, Outcome, parse_arms, plot_frontier, run_all, summarize
 from dar.errors import ConfigError
-from dar.recipe import load_recipe
+from dar.recipe import dump_recipe, load_recipe
 
 KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
 
@@ -110,6 +110,19 @@ def test_finished_runs_are_kept_a_failing_one_is_reported_and_the_others_go_on(
     assert again[0].is_finished
     assert notes == ["[1/1] dar, seed 0: finished before"]
     assert (out / "dar-seed0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(write_recipe: Callable[..., Path], tmp_path: Path):
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=1)
+    out = tmp_path / "out"
+    folder = make_run(out / "dar-seed0", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
+    before = [f"output_dir={folder}", "seed=0", "optim.learning_rate=0.5"]
+    (folder / "config.yaml").write_text(dump_recipe(load_recipe(recipe, before)))
+    with pytest.raises(ConfigError, match=r"(?s)optim\.learning_rate: 0\.5 → 0\.001.*another --out"):
+        run_all(recipe, [], parse_arms(["best_of_n", "dar"]), [0], out, lambda _: None)
+    # Refused before anything ran.
+    assert not (out / "best_of_n-seed0").exists()
 
 
 def test_an_unfinished_run_is_resumed(write_recipe: Callable[..., Path], tmp_path: Path):

@@ -113,3 +113,28 @@ def test_plan_refuses_what_the_run_would(
 def test_plan_for_a_gpu_that_is_not_there_is_refused(write_recipe: Write):
     with pytest.raises(ConfigError, match=r"runtime\.device is cuda, but torch .* sees 0 CUDA devices"):
         plan(write_recipe, runtime={"device": "cuda"})
+
+
+def test_plan_of_an_offline_method_counts_the_datas_completions(write_recipe: Write, tmp_path: Path):
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    found = plan(write_recipe, data=str(rows), algorithm="dpo", rewards=[])
+    # Two prompts a step with a pair each, whatever num_generations says.
+    assert found.rows_per_step == 2 * 2
+    assert found.passes == (
+        "read 4 completions",
+        "forward pass of the reference",
+        "1 × forward and backward pass of the policy",
+    )
+
+
+def test_plan_counts_what_a_method_adds(write_recipe: Write):
+    plain = plan(write_recipe, algorithm={"type": "ppo", "critic": "head"})
+    with_model = plan(write_recipe, algorithm={"type": "ppo", "critic": "model"})
+    assert "forward pass of the critic" in plain.passes
+    # A critic of its own is weights, gradients and two moments more.
+    assert with_model.weights_gb - plain.weights_gb == pytest.approx(plain.num_parameters * 4 / 1e9)
+    assert with_model.optimizer_gb - plain.optimizer_gb == pytest.approx(plain.num_parameters * 12 / 1e9)
+    assert "1 × forward pass of the policy to set its bounds" in plan(write_recipe, algorithm="bapo").passes
+    replayed = plan(write_recipe, algorithm={"type": "r2vpo", "replay": 2})
+    assert "2 × forward and backward pass on earlier batches" in replayed.passes

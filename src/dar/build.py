@@ -34,6 +34,7 @@ from dar.algorithms import (
     online_preference,
 )
 from dar.config import (
+    ActorCriticSpec,
     AnyAlgorithm,
     AnyReward,
     AWRSpec,
@@ -158,7 +159,7 @@ def build_loop(
     else:
         train_prompts = logged.prompts
     heldout_prompts = build_heldout_prompts(spec, objects.heldout_rows, tokenizer, context)
-    require_vocabulary(config, train_prompts, *([heldout_prompts] if heldout_prompts else []))
+    require_vocabulary(config, train_prompts, heldout_prompts, logged)
     rewards = [build_reward(reward, objects.reward_functions) for reward in spec.rewards]
     folder = RunFolder(spec.output_dir)
     if resume:
@@ -177,7 +178,7 @@ def build_loop(
         tokenizer,
         precision,
         with_reference=algorithm.needs_reference or heldout_prompts is not None,
-        critic=spec.algorithm.critic if isinstance(spec.algorithm, PPOSpec | DualPPOSpec) else None,
+        critic=spec.algorithm.critic if isinstance(spec.algorithm, ActorCriticSpec) else None,
     )
     if accelerator.num_processes == 1:
         look_up_sparsely(unwrapped(policy.model))
@@ -456,10 +457,12 @@ def build_prompts(
     return prepare_prompts(table, tokenizer, spec.data, max_prompt_length=longest, where=source.path)
 
 
-def require_vocabulary(config: Any, *prompt_sets: PromptSet) -> None:
-    """Raises ConfigError where a prompt has a token without an embedding: the tokenizer is another model's."""
+def require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:
+    """Raises ConfigError where the data has a token without an embedding: the tokenizer is another model's."""
     size = config.get_text_config().vocab_size
-    largest = max(max(prompt.token_ids) for prompts in prompt_sets for prompt in prompts.prompts)
+    texts = [prompt.token_ids for prompt in (*train.prompts, *(heldout.prompts if heldout else ()))]
+    texts += [completion.token_ids for group in (logged.groups if logged else ()) for completion in group.completions]
+    largest = max(map(max, texts))
     if largest >= size:
         raise ConfigError(
             f"the tokenizer gives the token id {largest}, but the model knows {size} tokens: it is not this model's "

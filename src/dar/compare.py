@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -11,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dar.errors import ConfigError
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+from dar.config import RunSpec
+from dar.errors import CheckpointError, ConfigError
 from dar.recipe import load_recipe
+from dar.train.run_folder import RunFolder
 
 FIGURES = {
     "reward": "eval/reward",
@@ -111,7 +115,8 @@ def run_all(
         note: told what happens.
 
     Raises:
-        ConfigError: the recipe cannot be run with one of the methods; nothing has been started then.
+        ConfigError: the recipe cannot be run with one of the methods, or a folder holds a run of another recipe;
+            nothing has been started then.
     """
     own_method = load_recipe(recipe, overrides).algorithm.type
     jobs = []
@@ -123,6 +128,7 @@ def run_all(
             spec = load_recipe(recipe, changes)
             if spec.data.heldout is None:
                 raise ConfigError(f"{recipe} has no data.heldout: there is nothing to compare runs by")
+            _require_same_recipe(folder, spec)
             jobs.append((arm, seed, folder, changes, spec.steps))
     outcomes = []
     for number, (arm, seed, folder, changes, steps) in enumerate(jobs, start=1):
@@ -164,20 +170,25 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"methods": methods, "runs": runs, "failed": failed}
 
 
+def _require_same_recipe(folder: Path, spec: RunSpec) -> None:
+    """Raises ConfigError where a run that would be kept or resumed is of another recipe than is asked for now."""
+    run = RunFolder(folder)
+    if not run.is_run:
+        return
+    try:
+        run.require_same_recipe(spec, allow_changes=False)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}\nTo compare with the new settings, choose another --out.") from error
+
+
 def _is_finished(folder: Path, steps: int) -> bool:
     """The run has taken its last step and saved its model."""
-    if not (folder / "model").is_dir() or not (folder / "metrics.jsonl").is_file():
-        return False
-    return any(row["step"] == steps and "eval/reward" in row for row in _rows(folder))
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    run = RunFolder(folder)
+    return run.model.is_dir() and any(row["step"] == steps and "eval/reward" in row for row in run.metrics())
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
-    rows = _rows(outcome.folder)
+    rows = RunFolder(outcome.folder).metrics()
     evaluations = [row for row in rows if "eval/reward" in row]
     steps = [row for row in rows if "loss" in row]
     final = evaluations[-1]
@@ -198,8 +209,6 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return {"mean": mean}
-    from scipy.stats import t as student  # noqa: PLC0415 - scipy.stats takes a second to import
-
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = float(student.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
     return {"mean": mean, "half_width": half}
@@ -211,14 +220,9 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
     KL stands on a square-root axis, on which the reward of KL-efficient methods is nearly a straight line (Gao et al.
     2022, arXiv:2210.10760).
     """
-    import matplotlib  # noqa: PLC0415 - only a finished comparison draws
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
     names = list(summary["methods"])
-    colours = pyplot.get_cmap("tab10")
     labelled = set[str]()
     for run in summary["runs"]:
         points = [(point["kl_ref"], point["reward"]) for point in run["curve"] if point["kl_ref"] is not None]
@@ -226,7 +230,7 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
             continue
         name = run["method"]
         index = names.index(name)
-        look = {"color": colours(index % 10), "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        look = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
         roots = [math.sqrt(max(kl, 0.0)) for kl, _ in points]
         rewards = [reward for _, reward in points]
         axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=None if name in labelled else name)
@@ -239,4 +243,3 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     figure.savefig(target, dpi=150)
-    pyplot.close(figure)

@@ -128,6 +128,11 @@ class Mean:
         return self.total / self.count
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def require_same_shape(**tensors: Tensor) -> None:
     """Raises ValueError naming every tensor's shape unless all shapes agree."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

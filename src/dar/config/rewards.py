@@ -52,11 +52,9 @@ class LengthRewardSpec(RewardSpec):
     """Wanted completion length in tokens, EOS included."""
 
 
-class RegexRewardSpec(RewardSpec):
-    """1 where the pattern is found in the completion, 0 elsewhere."""
+class PatternSpec(RewardSpec):
+    """What rewards that look for a pattern share."""
 
-    type: Literal["regex"] = "regex"
-    """`regex`"""
     pattern: str
     """Python regular expression, searched anywhere in the completion (dot matches newlines)."""
 
@@ -70,10 +68,17 @@ class RegexRewardSpec(RewardSpec):
         return value
 
 
-class PatternCountRewardSpec(RegexRewardSpec):
+class RegexRewardSpec(PatternSpec):
+    """1 where the pattern is found in the completion, 0 elsewhere."""
+
+    type: Literal["regex"] = "regex"
+    """`regex`"""
+
+
+class PatternCountRewardSpec(PatternSpec):
     """How often the pattern is found in the completion: a longer completion has room for more."""
 
-    type: Literal["pattern_count"] = "pattern_count"  # pyright: ignore[reportIncompatibleVariableOverride]
+    type: Literal["pattern_count"] = "pattern_count"
     """`pattern_count`"""
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dar.batch import FinishReason, Message, Prompt
 from dar.config import DataSpec
-from dar.data.prompts import PromptSet, is_conversation, prepare_prompts
+from dar.data.prompts import PromptSet, is_conversation, prepare_prompts, some_rows
 from dar.data.sources import Row
 from dar.errors import DataError
 
@@ -114,7 +114,7 @@ def prepare_logged(
         groups.append(LoggedGroup(prompt, tuple(found)))
     if empty:
         rows_empty = list(dict.fromkeys(empty))
-        raise DataError(f"{where}: {len(rows_empty)} rows have an empty completion (rows {_some(rows_empty)})")
+        raise DataError(f"{where}: {len(rows_empty)} rows have an empty completion (rows {some_rows(rows_empty)})")
     counts = sorted({len(group.completions) for group in groups})
     if len(counts) > 1:
         raise DataError(f"{where}: rows have {counts[0]} to {counts[-1]} completions; every row needs equally many")
@@ -153,9 +153,9 @@ def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
         found.append({**row, column: list(chosen[:shared])})
     if apart:
         raise DataError(
-            f"{where}: in {len(apart)} of {len(rows)} rows (rows {_some(apart)}) chosen and rejected are not the same "
-            f"conversation up to the last message of each, so they have no common prompt. Leave these rows out, or add "
-            f"the column '{column}'."
+            f"{where}: in {len(apart)} of {len(rows)} rows (rows {some_rows(apart)}) chosen and rejected are not the same "
+            f"conversation up to the last message of each, so they have no common prompt. Leave these rows out, or "
+            f"add the column '{column}'."
         )
     return found
 
@@ -206,10 +206,6 @@ def _answer(completion: Any, prompt: Prompt, where: str) -> Message:
     if not isinstance(message["content"], str):
         raise DataError(f"{here}: a completion's content must be a string, found {message['content']!r:.120}")
     return message
-
-
-def _some(indices: list[int]) -> str:
-    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
 
 
 def _tokenize(

@@ -63,7 +63,7 @@ def prepare_prompts(
     if too_long and spec.long_prompts == "refuse":
         raise DataError(
             f"{where}: {len(too_long)} of {len(rows)} prompts are longer than {max_prompt_length} tokens (rows "
-            f"{_some(too_long)}). Set data.long_prompts: drop to leave them out, raise data.max_prompt_length, or "
+            f"{some_rows(too_long)}). Set data.long_prompts: drop to leave them out, raise data.max_prompt_length, or "
             "lower sampling.max_completion_length."
         )
     if not kept:
@@ -160,5 +160,6 @@ def _tokenize(content: str | list[Message], tokenizer: Any, index: int, where: s
     return tuple(encoded["input_ids"])
 
 
-def _some(indices: list[int]) -> str:
+def some_rows(indices: list[int]) -> str:
+    """The first of them, for a message."""
     return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from dar.ops import require_same_shape
+from dar.ops import at_least_fp32, require_same_shape
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def lco_target(old_logits: Tensor, advantages: Tensor, actions: Tensor, *, beta:
     """
     _require_positive_beta(beta)
     require_same_shape(advantages=advantages, actions=actions, rows=old_logits[:, 0])
-    logits = _at_least_fp32(old_logits)
-    bonus = (_at_least_fp32(advantages) / beta).to(logits.dtype)
+    logits = at_least_fp32(old_logits)
+    bonus = (at_least_fp32(advantages) / beta).to(logits.dtype)
     return logits.scatter_add(1, actions.unsqueeze(1), bonus.unsqueeze(1)).log_softmax(1)
 
 
@@ -70,7 +70,7 @@ def lco_kld(logits: Tensor, old_logits: Tensor, advantages: Tensor, actions: Ten
     """
     require_same_shape(logits=logits, old_logits=old_logits)
     target = lco_target(old_logits, advantages, actions, beta=beta)
-    return (target.exp() * (target - _at_least_fp32(logits).log_softmax(1))).sum(1)
+    return (target.exp() * (target - at_least_fp32(logits).log_softmax(1))).sum(1)
 
 
 def lco_kld_on_policy(logprobs: Tensor, advantages: Tensor, mask: Tensor, *, beta: float) -> Tensor:
@@ -104,7 +104,7 @@ def lco_kld_on_policy(logprobs: Tensor, advantages: Tensor, mask: Tensor, *, bet
     _require_positive_beta(beta)
     require_same_shape(logprobs=logprobs, mask=mask)
     require_same_shape(advantages=advantages, rows=mask[:, 0])
-    kept = _at_least_fp32(logprobs).masked_fill(~mask, 0.0)
+    kept = at_least_fp32(logprobs).masked_fill(~mask, 0.0)
     value, coefficient = _kl_and_coefficient(
         kept.detach().double().clamp(max=-torch.finfo(logprobs.dtype).eps),
         (advantages.detach().double() / beta).unsqueeze(1),
@@ -166,8 +166,8 @@ def _residual(logits: Tensor, old_logits: Tensor, advantages: Tensor, mask: Tens
     _require_positive_beta(beta)
     require_same_shape(logits_of_actions=logits, old_logits_of_actions=old_logits, mask=mask)
     require_same_shape(advantages=advantages, rows=mask[:, 0])
-    target = _at_least_fp32(old_logits.detach()) + (_at_least_fp32(advantages.detach()) / beta).unsqueeze(1)
-    return (_at_least_fp32(logits) - target).masked_fill(~mask, 0.0)
+    target = at_least_fp32(old_logits.detach()) + (at_least_fp32(advantages.detach()) / beta).unsqueeze(1)
+    return (at_least_fp32(logits) - target).masked_fill(~mask, 0.0)
 
 
 def _kl_and_coefficient(log_p: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,10 +181,6 @@ def _kl_and_coefficient(log_p: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     # |e^x − 1| = e^max(x, 0) (1 − e^−|x|): the factor that may overflow stays in the exponent with p and D.
     size = (log_p + shift.clamp(min=0) - log_d).exp() * -torch.expm1(-shift.abs())
     return value, shift.sign() * size
-
-
-def _at_least_fp32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _require_positive_beta(beta: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dar.ops import require_same_shape
+from dar.ops import at_least_fp32, require_same_shape
 
 # e^89 leaves fp32, and e^−88 is already a subnormal number. The bounds are those of another implementation of χPO; the
 # paper's own were not seen.
@@ -254,7 +254,7 @@ def impact_weights(inner_products: Tensor, *, scale: float) -> Tensor:
     _require_positive(scale=scale)
     if inner_products.ndim != 1:
         raise ValueError(f"inner_products must be [N], one per pair, got {list(inner_products.shape)}")
-    positive = torch.relu(_at_least_fp32(inner_products) / scale)
+    positive = torch.relu(at_least_fp32(inner_products) / scale)
     if not positive.any():
         return torch.ones_like(positive) / len(positive)
     # Scaling by the largest keeps the sum inside fp32 whatever the units.
@@ -275,15 +275,11 @@ def _log_ratios(
 
 
 def _log_ratio(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    return _at_least_fp32(logprobs) - _at_least_fp32(ref_logprobs.detach())
+    return at_least_fp32(logprobs) - at_least_fp32(ref_logprobs.detach())
 
 
 def _bounded_exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(_MIN_LOG_RATIO, _MAX_LOG_RATIO).exp()
-
-
-def _at_least_fp32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _require_sequences(**logprobs: Tensor) -> None:
