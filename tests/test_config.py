@@ -73,11 +73,11 @@ def test_unknown_key_unlike_any_other_lists_what_is_allowed():
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
-        ({"type": "grpo", "w_clip": 20.0}, "grpo has no w_clip; these methods do: dar, awr"),
+        ({"type": "grpo", "w_clip": 20.0}, "grpo has no w_clip; these methods do: awr, dar"),
         ({"type": "dar", "kl_coef": 0.1}, "dar has no kl_coef; these methods do: ppo"),
         ({"kl_coef": 0.1}, "dar has no kl_coef; these methods do: ppo"),
         ({"type": "dpo", "max_reward": 1.0}, "dpo has no max_reward; these methods do: chi_po"),
-        ({"type": "gspo", "alpha": 0.5}, "gspo has no alpha; these methods do: dar, dao, dual_ppo"),
+        ({"type": "gspo", "alpha": 0.5}, "gspo has no alpha; these methods do: dao, dar, dual_ppo"),
     ],
 )
 def test_key_of_another_algorithm_is_refused_with_the_methods_that_have_it(algorithm: dict[str, Any], expected: str):
@@ -86,7 +86,7 @@ def test_key_of_another_algorithm_is_refused_with_the_methods_that_have_it(algor
 
 def test_keys_of_others_and_of_nobody_are_all_named():
     message = problem(algorithm={"type": "grpo", "w_clip": 20.0, "clp_low": 0.1})
-    assert "grpo has no w_clip; these methods do: dar, awr; unknown key 'clp_low' (did you mean 'clip_low'?)" in message
+    assert "grpo has no w_clip; these methods do: awr, dar; unknown key 'clp_low' (did you mean 'clip_low'?)" in message
 
 
 def test_missing_keys_are_all_named_at_once():

@@ -230,7 +230,7 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
             continue
         name = run["method"]
         index = names.index(name)
-        look = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
         roots = [math.sqrt(max(kl, 0.0)) for kl, _ in points]
         rewards = [reward for _, reward in points]
         axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=None if name in labelled else name)

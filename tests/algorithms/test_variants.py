@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -239,10 +239,11 @@ def test_dao_ratio_is_of_the_completion_or_of_each_token():
     # Two tokens of ratio ρ = 1.1, α = 0, β = .5, A = 1: sequence −1.21 + .5·1.21·log 1.21, token 2(−1.1 + .55 log 1.1).
     experience = pair_of_rewards([[-1.0, -1.0], [-1.0, -1.0]])
     moved = experience.old_logprobs + math.log(1.1)
-    for level, expected in (
+    levels: tuple[tuple[Literal["sequence", "token"], float], ...] = (
         ("sequence", -1.21 + 0.605 * math.log(1.21)),
         ("token", 2 * (-1.1 + 0.55 * math.log(1.1))),
-    ):
+    )
+    for level, expected in levels:
         algorithm = build(DAOSpec(alpha=0.0, beta=0.5, normalize="none", ratio_level=level))
         assert not algorithm.needs_reference
         batch, _ = algorithm.weigh(experience)

@@ -9,7 +9,7 @@ from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
 from dar.config import DualPPOSpec, PPOSpec
-from dar.config.algorithms import ActorCriticSpec
+from dar.config.actor_critic import ActorCriticSpec
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.ratio import clipped_surrogate, clipped_tokens, kl_to_old
 from dar.ops import Mean, masked_mean, masked_sum

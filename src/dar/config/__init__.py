@@ -4,47 +4,37 @@ No torch in here: a recipe is checked in milliseconds, before anything is loaded
 recipe reference (docs/recipes.md is generated from it).
 """
 
-from dar.config.algorithms import (
-    ALGORITHM_SPECS,
-    ActorCriticSpec,
-    AlgorithmSpec,
-    AnyAlgorithm,
-    AWRSpec,
-    BAPOSpec,
-    BestOfNSpec,
-    Beta,
-    BNPOSpec,
-    ChiPOSpec,
-    ClipHigh,
-    ClippedGroupSpec,
-    DAOSpec,
-    DAPOSpec,
-    DARSpec,
-    DPOSpec,
-    DrGRPOSpec,
-    DualPPOSpec,
-    GRPOSpec,
-    GSPOSpec,
-    IPOSpec,
-    LCOSpec,
-    OnlineDPOSpec,
-    OnlineIPOSpec,
-    OnlineSLiCSpec,
-    PairedSpec,
-    PPOSpec,
-    R2VPOSpec,
-    RLOOSpec,
-    SFTSpec,
-    SLiCSpec,
-    TargetESSSpec,
-    TargetKLSpec,
-    VARSpec,
-    _beta_kind,
-)
+from dar.config.actor_critic import ActorCriticSpec, DualPPOSpec, PPOSpec
+from dar.config.algorithm import AlgorithmSpec, ClipHigh, concrete_specs
+from dar.config.algorithms import ALGORITHM_SPECS, AnyAlgorithm
 from dar.config.base import Count, Fraction, NotNegative, Positive, Spec, unknown_key_message
 from dar.config.data import DataSpec, SamplingSpec, SourceSpec
 from dar.config.model import LoraSpec, ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdafactorSpec, AdamWSpec, AnyOptim, NullSpaceSpec, OptimSpec
+from dar.config.policy_gradient import (
+    BAPOSpec,
+    BNPOSpec,
+    ClippedGroupSpec,
+    DAOSpec,
+    DAPOSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    LCOSpec,
+    R2VPOSpec,
+    RLOOSpec,
+)
+from dar.config.preference import (
+    ChiPOSpec,
+    DPOSpec,
+    IPOSpec,
+    OnlineDPOSpec,
+    OnlineIPOSpec,
+    OnlineSLiCSpec,
+    PairedSpec,
+    SLiCSpec,
+)
+from dar.config.regression import AWRSpec, BestOfNSpec, Beta, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, VARSpec
 from dar.config.rewards import (
     AnyReward,
     FunctionRewardSpec,
@@ -126,7 +116,7 @@ __all__ = [
     "TargetESSSpec",
     "TargetKLSpec",
     "VARSpec",
-    "_beta_kind",
+    "concrete_specs",
     "expand_reward",
     "reward_name",
     "unknown_key_message",

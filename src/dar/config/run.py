@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dar.config.algorithms import AnyAlgorithm, DARSpec, PairedSpec
+from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Spec
 from dar.config.data import DataSpec, SamplingSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
+from dar.config.preference import PairedSpec
+from dar.config.regression import DARSpec
 from dar.config.rewards import AnyReward, expand_reward, reward_name
 
 

@@ -153,9 +153,9 @@ def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
         found.append({**row, column: list(chosen[:shared])})
     if apart:
         raise DataError(
-            f"{where}: in {len(apart)} of {len(rows)} rows (rows {some_rows(apart)}) chosen and rejected are not the same "
-            f"conversation up to the last message of each, so they have no common prompt. Leave these rows out, or "
-            f"add the column '{column}'."
+            f"{where}: in {len(apart)} of {len(rows)} rows (rows {some_rows(apart)}) chosen and rejected are not the "
+            f"same conversation up to the last message of each, so they have no common prompt. Leave these rows "
+            f"out, or add the column '{column}'."
         )
     return found
 

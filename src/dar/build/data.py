@@ -1,0 +1,123 @@
+"""Prompts and logged completions of a recipe, read, tokenised and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dar.build.objects import Objects
+from dar.config import (
+    AnyAlgorithm,
+    ChiPOSpec,
+    DPOSpec,
+    IPOSpec,
+    RunSpec,
+    SFTSpec,
+    SLiCSpec,
+    SourceSpec,
+    VARSpec,
+)
+from dar.data import LoggedSet, PromptSet, load_rows, prepare_logged, prepare_prompts
+from dar.data.logged import Kind
+from dar.data.sources import rows_of
+from dar.errors import ConfigError
+from dar.policy.loading import (
+    eos_token_ids,
+    load_generation_config,
+)
+
+
+def build_logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
+    """The completions an offline method learns from, or None for a method that samples its own.
+
+    Raises:
+        DataError: rows lack a column or hold something else than they should.
+    """
+    kind = logged_kind(spec.algorithm)
+    if kind is None:
+        return None
+    source, rows = spec.data.train, objects.train_rows
+    generation_config = load_generation_config(spec.model) if objects.model is None else objects.model.generation_config
+    return prepare_logged(
+        load_rows(source) if rows is None else rows_of(rows, where=source.path)[: source.max_rows],
+        tokenizer,
+        spec.data,
+        kind=kind,
+        eos_token_ids=eos_token_ids(generation_config, tokenizer),
+        max_prompt_length=longest_prompt(spec, context),
+        max_completion_length=spec.sampling.max_completion_length,
+        where=source.path,
+    )
+
+
+def logged_kind(spec: AnyAlgorithm) -> Kind | None:
+    """What rows an offline method reads, or None for a method that samples its own completions."""
+    match spec:
+        case SFTSpec():
+            return "demonstrations"
+        case DPOSpec() | IPOSpec() | SLiCSpec() | ChiPOSpec():
+            return "preferences"
+        case VARSpec():
+            return "rewards"
+        case _:
+            return None
+
+
+def build_prompts(
+    spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
+) -> PromptSet:
+    """Prompts read and tokenised.
+
+    Raises:
+        DataError: a file or row cannot be used, or prompts are too long.
+        ConfigError: no room for a prompt is left, or messages meet a tokenizer without a chat template.
+    """
+    longest = longest_prompt(spec, context)
+    table = load_rows(source) if rows is None else rows_of(rows, where=source.path)[: source.max_rows]
+    return prepare_prompts(table, tokenizer, spec.data, max_prompt_length=longest, where=source.path)
+
+
+def build_heldout_prompts(
+    spec: RunSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
+) -> PromptSet | None:
+    """Held-out prompts, or None when the recipe has none. Raises as `build_prompts`."""
+    if spec.data.heldout is None:
+        return None
+    return build_prompts(spec, spec.data.heldout, rows, tokenizer, context)
+
+
+def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
+    """Most tokens a prompt may have, so that a completion still fits the model.
+
+    Raises:
+        ConfigError: no room for a prompt is left.
+    """
+    longest = spec.data.max_prompt_length
+    if context is None:
+        return longest
+    room = context - spec.sampling.max_completion_length
+    if room < 1:
+        raise ConfigError(
+            f"sampling.max_completion_length is {spec.sampling.max_completion_length}, but the model reads at most "
+            f"{context} tokens: no room is left for a prompt"
+        )
+    return min(room, longest or room)
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens a model reads, or None when its configuration does not say."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:
+    """Raises ConfigError where the data has a token without an embedding: the tokenizer is another model's."""
+    size = config.get_text_config().vocab_size
+    texts = [prompt.token_ids for prompt in (*train.prompts, *(heldout.prompts if heldout else ()))]
+    texts += [completion.token_ids for group in (logged.groups if logged else ()) for completion in group.completions]
+    largest = max(map(max, texts))
+    if largest >= size:
+        raise ConfigError(
+            f"the tokenizer gives the token id {largest}, but the model knows {size} tokens: it is not this model's "
+            "tokenizer, or the model's embeddings were not resized for the tokens added to it"
+        )

@@ -1,0 +1,106 @@
+"""The policy with its reference and critic, and what restricts its weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from dar.build.data import build_prompts
+from dar.build.objects import Objects
+from dar.config import (
+    RunSpec,
+)
+from dar.errors import ConfigError
+from dar.policy import Policy
+from dar.policy.critic import make_critic
+from dar.policy.loading import (
+    add_lora,
+    disable_dropout,
+    load_model,
+)
+from dar.policy.logprobs import hidden_states, unwrapped
+from dar.policy.policy import Precision
+from dar.train.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
+
+
+def build_policy(
+    spec: RunSpec,
+    objects: Objects,
+    tokenizer: Any,
+    precision: Precision,
+    *,
+    with_reference: bool,
+    critic: Literal["head", "model"] | None = None,
+) -> Policy:
+    """The policy with its reference.
+
+    Raises:
+        ConfigError: a model cannot be loaded or trained.
+    """
+    model = objects.model if objects.model is not None else load_model(spec.model)
+    # Master weights are fp32 whatever the object came in: a small step would be lost to bf16's rounding.
+    model = model.float()
+    disable_dropout(model)
+    lora = objects.lora or spec.model.lora
+    if lora is not None:
+        if spec.reference_sync is not None:
+            raise ConfigError("reference_sync needs a reference of its own, but with an adapter the base model is π₀")
+        model = add_lora(model, lora)
+    if spec.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None:
+            # Without a gradient at the input, checkpointing would find nothing to recompute for.
+            model.enable_input_require_grads()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
+    model.eval()
+    reference = objects.reference
+    if reference is None and spec.reference is not None and with_reference:
+        reference = load_model(spec.reference)
+    if reference is not None and with_reference:
+        sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"the reference has a vocabulary of {sizes[0]} tokens and the policy one of {sizes[1]}: they cannot be "
+                "compared token by token"
+            )
+    return Policy(
+        model,
+        tokenizer,
+        precision,
+        temperature=spec.sampling.temperature,
+        reference=reference if with_reference else None,
+        with_reference=with_reference,
+        reference_moves=spec.reference_sync is not None,
+        critic=None if critic is None else make_critic(model, critic),
+    )
+
+
+def build_null_space(spec: RunSpec, policy: Policy, tokenizer: Any, context: int | None) -> NullSpaceConstraint | None:
+    """The constraint of `optim.null_space`, its Gram matrices from one pass over the general prompts.
+
+    Raises:
+        ConfigError: the policy trains an adapter, or no layer is selected.
+        DataError: the prompts cannot be read.
+    """
+    asked = spec.optim.null_space
+    if asked is None:
+        return None
+    prompts = build_prompts(spec, asked.data, None, tokenizer, context).prompts
+    model = unwrapped(policy.model)
+    head = model.get_output_embeddings()
+
+    def select(name: str, layer: torch.nn.Linear) -> bool:
+        return layer is not head and (asked.layers == "all" or ".mlp." in name)
+
+    def read() -> None:
+        for prompt in prompts:
+            hidden_states(model, input_ids=torch.tensor([prompt.token_ids], device=model.device), use_cache=False)
+
+    with torch.no_grad():
+        grams = gram_matrices(model, read, select)
+    projections = {
+        name: null_space_projection(gram, relative_threshold=asked.threshold).float() for name, gram in grams.items()
+    }
+    return NullSpaceConstraint({name: model.get_submodule(name) for name in grams}, projections)

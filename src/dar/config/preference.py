@@ -1,0 +1,91 @@
+"""Specs of the methods that compare two completions, online and offline."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.base import Count, Positive
+
+
+class PairedSpec(AlgorithmSpec):
+    """What methods that make pairs of their own samples share."""
+
+    needs_group: ClassVar[bool] = True
+
+    beta: Positive = 0.1
+    """Scale of the log-ratio margin."""
+    pairs: Literal["best_vs_worst", "first_two"] = "best_vs_worst"
+    """Which two completions of a prompt are compared by reward. A tied pair is left out."""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts."""
+
+
+class OnlineDPOSpec(PairedSpec):
+    """Online DPO (Guo et al. 2024, arXiv:2402.04792)."""
+
+    type: Literal["online_dpo"] = "online_dpo"
+    """`online_dpo`"""
+
+
+class OnlineIPOSpec(PairedSpec):
+    """IPO's loss on pairs of own samples."""
+
+    type: Literal["online_ipo"] = "online_ipo"
+    """`online_ipo`"""
+
+
+class OnlineSLiCSpec(PairedSpec):
+    """SLiC's hinge loss on pairs of own samples."""
+
+    type: Literal["online_slic"] = "online_slic"
+    """`online_slic`"""
+
+
+class DPOSpec(AlgorithmSpec):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["dpo"] = "dpo"
+    """`dpo`"""
+    beta: Positive = 0.1
+    """Scale of the log-ratio margin."""
+
+
+class IPOSpec(AlgorithmSpec):
+    """IPO (Azar et al. 2023, arXiv:2310.12036), on sums of log-probabilities."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["ipo"] = "ipo"
+    """`ipo`"""
+    beta: Positive = 0.1
+    """The margin is drawn to 1/(2β)."""
+
+
+class SLiCSpec(AlgorithmSpec):
+    """The hinge loss of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) on the log-ratio margin."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["slic"] = "slic"
+    """`slic`"""
+    beta: Positive = 0.1
+    """Scale of the log-ratio margin."""
+
+
+class ChiPOSpec(AlgorithmSpec):
+    """χPO (Huang et al. 2024, arXiv:2407.13399): DPO with a link that also bounds the χ² divergence."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["chi_po"] = "chi_po"
+    """`chi_po`"""
+    beta: Positive = 0.05
+    """Scale of the margin."""
+    max_reward: Annotated[float, Field(gt=0)] = math.inf
+    """The margin is clipped to ±2 of these; `.inf` = not."""

@@ -1,0 +1,141 @@
+"""Specs of weighted regression, on own samples and on logged ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.base import Count, Fraction, Positive, Spec
+
+
+class TargetKLSpec(Spec):
+    """Choose β each step so that the regression's target is a stated KL away from π_t."""
+
+    target_kl: Positive
+    """KL(target‖π_t) over the batch, nats per completion."""
+
+
+class TargetESSSpec(Spec):
+    """Choose β each step so that the weights have a stated effective sample size."""
+
+    target_ess: Annotated[float, Field(gt=0, lt=1)]
+    """ESS / number of completions, of the weights before clipping."""
+
+
+def _beta_kind(value: Any) -> str:
+    """Which of the three ways to give β is meant, so that a mistake is explained once."""
+    if isinstance(value, TargetESSSpec) or (isinstance(value, dict) and "target_ess" in value and len(value) == 1):
+        return "target_ess"
+    return "target_kl" if isinstance(value, TargetKLSpec | dict) else "number"
+
+
+Beta = Annotated[
+    Annotated[Positive, Tag("number")]
+    | Annotated[TargetKLSpec, Tag("target_kl")]
+    | Annotated[TargetESSSpec, Tag("target_ess")],
+    Discriminator(_beta_kind),
+]
+
+
+class DARSpec(AlgorithmSpec):
+    """Dual-regularized Advantage Regression (He et al. 2026, arXiv:2602.11523)."""
+
+    type: Literal["dar"] = "dar"
+    """`dar`"""
+    alpha: Fraction = 0.1
+    """Share of the regularisation that goes to the initial model π₀; the rest goes to the current policy π_t."""
+    beta: Beta = 0.05
+    """Total KL weight, in reward units (batch standard deviations, when normalised) per nat; or a mapping with
+    `target_kl` or `target_ess`, which has it chosen each step."""
+    w_clip: Annotated[float, Field(gt=0)] = 20.0
+    """Upper bound of the product w_reg · w_adv; `.inf` turns clipping off."""
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """Monte-Carlo baseline. With one completion per prompt the group mean is left out and the batch mean serves."""
+    normalize: Literal["batch", "none"] = "batch"
+    """Divide advantages by their standard deviation over the global batch (and centre them), or leave them."""
+    weight_scale: Literal["none", "clip", "mean"] = "none"
+    """Divide weights by nothing (the paper), by `w_clip`, or by their mean over the global batch."""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts; weights stay those of π_t."""
+
+    @model_validator(mode="after")
+    def _finite_scale(self) -> DARSpec:
+        if self.weight_scale == "clip" and math.isinf(self.w_clip):
+            raise ValueError("weight_scale is 'clip', but w_clip is infinite: there is nothing to divide by")
+        return self
+
+    @classmethod
+    def from_2025(cls, *, alpha_25: float, beta_25: float, **others: Any) -> DARSpec:
+        """The spec from the letters of the 2025 paper, where each KL has a coefficient of its own.
+
+            J = E[A] − α₂₅ KL[π_θ‖π₀] − β₂₅ KL[π_θ‖π_t]   ⇔   β = α₂₅ + β₂₅,  α = α₂₅ / (α₂₅ + β₂₅)
+
+        Args:
+            alpha_25: coefficient of the KL to π₀, reward units per nat, ≥ 0.
+            beta_25: coefficient of the KL to π_t, reward units per nat, ≥ 0.
+            others: further fields of the spec.
+
+        Raises:
+            ValueError: a coefficient is negative, or both are 0.
+
+        He et al. 2025, arXiv:2504.14177. Its default 0.005 and 0.045 is α = 0.1, β = 0.05 here.
+        """
+        if alpha_25 < 0 or beta_25 < 0 or alpha_25 + beta_25 <= 0:
+            raise ValueError(f"coefficients must be ≥ 0 and not both 0, got {alpha_25} and {beta_25}")
+        # 0.005 + 0.045 is 0.049999999999999996 in binary; the digits that were written are the ones that are meant.
+        total = float(f"{alpha_25 + beta_25:.15g}")
+        return cls(alpha=alpha_25 / total, beta=total, **others)
+
+
+class AWRSpec(AlgorithmSpec):
+    """Advantage-weighted regression, on-policy with a Monte-Carlo baseline (Peng et al. 2019, arXiv:1910.00177).
+
+    DAR without the regularisation towards π₀ (α = 0).
+    """
+
+    type: Literal["awr"] = "awr"
+    """`awr`"""
+    beta: Beta = 0.05
+    """Temperature of the weights, in reward units (batch standard deviations, when normalised); or as for `dar`."""
+    w_clip: Annotated[float, Field(gt=0)] = 20.0
+    """Upper bound of the weight; `.inf` turns clipping off."""
+    normalize: Literal["batch", "none"] = "batch"
+    """Divide advantages by their standard deviation over the global batch (and centre them), or leave them."""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts."""
+
+
+class BestOfNSpec(AlgorithmSpec):
+    """Supervised fine-tuning on the best of each prompt's completions, the first of equals."""
+
+    needs_group: ClassVar[bool] = True
+
+    type: Literal["best_of_n"] = "best_of_n"
+    """`best_of_n`"""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts."""
+
+
+class SFTSpec(AlgorithmSpec):
+    """Supervised fine-tuning on the completions of the data."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["sft"] = "sft"
+    """`sft`"""
+
+
+class VARSpec(AlgorithmSpec):
+    """Variational alignment with re-weighting (arXiv:2502.11026): reward-labelled completions, weighted."""
+
+    is_offline: ClassVar[bool] = True
+
+    type: Literal["var"] = "var"
+    """`var`"""
+    temperature: Positive = 1.0
+    """λ of the weights K · softmax(r/λ), in standard deviations of the batch's rewards when normalised."""
+    normalize: Literal["batch", "none"] = "batch"
+    """Divide rewards by their standard deviation over the batch (and centre them), or leave them."""
