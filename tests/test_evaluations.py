@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import make_tokenizer
+from reward_models import save_classifier
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
+from transformers import LlamaForSequenceClassification
 
 from dar.build.evaluation import build_generator, build_judging_reward, read_judge
 from dar.errors import ConfigError, DataError, RewardError
@@ -16,7 +20,7 @@ from dar.evaluate.benchmarks import ifeval
 from dar.evaluate.folder import EvaluationFolder, Lines
 from dar.evaluate.generate import CHUNK, Question
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.preference_files import LabeledPair
+from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.evaluations import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.rewards import Failed, Reward
 from dar.rewards.sandbox import Sandbox
@@ -255,3 +259,26 @@ def test_a_reward_chooses_among_labeled_pairs(tmp_path: Path):
     pairs = [LabeledPair("0", "q", ("aa", "b"), (1,)), LabeledPair("1", "q", ("b", "a"), (1,))]
     found = run_choices(pairs, write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
     assert [pair.outcome for pair in found] == ["win", "loss"]
+
+
+def test_a_reward_model_reads_an_hh_row_as_the_conversation_it_is_trained_on(tmp_path: Path):
+    folder = save_classifier(tmp_path / "classifier")
+    judge = tmp_path / "judge.yaml"
+    judge.write_text(f"type: model\nmodel: {folder}\nprecision: fp32\n")
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
+    path = write(tmp_path / "hh.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
+    (pair,) = read_labeled_pairs(path).pairs
+    (found,) = run_choices([pair], path, str(judge), tmp_path / "e", quiet)
+    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
+                    {"role": "user", "content": "and?"}]  # fmt: skip
+    model, tokenizer = LlamaForSequenceClassification.from_pretrained(folder), make_tokenizer()
+    scores = []
+    for text in pair.completions:
+        ids = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": text}], return_dict=True)
+        with torch.no_grad():
+            scores.append(float(model(torch.tensor([ids["input_ids"]])).logits))
+    assert abs(scores[0] - scores[1]) > 0.01
+    lines = (tmp_path / "e" / "judgements.jsonl").read_text().splitlines()
+    scored = [float(score) for score in json.loads(lines[0])["verdict"].split(" : ")]
+    assert scored == pytest.approx(scores, rel=1e-3)
+    assert found.outcome == ("win" if scores[0] > scores[1] else "loss")

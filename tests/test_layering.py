@@ -16,7 +16,7 @@ SOURCE = Path(dar.__file__).parent
 # are two faces of the same height: each stands on `build`, and neither sees the other.
 FLOORS = (
     ("errors",),
-    ("paths", "tables"),
+    ("paths", "tables", "transcripts"),
     ("verifiable",),
     ("config",),
     ("recipe",),
@@ -95,7 +95,9 @@ def test_module_imports_only_from_its_own_package_and_floors_below(path: Path):
     assert not wrong, f"{path.relative_to(SOURCE)} looks up or sideways: {'; '.join(wrong)}"
 
 
-@pytest.mark.parametrize("name", ["errors.py", "paths.py", "tables.py", "config", "recipe.py", "training_config.py"])
+@pytest.mark.parametrize(
+    "name", ["errors.py", "paths.py", "tables.py", "transcripts.py", "config", "recipe.py", "training_config.py"]
+)
 def test_reading_a_recipe_needs_no_torch(name: str):
     heavy = {"torch", "transformers", "accelerate", "peft", "datasets", "numpy"}
     for path in modules_of(name):

@@ -16,7 +16,6 @@ from handmade import make_spec
 
 from dar.config import DataSpec, SourceSpec
 from dar.data import load_rows, prepare_logged, prepare_prompts, read_pairs
-from dar.data.formats import parse_transcript
 from dar.data.splits import part_of
 from dar.errors import ConfigError, DataError
 
@@ -47,18 +46,6 @@ def said(text: str) -> list[dict[str, str]]:
 
 
 # --- HH --------------------------------------------------------------------------------------------------------------
-
-
-def test_transcript_becomes_messages_and_the_last_answer():
-    assert parse_transcript(BEFORE + " Yes.\nA lot. ") == (MESSAGES, "Yes.\nA lot.")
-
-
-def test_turns_of_one_speaker_are_one_message():
-    found = parse_transcript("\n\nHuman: One.\n\nHuman: Two.\n\nAssistant: Three.\n\nAssistant: Four.")
-    assert found == (
-        [{"role": "user", "content": "One.\n\nTwo."}, {"role": "assistant", "content": "Three."}],
-        "Four.",
-    )
 
 
 def test_hh_rows_are_preferences_with_the_conversation_as_prompt():
@@ -101,7 +88,7 @@ def test_unusable_hh_rows_are_skipped_and_counted_or_refused(row: dict[str, Any]
 
 @pytest.mark.parametrize("text", ["Human: Hi\n\nAssistant: Hi", "\n\nHuman: Hi", "\n\nAssistant: Hi", 3, None])
 def test_what_is_no_transcript_is_refused(text: Any):
-    with pytest.raises(DataError, match=r"row 0: 'chosen' is not a transcript of the hh format"):
+    with pytest.raises(DataError, match=r"row 0: 'chosen' is no transcript of the hh format"):
         load_rows(source(format="hh"), [{"chosen": text, "rejected": BEFORE + " Yes."}])
 
 

@@ -119,7 +119,7 @@ def test_each_order_is_reported_by_itself():
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_hh_prompt_ends_with_the_last_assistant_turn(tmp_path: Path):
+def test_hh_prompt_is_the_conversation_before_the_last_answer(tmp_path: Path):
     start = f"{HUMAN} hi{ASSISTANT} hello{HUMAN} and?{ASSISTANT}"
     rows = [
         {"chosen": f"{start} well", "rejected": f"{start} no"},
@@ -128,7 +128,11 @@ def test_hh_prompt_ends_with_the_last_assistant_turn(tmp_path: Path):
     found = read_labeled_pairs(write(tmp_path / "hh.jsonl", rows))
     assert found.skipped == (1,)
     (pair,) = found.pairs
-    assert pair.prompt == start
+    assert pair.prompt == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "and?"},
+    ]
     assert sorted(pair.completions) == ["no", "well"]
     assert pair.completions[pair.labels[0] - 1] == "well"
 
@@ -139,6 +143,15 @@ def test_the_better_completion_is_in_either_place_whichever_it_is(tmp_path: Path
     assert 10 < places.count(1) < 30
     turned = [{"prompt": row["prompt"], "chosen": "bad", "rejected": "good"} for row in rows]
     assert places == [pair.labels[0] for pair in read_labeled_pairs(write(tmp_path / "b.jsonl", turned)).pairs]
+
+
+def test_the_conversation_has_a_say_in_the_place_of_an_hh_row(tmp_path: Path):
+    rows = [
+        {"chosen": f"{HUMAN} q{number}{ASSISTANT} good", "rejected": f"{HUMAN} q{number}{ASSISTANT} bad"}
+        for number in range(40)
+    ]
+    places = [pair.labels[0] for pair in read_labeled_pairs(write(tmp_path / "hh.jsonl", rows)).pairs]
+    assert 10 < places.count(1) < 30
 
 
 def test_llmbar_and_pandalm_rows(tmp_path: Path):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 
-from dar.batch import Message
 from dar.config import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
 from dar.errors import DataError
 from dar.tables import Row
+from dar.transcripts import transcript_pair
 
 log = logging.getLogger(__name__)
-
-_ANSWER = "\n\nAssistant:"
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def formatted(rows: Sequence[Row], spec: AnyFormat, *, where: str) -> list[Row]:
@@ -55,41 +50,16 @@ def _problem(spec: AnyFormat) -> str:
             return f"column '{spec.label}' has none of the labels {', '.join(spec.columns)}"
 
 
-def parse_transcript(text: str) -> tuple[list[Message], str] | None:
-    """(messages before the last answer, that answer) of an HH transcript, or None where the text is none.
-
-    Whitespace around a turn is no part of it; turns of one speaker in a row are one message.
-    """
-    before, marker, answer = text.rpartition(_ANSWER)
-    start, *pieces = _TURN.split(before)
-    if not marker or start.strip() or not pieces or pieces[0] != "Human":
-        return None
-    messages: list[Message] = []
-    for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
-        role, content = _ROLES[speaker], words.strip()
-        if messages and messages[-1]["role"] == role:
-            messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n\n{content}"}
-        else:
-            messages.append({"role": role, "content": content})
-    return messages, answer.strip()
-
-
 def _from_transcripts(row: Row, here: str) -> Row | None:
-    parsed: dict[str, tuple[list[Message], str]] = {}
-    for name in ("chosen", "rejected"):
-        text = row.get(name)
-        found = parse_transcript(text) if isinstance(text, str) else None
-        if found is None:
-            raise DataError(
-                f"{here}: '{name}' is not a transcript of the hh format, a string of '\\n\\nHuman: …' and "
-                f"'\\n\\nAssistant: …' turns that begins with the first and has an answer: {str(text)[:120]!r}"
-            )
-        parsed[name] = found
-    (prompt, chosen), (other, rejected) = parsed["chosen"], parsed["rejected"]
-    if prompt != other or not chosen or not rejected:
+    try:
+        chosen, rejected = transcript_pair(row)
+    except ValueError as error:
+        raise DataError(f"{here}: {error}") from error
+    if chosen.prompt != rejected.prompt or not chosen.answer or not rejected.answer:
         return None
-    answers = {name: [{"role": "assistant", "content": text}] for name, (_, text) in parsed.items()}
-    return {**row, "prompt": prompt, **answers}
+    answers = {"chosen": chosen.answer, "rejected": rejected.answer}
+    messages = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+    return {**row, "prompt": chosen.prompt, **messages}
 
 
 def _from_labels(row: Row, spec: LabelledPairsFormatSpec, here: str) -> Row | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import Any, Literal
 
 from dar.errors import DataError
 from dar.tables import Row, read_table, rows_of
+from dar.transcripts import transcript_pair
 
 Choice = Literal[0, 1, 2]
 """Which of two completions is better; 0 is a tie."""
-
-_HH_TURN = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class LabeledPair:
     """Two completions of a prompt and what people chose.
 
     key: number of the row, from 0.
+    prompt: a string, or messages.
     labels: one per annotator.
     """
 
     key: str
-    prompt: str
+    prompt: str | list[dict[str, str]]
     completions: tuple[str, str]
     labels: tuple[Choice, ...]
     subset: str | None = None
@@ -57,8 +58,8 @@ class LabeledPairs:
 def read_labeled_pairs(path: Path) -> LabeledPairs:
     """Reads a preference file; the columns of the first row tell its format.
 
-    * HH: `chosen`, `rejected`, transcripts with `\\n\\nHuman:` and `\\n\\nAssistant:` turns. The prompt is everything
-      up to and including the last `\\n\\nAssistant:`; rows whose two prompts differ are skipped.
+    * HH: `chosen`, `rejected`, transcripts with `\\n\\nHuman:` and `\\n\\nAssistant:` turns. The prompt is all
+      before the last `\\n\\nAssistant:`, as messages; rows whose two prompts differ are skipped.
     * pairs: `prompt`, `chosen`, `rejected`.
     * LLMBar: `input`, `output_1`, `output_2`, `label` (1 or 2), `subset`.
     * PandaLM: `instruction`, `input`, `response1`, `response2`, `annotator1`, `annotator2`, … (0 is a tie).
@@ -111,21 +112,14 @@ def _plain(row: Row, number: int) -> LabeledPair:
 
 
 def _hh(row: Row, number: int) -> LabeledPair | None:
-    parts = []
-    for name in ("chosen", "rejected"):
-        before, turn, reply = _text(row, name).rpartition(_HH_TURN)
-        if not turn:
-            raise ValueError(
-                f"'{name}' is no transcript: it has no {_HH_TURN!r}. A pair without turns needs a 'prompt'"
-            )
-        parts.append((before + turn, reply.strip()))
-    (prompt, chosen), (other_prompt, rejected) = parts
-    return _placed(number, prompt, chosen, rejected) if prompt == other_prompt else None
+    chosen, rejected = transcript_pair(row)
+    return _placed(number, chosen.prompt, chosen.answer, rejected.answer) if chosen.prompt == rejected.prompt else None
 
 
-def _placed(number: int, prompt: str, chosen: str, rejected: str) -> LabeledPair:
+def _placed(number: int, prompt: str | list[dict[str, str]], chosen: str, rejected: str) -> LabeledPair:
     # Both completions enter in sorted order, so that the place does not depend on which is the better one.
-    digest = hashlib.sha256("\0".join([prompt, *sorted([chosen, rejected])]).encode()).digest()
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    digest = hashlib.sha256("\0".join([text, *sorted([chosen, rejected])]).encode()).digest()
     is_first = digest[0] % 2 == 0
     completions = (chosen, rejected) if is_first else (rejected, chosen)
     return LabeledPair(str(number), prompt, completions, labels=(1 if is_first else 2,))
