@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import zlib
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judged_runs import judged_training, reported, reported_in_full, weights_of
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
 
-from dar.build import build_loop
 from dar.errors import BudgetError, ConfigError
-from dar.recipe import load_recipe
-from dar.trainer import run_loop
 
 KEY = "abc-very-secret"
 
@@ -30,27 +27,8 @@ def scores(body: dict[str, Any], before: int) -> Answer:
 
 @pytest.fixture
 def train(write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs a small recipe with a judge and returns its run folder."""
     monkeypatch.setenv("DAR_CACHE", str(tmp_path / "cache"))
-
-    def run(
-        name: str,
-        url: str,
-        *,
-        algorithm: Any = "dar",
-        endpoint: dict[str, Any] | None = None,
-        resume: bool = False,
-        **reward: Any,
-    ) -> Path:
-        judge = {"type": "judge", "endpoint": {"base_url": url, "model": "m", "concurrency": 3} | (endpoint or {})}
-        folder = tmp_path / name
-        settings = {"algorithm": algorithm, "output_dir": str(folder), "checkpoint": {"every": 0}}
-        recipe = write_recipe(rewards=[judge | reward], **settings)
-        loop = build_loop(load_recipe(recipe), resume=resume, allow_changed_recipe=resume, quiet=True)
-        run_loop(loop, resume=resume, command="")
-        return folder
-
-    return run
+    return judged_training(write_recipe, tmp_path)
 
 
 @contextmanager
@@ -87,30 +65,14 @@ def killed_and_restarted(*, after: int, seconds: float) -> Iterator[str]:
         thread.join()
 
 
-def reported_in_full(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def reported(folder: Path) -> list[dict[str, float]]:
-    """What the steps say, without what takes time and what asking again changes."""
-    passing = ("time/", "step_time", "memory/", "rewards/judge/latency", "rewards/judge/retries")
-    return [
-        {key: value for key, value in row.items() if not key.startswith(passing)} for row in reported_in_full(folder)
-    ]
-
-
 def test_an_outage_changes_nothing(train: Callable[..., Path]):
     with ScriptedJudge(scores) as server:
         calm = train("calm", server.url, cache=None)
     # 3 steps of 8 completions: the judge goes away in the second one.
     with killed_and_restarted(after=11, seconds=1.0) as url:
         stormy = train("stormy", url, cache=None)
-    retries = [
-        json.loads(line)["rewards/judge/retries"] for line in (stormy / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert sum(retries) > 0, "the outage was noticed"
-    weights = [folder / "model" / "model.safetensors" for folder in (calm, stormy)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert sum(row["rewards/judge/retries"] for row in reported_in_full(stormy)) > 0, "the outage was noticed"
+    assert weights_of(calm) == weights_of(stormy)
     assert reported(calm) == reported(stormy)
 
 
@@ -125,8 +87,7 @@ def test_a_budget_stops_the_run_with_a_checkpoint_to_go_on_from(train: Callable[
         with pytest.raises(BudgetError, match="budget of 23 requests is used up: 16 were made, 8 more are due"):
             train("short", server.url, cache=None, budget={"requests": 23}, resume=True)
         short = train("short", server.url, cache=None, budget={"requests": 24}, resume=True)
-    weights = [folder / "model" / "model.safetensors" for folder in (calm, short)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert weights_of(calm) == weights_of(short)
     assert reported(calm) == reported(short)
 
 
@@ -147,8 +108,7 @@ def test_a_second_run_asks_nothing(train: Callable[..., Path]):
         asked = len(server.bodies)
         second = train("second", server.url)
     assert len(server.bodies) == asked
-    weights = [folder / "model" / "model.safetensors" for folder in (first, second)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert weights_of(first) == weights_of(second)
 
 
 def test_pairs_from_a_judge(train: Callable[..., Path]):
