@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_optimizer_memory_is_that_of_what_is_trained(write_recipe: Write, tiny_f
         ({"rewards": ["no_such_module:score"]}, ConfigError, "the module no_such_module cannot be imported"),
         ({"sampling": {"max_completion_length": 250}}, DataError, "5 of 5 prompts are longer than 6 tokens"),
         ({"runtime": {"device": "gpu"}}, ConfigError, "'gpu' is not a device"),
+        (
+            {"algorithm": "awr", "reference_sync": {"every": 1}},
+            ConfigError,
+            "reference_sync moves π₀, but awr as it is set does not read it",
+        ),
+        (
+            {"algorithm": "awr", "alerts": [{"type": "kl", "max": 1.0, "samples": "train", "action": "log"}]},
+            ConfigError,
+            "the kl alert watches the training steps, but awr as it is set does not read π₀",
+        ),
     ],
 )
 def test_plan_refuses_what_the_run_would(
@@ -107,6 +118,13 @@ def test_plan_refuses_what_the_run_would(
 ):
     with pytest.raises(error, match=message):
         plan(write_recipe, **changes)
+
+
+def test_plan_refuses_a_tokenizer_of_another_model(write_recipe: Write, tiny_folder: Path):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(ConfigError, match=r"token id \d+, but the model knows 100 tokens"):
+        plan(write_recipe)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

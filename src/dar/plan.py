@@ -11,13 +11,10 @@ from transformers import AutoModelForCausalLM
 from dar.build import (
     Objects,
     build_algorithm,
-    build_gold,
-    build_heldout_prompts,
-    build_logged,
+    build_data,
     build_oracle,
-    build_prompts,
     check_reward,
-    context_length,
+    require_reference_is_read,
     resolve_precision,
 )
 from dar.config import ActorCriticSpec, AdamWSpec, AnyAlgorithm, RunSpec, TRACESpec
@@ -56,23 +53,20 @@ def make_plan(spec: RunSpec) -> Plan:
     precision = resolve_precision(spec.runtime)
     tokenizer = load_tokenizer(spec.model)
     config = load_config(spec.model)
-    context = context_length(config)
-    logged = build_logged(spec, Objects(), tokenizer, context)
-    train = build_prompts(spec, spec.data.train, None, tokenizer, context) if logged is None else logged.prompts
-    heldout = build_heldout_prompts(spec, None, tokenizer, context)
-    gold = build_gold(spec, Objects(), tokenizer, context)
+    data = build_data(spec, Objects(), tokenizer, config)
     build_oracle(spec)
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
+    require_reference_is_read(spec, algorithm, has_heldout=data.heldout is not None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    lengths = [len(prompt.token_ids) for prompt in train.prompts]
-    num_generations = spec.num_generations if logged is None else len(logged.groups[0].completions)
+    lengths = [len(prompt.token_ids) for prompt in data.train.prompts]
+    num_generations = spec.num_generations if data.logged is None else len(data.logged.groups[0].completions)
     rows = spec.prompts_per_step * num_generations
     longest = max(lengths) + spec.sampling.max_completion_length
-    passes = [f"sample {rows} completions", "score them"] if logged is None else [f"read {rows} completions"]
+    passes = [f"sample {rows} completions", "score them"] if data.logged is None else [f"read {rows} completions"]
     if algorithm.needs_reference:
         passes.append("forward pass of the reference")
     if algorithm.needs_values:
@@ -84,7 +78,7 @@ def make_plan(spec: RunSpec) -> Plan:
         passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
     if algorithm.replay:
         passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
-    has_reference = (algorithm.needs_reference or heldout is not None) and spec.model.lora is None
+    has_reference = (algorithm.needs_reference or data.heldout is not None) and spec.model.lora is None
     trainable = _lora_parameters(model, spec) if spec.model.lora else num_parameters
     critic = num_parameters if isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model" else 0
     trainable += critic
@@ -97,16 +91,16 @@ def make_plan(spec: RunSpec) -> Plan:
     head = 2 * 512 * text.vocab_size * 4
     return Plan(
         num_parameters=num_parameters,
-        num_train_prompts=len(train),
-        num_heldout_prompts=0 if heldout is None else len(heldout),
-        num_dropped=train.num_dropped,
+        num_train_prompts=len(data.train),
+        num_heldout_prompts=0 if data.heldout is None else len(data.heldout),
+        num_dropped=data.train.num_dropped,
         mean_prompt_length=sum(lengths) / len(lengths),
         longest_prompt=max(lengths),
         rows_per_step=rows,
         max_completion_tokens_per_step=rows * spec.sampling.max_completion_length,
         max_padded_tokens_per_step=rows * longest,
-        epochs=spec.steps * spec.prompts_per_step / len(train),
-        passes=(*_once(spec.algorithm, len(train), gold), *passes),
+        epochs=spec.steps * spec.prompts_per_step / len(data.train),
+        passes=(*_once(spec.algorithm, len(data.train), data.gold), *passes),
         weights_gb=((num_parameters + critic) * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
         optimizer_gb=trainable * 4 * (3 if isinstance(spec.optim, AdamWSpec) else 1) / 1e9,
         microbatch_gb=(activations + head) / 1e9,

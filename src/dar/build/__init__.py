@@ -1,7 +1,7 @@
 """The only place where specs become objects."""
 
-from dar.build.algorithm import build_algorithm
-from dar.build.data import build_gold, build_heldout_prompts, build_logged, build_prompts, context_length
+from dar.build.algorithm import build_algorithm, require_reference_is_read
+from dar.build.data import build_data, build_prompts, context_length
 from dar.build.device import resolve_precision
 from dar.build.evaluation import build_generator, build_judging_reward, read_judge
 from dar.build.loop import build_loop
@@ -14,11 +14,9 @@ from dar.build.reward_model import build_reward_model_loop
 __all__ = [
     "Objects",
     "build_algorithm",
+    "build_data",
     "build_generator",
-    "build_gold",
-    "build_heldout_prompts",
     "build_judging_reward",
-    "build_logged",
     "build_loop",
     "build_oracle",
     "build_policy",
@@ -28,5 +26,6 @@ __all__ = [
     "check_reward",
     "context_length",
     "read_judge",
+    "require_reference_is_read",
     "resolve_precision",
 ]

@@ -1,4 +1,4 @@
-"""Which class an algorithm's spec stands for."""
+"""Which class an algorithm's spec stands for, and whether the rest of the recipe fits it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from dar.config import (
     GRPOSpec,
     GSPOSpec,
     IPOSpec,
+    KLAlertSpec,
     LCOSpec,
     OnlineDPOSpec,
     OnlineIPOSpec,
@@ -48,11 +49,13 @@ from dar.config import (
     PPOSpec,
     R2VPOSpec,
     RLOOSpec,
+    RunSpec,
     SFTSpec,
     SLiCSpec,
     TRACESpec,
     VARSpec,
 )
+from dar.errors import ConfigError
 
 
 def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algorithm:
@@ -98,3 +101,19 @@ def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algori
             return VAR(spec)
         case TRACESpec():
             return TRACE(spec)
+
+
+def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> None:
+    """Raises ConfigError where the recipe moves or watches a reference that nothing reads."""
+    if algorithm.needs_reference:
+        return
+    if spec.reference_sync is not None and not has_heldout:
+        raise ConfigError(
+            f"reference_sync moves π₀, but {spec.algorithm.type} as it is set does not read it, and no held-out "
+            "evaluation does: remove reference_sync"
+        )
+    if any(isinstance(alert, KLAlertSpec) and alert.samples == "train" for alert in spec.alerts):
+        raise ConfigError(
+            f"the kl alert watches the training steps, but {spec.algorithm.type} as it is set does not read π₀ there: "
+            "use samples: heldout"
+        )

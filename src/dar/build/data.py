@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from dar.build.objects import Objects
@@ -27,7 +28,56 @@ from dar.policy.loading import (
 )
 
 
-def build_logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
+@dataclass(frozen=True)
+class RunData:
+    """All that a run reads from files.
+
+    train: the prompts it learns from.
+    logged: their completions, where the method is an offline one.
+    heldout: the prompts it is evaluated on, if any.
+    gold: the pairs of `algorithm.gold`, if any.
+    """
+
+    train: PromptSet
+    logged: LoggedSet | None
+    heldout: PromptSet | None
+    gold: LoggedSet | None
+
+
+def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:
+    """Reads and checks all data of a run.
+
+    Args:
+        spec: the recipe.
+        objects: rows and model given instead of files.
+        tokenizer: of the model.
+        config: the model's transformers configuration.
+
+    Raises:
+        DataError: a file or row cannot be used, or prompts are too long.
+        ConfigError: no room for a prompt is left, or a token has no embedding.
+    """
+    context = context_length(config)
+    logged = _logged(spec, objects, tokenizer, context)
+    if logged is None:
+        train = build_prompts(spec, spec.data.train, objects.train_rows, tokenizer, context)
+    else:
+        train = logged.prompts
+    data = RunData(
+        train=train,
+        logged=logged,
+        heldout=None
+        if spec.data.heldout is None
+        else build_prompts(spec, spec.data.heldout, objects.heldout_rows, tokenizer, context),
+        gold=_gold(spec, objects, tokenizer, context),
+    )
+    _require_vocabulary(config, data.train, data.heldout, data.logged)
+    if data.gold is not None:
+        _require_vocabulary(config, data.gold.prompts, None, data.gold)
+    return data
+
+
+def _logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
     """The completions an offline method learns from, or None for a method that samples its own.
 
     Raises:
@@ -39,8 +89,8 @@ def build_logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int |
     return _read_logged(spec, spec.data.train, objects.train_rows, kind, objects, tokenizer, context)
 
 
-def build_gold(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
-    """The pairs of `algorithm.gold`, or None where there are none. Raises as `build_logged`."""
+def _gold(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
+    """The pairs of `algorithm.gold`, or None where there are none. Raises as `_logged`."""
     if not isinstance(spec.algorithm, TRACESpec) or spec.algorithm.gold is None:
         return None
     return _read_logged(spec, spec.algorithm.gold, None, "preferences", objects, tokenizer, context)
@@ -96,15 +146,6 @@ def build_prompts(
     return prepare_prompts(load_rows(source, rows), tokenizer, spec.data, max_prompt_length=longest, where=source.path)
 
 
-def build_heldout_prompts(
-    spec: RunSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
-) -> PromptSet | None:
-    """Held-out prompts, or None when the recipe has none. Raises as `build_prompts`."""
-    if spec.data.heldout is None:
-        return None
-    return build_prompts(spec, spec.data.heldout, rows, tokenizer, context)
-
-
 def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
     """Most tokens a prompt may have, so that a completion still fits the model.
 
@@ -129,7 +170,7 @@ def context_length(config: Any) -> int | None:
     return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
 
 
-def require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:
+def _require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:
     """Raises ConfigError where the data has a token without an embedding: the tokenizer is another model's."""
     size = config.get_text_config().vocab_size
     texts = [prompt.token_ids for prompt in (*train.prompts, *(heldout.prompts if heldout else ()))]

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from dar.build.algorithm import build_algorithm
-from dar.build.data import (
-    build_gold,
-    build_heldout_prompts,
-    build_logged,
-    build_prompts,
-    context_length,
-    require_vocabulary,
-)
+from dar.build.algorithm import build_algorithm, require_reference_is_read
+from dar.build.data import build_data, context_length
 from dar.build.device import build_accelerator, resolve_precision
 from dar.build.model_reward import calibrated
 from dar.build.objects import Objects
 from dar.build.policy import build_null_space, build_policy
 from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.build.reward import build_reward
-from dar.config import (
-    ActorCriticSpec,
-    KLAlertSpec,
-    RunSpec,
-    TRACESpec,
-)
-from dar.data import PromptStream
+from dar.config import ActorCriticSpec, RunSpec, TRACESpec
+from dar.data import LoggedSet, PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
+from dar.policy import Policy
 from dar.policy.head import look_up_sparsely
-from dar.policy.loading import (
-    load_config,
-    load_tokenizer,
-)
+from dar.policy.loading import load_config, load_tokenizer
 from dar.policy.logprobs import unwrapped
 from dar.recipe import flatten
-from dar.rewards import RewardSet
-from dar.rollout import InProcessEngine
+from dar.rewards import Reward, RewardSet
+from dar.rollout import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration
@@ -81,17 +68,7 @@ def build_loop(
         )
     tokenizer = objects.tokenizer or load_tokenizer(spec.model)
     config = objects.model.config if objects.model is not None else load_config(spec.model)
-    context = context_length(config)
-    logged = build_logged(spec, objects, tokenizer, context)
-    if logged is None:
-        train_prompts = build_prompts(spec, spec.data.train, objects.train_rows, tokenizer, context)
-    else:
-        train_prompts = logged.prompts
-    heldout_prompts = build_heldout_prompts(spec, objects.heldout_rows, tokenizer, context)
-    require_vocabulary(config, train_prompts, heldout_prompts, logged)
-    gold_pairs, oracle = build_gold(spec, objects, tokenizer, context), build_oracle(spec)
-    if gold_pairs is not None:
-        require_vocabulary(config, gold_pairs.prompts, None, gold_pairs)
+    data, oracle = build_data(spec, objects, tokenizer, config), build_oracle(spec)
     rewards = [build_reward(reward, objects.reward_functions, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
     folder = RunFolder(spec.output_dir)
@@ -100,57 +77,34 @@ def build_loop(
     elif accelerator.is_main_process:
         folder.require_new()
     pairs = saved = None
-    if logged is not None and isinstance(spec.algorithm, TRACESpec):
-        saved = saved_pairs(logged, folder) if resume else None
+    if data.logged is not None and isinstance(spec.algorithm, TRACESpec):
+        saved = saved_pairs(data.logged, folder) if resume else None
         pairs = saved or triage_pairs(
-            logged, oracle, name=spec.algorithm.oracle, where=spec.data.train.path, accelerator=accelerator
+            data.logged, oracle, name=spec.algorithm.oracle, where=spec.data.train.path, accelerator=accelerator
         )
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
-    if spec.reference_sync is not None and not algorithm.needs_reference and heldout_prompts is None:
-        raise ConfigError(
-            f"reference_sync moves π₀, but {spec.algorithm.type} as it is set does not read it, and no held-out "
-            "evaluation does: remove reference_sync"
-        )
-    if not algorithm.needs_reference and any(
-        isinstance(alert, KLAlertSpec) and alert.samples == "train" for alert in spec.alerts
-    ):
-        raise ConfigError(
-            f"the kl alert watches the training steps, but {spec.algorithm.type} as it is set does not read π₀ there: "
-            "use samples: heldout"
-        )
+    require_reference_is_read(spec, algorithm, has_heldout=data.heldout is not None)
     policy = build_policy(
         spec,
         objects,
         tokenizer,
         precision,
-        with_reference=algorithm.needs_reference or heldout_prompts is not None,
+        with_reference=algorithm.needs_reference or data.heldout is not None,
         critic=spec.algorithm.critic if isinstance(spec.algorithm, ActorCriticSpec) else None,
     )
     if accelerator.num_processes == 1:
         look_up_sparsely(unwrapped(policy.model))
     engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process)
+    logged = data.logged
     if pairs is not None:
         # At the initial weights, which a resumed run has not restored yet; but it has the numbers from its start.
-        if saved is None and gold_pairs is not None:
-            pairs = weigh_pairs(pairs, gold_pairs, policy, spec, display)
+        if saved is None and data.gold is not None:
+            pairs = weigh_pairs(pairs, data.gold, policy, spec, display)
         logged = pairs.labelled()
         display.note(pairs.summary())
-    heldout = None
-    if heldout_prompts is not None:
-        heldout = HeldoutEvaluation(
-            prompts=heldout_prompts.prompts[: spec.evaluation.max_prompts],
-            policy=policy,
-            engine=engine,
-            # A batch of held-out completions standardised by itself would have the same mean every time.
-            rewards=RewardSet([replace(reward, standardize=False) for reward in rewards]),
-            num_generations=spec.evaluation.num_generations,
-            max_completion_length=spec.sampling.max_completion_length,
-            max_tokens=spec.runtime.max_tokens_per_microbatch,
-            seed=spec.seed,
-            decoding=Decoding(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
-            gold=RewardSet([replace(reward, standardize=False) for reward in gold]) if gold else None,
-        )
+    collector = _collector(spec, logged, data.train, RewardSet(rewards), engine, display)
+    heldout = None if data.heldout is None else _heldout(spec, data.heldout, rewards, gold, policy, engine)
     updater = Updater(
         module=accelerator.prepare(policy.module),
         optimizer=build_optimizer(spec.optim, policy.trainable().values()),
@@ -158,25 +112,11 @@ def build_loop(
         precision=precision,
         max_tokens=spec.runtime.max_tokens_per_microbatch,
         max_grad_norm=spec.optim.max_grad_norm,
-        constraint=build_null_space(spec, policy, tokenizer, context),
+        constraint=build_null_space(spec, policy, tokenizer, context_length(config)),
         correction=spec.sampling.correction,
         correction_cap=spec.sampling.correction_cap,
         reference=policy.held_tokens,
     )
-    stream = PromptStream(train_prompts, prompts_per_step=spec.prompts_per_step, seed=spec.seed)
-    collector: Collector
-    if logged is None:
-        collector = OnlineCollector(
-            engine=engine,
-            rewards=RewardSet(rewards),
-            stream=stream,
-            num_generations=spec.num_generations,
-            max_completion_length=spec.sampling.max_completion_length,
-            seed=spec.seed,
-            progress=display.tokens,
-        )
-    else:
-        collector = LoggedCollector(logged, stream)
     if not resume and accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.
         folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
@@ -200,9 +140,58 @@ def build_loop(
         best=BestPolicy(spec, policy, folder),
         calibration=Calibration(
             rewards=calibrated(spec.rewards, rewards) | calibrated(spec.evaluation.rewards, gold, prefix="gold."),
-            prompts=train_prompts.prompts,
+            prompts=data.train.prompts,
             engine=engine,
             max_completion_length=spec.sampling.max_completion_length,
             seed=spec.seed,
         ),
+    )
+
+
+def _collector(
+    spec: RunSpec,
+    logged: LoggedSet | None,
+    train: PromptSet,
+    rewards: RewardSet,
+    engine: Engine,
+    display: Display,
+) -> Collector:
+    """Where batches come from: the data's completions of an offline method, or the policy's own."""
+    stream = PromptStream(train, prompts_per_step=spec.prompts_per_step, seed=spec.seed)
+    if logged is not None:
+        return LoggedCollector(logged, stream)
+    return OnlineCollector(
+        engine=engine,
+        rewards=rewards,
+        stream=stream,
+        num_generations=spec.num_generations,
+        max_completion_length=spec.sampling.max_completion_length,
+        seed=spec.seed,
+        progress=display.tokens,
+    )
+
+
+def _heldout(
+    spec: RunSpec,
+    prompts: PromptSet,
+    rewards: Sequence[Reward],
+    gold: Sequence[Reward],
+    policy: Policy,
+    engine: Engine,
+) -> HeldoutEvaluation:
+    """The evaluation on held-out prompts.
+
+    A batch of held-out completions standardised by itself would have the same mean every time: rewards are as they are.
+    """
+    return HeldoutEvaluation(
+        prompts=prompts.prompts[: spec.evaluation.max_prompts],
+        policy=policy,
+        engine=engine,
+        rewards=RewardSet([replace(reward, standardize=False) for reward in rewards]),
+        num_generations=spec.evaluation.num_generations,
+        max_completion_length=spec.sampling.max_completion_length,
+        max_tokens=spec.runtime.max_tokens_per_microbatch,
+        seed=spec.seed,
+        decoding=Decoding(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
+        gold=RewardSet([replace(reward, standardize=False) for reward in gold]) if gold else None,
     )
