@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dar.cli import app
 from dar.compare import Arm, Outcome, parse_arms, plot_frontier, run_all, summarize
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, load_recipe
+from dar.train.run_folder import RunFolder
 
 KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
 
@@ -136,6 +138,42 @@ def test_an_unfinished_run_is_resumed(write_recipe: Callable[..., Path], tmp_pat
     assert "continuing after step 2" in (out / "dar-seed0.log").read_text()
 
 
+def test_a_run_that_an_alert_stopped_is_done_with_its_reason_until_the_alerts_change(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    # The tiny model hardly ever ends within 8 tokens, so that the first step already breaks the rule.
+    rule = {"type": "missing_eos", "max": 0.01, "window": 1, "action": "stop"}
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=2, alerts=[rule])
+    out, notes = tmp_path / "out", list[str]()
+    (outcome,) = run_all(recipe, [], parse_arms(["dar"]), [0], out, notes.append)
+    assert outcome.is_finished
+    assert outcome.stopped_by is not None
+    assert (outcome.stopped_by.step, outcome.stopped_by.rule) == (1, "missing_eos")
+    assert re.search(r"^\[1/1\] dar, seed 0: stopped after step 1 by the alert missing_eos: .+", notes[-1])
+    before = (out / "dar-seed0" / "metrics.jsonl").read_bytes()
+    notes.clear()
+    assert run_all(recipe, [], parse_arms(["dar"]), [0], out, notes.append) == [outcome]
+    assert re.search(r"^\[1/1\] dar, seed 0: stopped before, after step 1 by the alert missing_eos", notes[0])
+    assert (out / "dar-seed0" / "metrics.jsonl").read_bytes() == before
+
+    (run,) = summarize([outcome])["runs"]
+    assert run["stopped_by"]["rule"] == "missing_eos"
+    (again,) = run_all(recipe, ["alerts=[]"], parse_arms(["dar"]), [0], out, lambda _: None)
+    assert again.stopped_by is None
+    assert [row["step"] for row in RunFolder(out / "dar-seed0").metrics() if "loss" in row] == [1, 2]
+
+
+def test_a_method_with_a_run_that_was_stopped_early_has_the_figures_all_its_runs_have(tmp_path: Path):
+    outcomes = [
+        Outcome("dar", 0, make_run(tmp_path / "a", steps=2, rewards=[0.0, 1.0], kls=[0.0, 1.0]), None),
+        Outcome("dar", 1, make_run(tmp_path / "b", steps=0, rewards=[0.0, 3.0], kls=[0.0, 0.0]), None),
+    ]
+    dar = summarize(outcomes)["methods"]["dar"]
+    assert dar["reward"]["mean"] == 2.0
+    assert "kl_old_per_step" not in dar
+
+
 def test_a_recipe_without_heldout_prompts_is_refused_before_anything_runs(
     write_recipe: Callable[..., Path], tmp_path: Path
 ):
@@ -155,3 +193,13 @@ def test_the_command_writes_table_json_and_plot(write_recipe: Callable[..., Path
     found = json.loads((out / "comparison.json").read_text())
     assert found["methods"]["best_of_n"]["runs"] == 2
     assert (out / "frontier.png").is_file()
+
+
+def test_the_command_says_which_run_was_stopped_and_by_what(write_recipe: Callable[..., Path], tmp_path: Path):
+    rule = {"type": "missing_eos", "max": 0.01, "window": 1, "action": "stop"}
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=2, alerts=[rule])
+    result = CliRunner().invoke(app, ["compare", str(recipe), "-a", "dar", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "dar, seed 0: stopped after step 1 by the alert missing_eos; its figures are of its last evaluation" in said

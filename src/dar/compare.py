@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from dar.config import RunSpec
 from dar.errors import CheckpointError, ConfigError
 from dar.recipe import load_recipe
+from dar.report.run import Alert, load_run
 from dar.report.statistics import mean_interval
 from dar.train.run_folder import RunFolder
 
@@ -47,12 +48,14 @@ class Outcome:
     """A run that was made, or tried.
 
     error: the last lines it wrote, where it failed.
+    stopped_by: the alert of its recipe that ended it early; what it had become by then is its result.
     """
 
     arm: str
     seed: int
     folder: Path
     error: str | None
+    stopped_by: Alert | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -104,8 +107,8 @@ def run_all(
 ) -> list[Outcome]:
     """Trains what is not finished yet, one run after another, each in its own process.
 
-    The folders are `OUT/<method>-seed<n>`. A run that was interrupted is resumed; one
-    that fails is reported and does not stop the others.
+    The folders are `OUT/<method>-seed<n>`. A run that was interrupted is resumed, one that an alert of its recipe
+    stopped is done (until the recipe's alerts change), and one that fails is reported and does not stop the others.
 
     Args:
         recipe: a YAML file.
@@ -129,28 +132,25 @@ def run_all(
             if spec.data.heldout is None:
                 raise ConfigError(f"{recipe} has no data.heldout: there is nothing to compare runs by")
             _require_same_recipe(folder, spec)
-            jobs.append((arm, seed, folder, changes, spec.steps))
+            jobs.append((arm, seed, folder, changes, spec))
     outcomes = []
-    for number, (arm, seed, folder, changes, steps) in enumerate(jobs, start=1):
+    for number, (arm, seed, folder, changes, spec) in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] {arm.name}, seed {seed}"
-        if _is_finished(folder, steps):
+        if _is_finished(folder, spec.steps):
             note(f"{label}: finished before")
             outcomes.append(Outcome(arm.name, seed, folder, None))
-            continue
-        note(f"{label}: {folder}")
-        out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dar", "train", str(recipe), *changes]
-        if (folder / "config.yaml").is_file():
-            command.append("--resume")
-        log = out / f"{folder.name}.log"
-        with log.open("a", encoding="utf-8") as stream:
-            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
-        if code in (130, -2):
-            raise KeyboardInterrupt
-        error = None if code == 0 else "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-        if error is not None:
-            note(f"{label} failed ({log}):\n{error}")
-        outcomes.append(Outcome(arm.name, seed, folder, error))
+        elif alert := _stopped_by(folder, spec):
+            note(f"{label}: stopped before, {_reason(alert)}")
+            outcomes.append(Outcome(arm.name, seed, folder, None, alert))
+        else:
+            note(f"{label}: {folder}")
+            error = _train(recipe, changes, folder)
+            alert = _stopped_by(folder, spec) if error is None else None
+            if error is not None:
+                note(f"{label} failed ({_log(folder)}):\n{error}")
+            elif alert is not None:
+                note(f"{label}: stopped {_reason(alert)}")
+            outcomes.append(Outcome(arm.name, seed, folder, error, alert))
     return outcomes
 
 
@@ -160,7 +160,8 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     methods = {}
     for name in dict.fromkeys(run["method"] for run in runs):
         mine = [run for run in runs if run["method"] == name]
-        keys = [key for key, value in mine[0].items() if isinstance(value, float)]
+        # A run that was stopped before its first step has fewer figures than its neighbors.
+        keys = [key for key, value in mine[0].items() if isinstance(value, float) and all(key in run for run in mine)]
         methods[name] = {"runs": len(mine)} | {key: _interval([run[key] for run in mine]) for key in keys}
     failed = [
         {"method": outcome.arm, "seed": outcome.seed, "error": outcome.error}
@@ -184,7 +185,41 @@ def _require_same_recipe(folder: Path, spec: RunSpec) -> None:
 def _is_finished(folder: Path, steps: int) -> bool:
     """The run has taken its last step and saved its model."""
     run = RunFolder(folder)
-    return run.model.is_dir() and any(row["step"] == steps and "eval/reward" in row for row in run.metrics())
+    return run.model.is_dir() and run.is_evaluated(steps)
+
+
+def _stopped_by(folder: Path, spec: RunSpec) -> Alert | None:
+    """The alert that ended the run, if one did; none where other alerts are asked for now, under which it goes on."""
+    if not RunFolder(folder).is_run:
+        return None
+    run = load_run(folder)
+    return run.stopped_by if run.spec.alerts == spec.alerts else None
+
+
+def _reason(alert: Alert) -> str:
+    return f"after step {alert.step} by the alert {alert.rule}: {alert.message}"
+
+
+def _log(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def _train(recipe: Path, changes: Sequence[str], folder: Path) -> str | None:
+    """Starts or resumes one run in a process of its own; the last lines of its log where it failed.
+
+    Raises:
+        KeyboardInterrupt: it was stopped by Ctrl-C.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dar", "train", str(recipe), *changes]
+    if RunFolder(folder).is_run:
+        command.append("--resume")
+    log = _log(folder)
+    with log.open("a", encoding="utf-8") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    if code in (130, -2):
+        raise KeyboardInterrupt
+    return None if code in (0, 3) else "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -198,6 +233,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
     if old:
         found["kl_old_per_step"] = math.fsum(old) / len(old)
     found["seconds"] = math.fsum(row["step_time"] for row in steps)
+    found["stopped_by"] = outcome.stopped_by and asdict(outcome.stopped_by)
     found["curve"] = [
         {"step": row["step"], "reward": row["eval/reward"], "kl_ref": row.get("eval/kl/ref")} for row in evaluations
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from page_reader import ReadPage
-from run_folders import write_run
+from run_folders import add_alert, write_run
 
 from dar.errors import CheckpointError, ConfigError
 from dar.report.comparison import arms_of, final_figures, frontier, win_matrix
@@ -80,6 +80,14 @@ def test_win_matrix_counts_prompts_and_mirrors_itself(compared: Path) -> None:
     assert (ours.low, ours.high) == pytest.approx((0.5101091, 1.0))
     page = ReadPage(render_page(load_runs([compared])))
     assert page.table("row beats column")[0] == ["mine", "–", "100.0 % 51.0 % … 100.0 %"]
+
+
+def test_runs_that_are_not_finished_are_named_with_what_stopped_them(tmp_path: Path) -> None:
+    for name in ("whole", "cut", "going"):
+        write_run(tmp_path / name, steps=6 if name == "whole" else 4, evaluations=(0, 3))
+    add_alert(tmp_path / "cut", step=4, rule="missing_eos", action="stop")
+    page = ReadPage(render_page(load_runs([tmp_path / name for name in ("whole", "cut", "going")])))
+    assert "cut (4 of 6 steps, stopped by the alert missing_eos), going (4 of 6 steps)." in page.prose
 
 
 def test_other_prompts_are_not_compared(tmp_path: Path) -> None:

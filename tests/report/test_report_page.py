@@ -162,6 +162,20 @@ def test_alerts_stand_in_the_headline_and_in_the_curves(folder: Path) -> None:
     assert any("stop" in (attributes.get("class") or "") for tag, attributes in page.tags if tag == "li")
 
 
+def test_a_run_that_an_alert_ended_says_so_and_one_that_went_on_does_not(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=4, evaluations=(0,))
+    add_alert(folder, step=3, rule="kl", action="stop")
+    add_alert(folder, step=4, rule="entropy", action="mark")
+    assert load_run(folder).stopped_by is None
+    assert "4 of 6 steps done; the run is going on, or was interrupted." in page_of(folder).prose
+    add_alert(folder, step=4, rule="missing_eos", action="stop")
+    assert "4 of 6 steps done; stopped there by the alert missing_eos." in page_of(folder).prose
+
+    whole = write_run(tmp_path / "whole")
+    add_alert(whole, step=6, rule="kl", action="stop")
+    assert load_run(whole).stopped_by is None
+
+
 def test_completions_keep_all_that_was_recorded(folder: Path) -> None:
     page = page_of(folder)
     run = load_run(folder)
@@ -225,7 +239,7 @@ def test_a_very_long_completion_is_cut_and_says_so(tmp_path: Path) -> None:
 def test_empty_states_are_sentences(tmp_path: Path) -> None:
     fresh = page_of(write_run(tmp_path / "fresh", steps=0, evaluations=()))
     assert "No step has been completed yet." in fresh.prose
-    assert "0 of 6 steps done; the run is going on, or was stopped." in fresh.prose
+    assert "0 of 6 steps done; the run is going on, or was interrupted." in fresh.prose
     assert "No completions were recorded" in fresh.prose
 
     no_heldout = page_of(write_run(tmp_path / "no_heldout", evaluations=()))

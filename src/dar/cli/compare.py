@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Train one recipe with several methods on the same prompts, and put the held-out figures side by side.
 
-    Run it again to continue: finished runs are not repeated.
+    Run it again to continue: runs that are finished, or that an alert has stopped, are not repeated.
     """
     from dar.compare import parse_arms, plot_frontier, run_all, summarize
 
@@ -45,10 +45,20 @@ def compare(
     summary = summarize(outcomes)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    written = [out / "comparison.json"]
     if summary["runs"]:
         plot_frontier(summary, out / "frontier.png")
+        written.append(out / "frontier.png")
         console.print(_comparison_table(summary))
-    console.print(Text(f"{out / 'comparison.json'}, {out / 'frontier.png'}"))
+    for run in summary["runs"]:
+        if alert := run["stopped_by"]:
+            console.print(
+                Text(
+                    f"{run['method']}, seed {run['seed']}: stopped after step {alert['step']} by the alert "
+                    f"{alert['rule']}; its figures are of its last evaluation, after step {run['curve'][-1]['step']}"
+                )
+            )
+    console.print(Text(", ".join(map(str, written))))
     if summary["failed"]:
         raise typer.Exit(1)
 

@@ -82,6 +82,13 @@ class Run:
     def is_finished(self) -> bool:
         return self.last_step >= self.spec.steps
 
+    @property
+    def stopped_by(self) -> Alert | None:
+        """The alert that ended the run before its last step: nothing has been recorded of a later step."""
+        if self.is_finished:
+            return None
+        return next((alert for alert in self.alerts if (alert.action, alert.step) == ("stop", self.last_step)), None)
+
     def heldout_file(self, step: int) -> CompletionFile | None:
         """The completions of the evaluation after `step`."""
         return next((file for file in self.completions if file.is_heldout and file.step == step), None)
