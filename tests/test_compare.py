@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dar.cli import app
-from dar.compare import Arm, Outcome, parse_arms, plot_frontier, run_all, summarize
+from dar.compare import Arm, Outcome, at_learning_rates, parse_arms, plot_frontier, run_all, summarize
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, load_recipe
+from dar.report.run import Alert
 from dar.train.run_folder import RunFolder
 
 KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
+
+
+def outcome_of(name: str, seed: int, folder: Path, *, rate: float = 1e-3, error: str | None = None) -> Outcome:
+    return Outcome(Arm(name, name), seed, folder, rate, error)
 
 
 def make_run(folder: Path, *, steps: int, rewards: list[float], kls: list[float], finished: bool = True) -> Path:
@@ -52,12 +62,52 @@ def test_methods_that_cannot_be_told_apart_or_read_are_refused(texts: list[str],
         parse_arms(texts)
 
 
+def test_every_method_is_tried_at_every_rate_but_one_that_has_its_own():
+    arms = at_learning_rates(parse_arms(["dar,grpo", "slow:dar,optim.learning_rate=1e-6"]), "2e-5,4e-5")
+    assert [(arm.name, arm.label, arm.changes) for arm in arms] == [
+        ("dar", "dar-lr2e-05", ("optim.learning_rate=2e-05",)),
+        ("dar", "dar-lr4e-05", ("optim.learning_rate=4e-05",)),
+        ("grpo", "grpo-lr2e-05", ("optim.learning_rate=2e-05",)),
+        ("grpo", "grpo-lr4e-05", ("optim.learning_rate=4e-05",)),
+        ("slow", "slow", ("optim.learning_rate=1e-6",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("1e-5,fast", "write numbers with commas"), ("1e-5,1e-05", "a rate is named twice")]
+)
+def test_learning_rates_that_are_no_numbers_or_the_same_are_refused(text: str, message: str):
+    with pytest.raises(ConfigError, match=rf"--learning-rates {text}: {message}"):
+        at_learning_rates([Arm("dar", "dar")], text)
+
+
+def test_a_method_stands_in_the_table_at_its_best_rate_and_one_without_a_stopped_run_goes_first(tmp_path: Path):
+    outcomes = []
+    for name, rate, rewards in (("dar", 1e-5, (1.0, 2.0)), ("dar", 2e-5, (1.0, 3.0)), ("grpo", 1e-5, (0.5, 0.5))):
+        for seed, reward in enumerate(rewards):
+            folder = make_run(tmp_path / f"{name}{rate}{seed}", steps=1, rewards=[0.0, reward], kls=[0.0, 1.0])
+            outcomes.append(outcome_of(name, seed, folder, rate=rate))
+    summary = summarize(outcomes)
+    assert [(row["method"], row["learning_rate"], row["reward"]["mean"]) for row in summary["tried"]] == [
+        ("dar", 1e-5, 1.5),
+        ("dar", 2e-5, 2.0),
+        ("grpo", 1e-5, 0.5),
+    ]
+    assert {name: row["learning_rate"] for name, row in summary["methods"].items()} == {"dar": 2e-5, "grpo": 1e-5}
+
+    # An alert ended one of the runs at the higher rate: its reward is of a policy that went astray.
+    outcomes[2] = replace(outcomes[2], stopped_by=Alert(1, "kl", "too far", "stop"))
+    summary = summarize(outcomes)
+    assert summary["methods"]["dar"]["learning_rate"] == 1e-5
+    assert [row["num_stopped"] for row in summary["tried"]] == [0, 1, 0]
+
+
 def test_figures_are_the_last_evaluations_and_means_with_students_interval(tmp_path: Path):
     folders = [make_run(tmp_path / f"a{seed}", steps=2, rewards=[0.0, 1.0 + seed], kls=[0.0, 4.0]) for seed in (0, 1)]
-    outcomes = [Outcome("dar", seed, folder, None) for seed, folder in enumerate(folders)]
-    summary = summarize([*outcomes, Outcome("grpo", 0, tmp_path / "none", "it broke")])
+    outcomes = [outcome_of("dar", seed, folder) for seed, folder in enumerate(folders)]
+    summary = summarize([*outcomes, outcome_of("grpo", 0, tmp_path / "none", error="it broke")])
     dar = summary["methods"]["dar"]
-    assert dar["runs"] == 2
+    assert (dar["num_runs"], dar["num_stopped"]) == (2, 0)
     # Rewards 1 and 2: mean 1.5, s = 1/√2, and t(0.975, 1 degree of freedom) = 12.7062.
     assert dar["reward"]["mean"] == 1.5
     assert dar["reward"]["half_width"] == pytest.approx(12.7062 / math.sqrt(2) / math.sqrt(2), rel=1e-5)
@@ -70,17 +120,17 @@ def test_figures_are_the_last_evaluations_and_means_with_students_interval(tmp_p
         {"step": 0, "reward": 0.0, "kl_ref": 0.0},
         {"step": 2, "reward": 1.0, "kl_ref": 4.0},
     ]
-    assert summary["failed"] == [{"method": "grpo", "seed": 0, "error": "it broke"}]
+    assert summary["failed"] == [{"method": "grpo", "learning_rate": 1e-3, "seed": 0, "error": "it broke"}]
 
 
 def test_one_run_has_no_interval(tmp_path: Path):
     folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
-    assert summarize([Outcome("dar", 0, folder, None)])["methods"]["dar"]["reward"] == {"mean": 1.0}
+    assert summarize([outcome_of("dar", 0, folder)])["methods"]["dar"]["reward"] == {"mean": 1.0}
 
 
 def test_the_frontier_is_a_picture(tmp_path: Path):
     folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
-    plot_frontier(summarize([Outcome("dar", 0, folder, None)]), tmp_path / "frontier.png")
+    plot_frontier(summarize([outcome_of("dar", 0, folder)]), tmp_path / "frontier.png")
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.size == (1200, 825)
 
@@ -97,7 +147,7 @@ def test_finished_runs_are_kept_a_failing_one_is_reported_and_the_others_go_on(
     arms = parse_arms(["dar", "broken:dar,model=/nowhere/at/all", "grpo"])
     notes: list[str] = []
     outcomes = run_all(recipe, [], arms, [0], out, notes.append)
-    assert [(outcome.arm, outcome.is_finished) for outcome in outcomes] == [
+    assert [(outcome.arm.name, outcome.is_finished) for outcome in outcomes] == [
         ("dar", True),
         ("broken", False),
         ("grpo", True),
@@ -138,6 +188,26 @@ def test_an_unfinished_run_is_resumed(write_recipe: Callable[..., Path], tmp_pat
     assert "continuing after step 2" in (out / "dar-seed0.log").read_text()
 
 
+def test_a_request_to_end_lets_the_run_save_and_starts_no_other(write_recipe: Callable[..., Path], tmp_path: Path):
+    prompts, out = str(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=1000, checkpoint={"every": 1000})
+    folder = RunFolder(out / "dar-seed0")
+
+    def end_it_after_a_step() -> None:
+        while not any("loss" in row for row in folder.metrics()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end_it_after_a_step)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(recipe, [], parse_arms(["dar,grpo"]), [0], out, lambda _: None)
+    thread.join()
+    last = max(row["step"] for row in folder.metrics())
+    assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{last}"]
+    assert not (out / "grpo-seed0").exists()
+
+
 def test_a_run_that_an_alert_stopped_is_done_with_its_reason_until_the_alerts_change(
     write_recipe: Callable[..., Path], tmp_path: Path
 ):
@@ -166,8 +236,8 @@ def test_a_run_that_an_alert_stopped_is_done_with_its_reason_until_the_alerts_ch
 
 def test_a_method_with_a_run_that_was_stopped_early_has_the_figures_all_its_runs_have(tmp_path: Path):
     outcomes = [
-        Outcome("dar", 0, make_run(tmp_path / "a", steps=2, rewards=[0.0, 1.0], kls=[0.0, 1.0]), None),
-        Outcome("dar", 1, make_run(tmp_path / "b", steps=0, rewards=[0.0, 3.0], kls=[0.0, 0.0]), None),
+        outcome_of("dar", 0, make_run(tmp_path / "a", steps=2, rewards=[0.0, 1.0], kls=[0.0, 1.0])),
+        outcome_of("dar", 1, make_run(tmp_path / "b", steps=0, rewards=[0.0, 3.0], kls=[0.0, 0.0])),
     ]
     dar = summarize(outcomes)["methods"]["dar"]
     assert dar["reward"]["mean"] == 2.0
@@ -191,8 +261,35 @@ def test_the_command_writes_table_json_and_plot(write_recipe: Callable[..., Path
     assert result.exit_code == 0, result.output
     assert "best_of_n" in result.output
     found = json.loads((out / "comparison.json").read_text())
-    assert found["methods"]["best_of_n"]["runs"] == 2
+    assert found["methods"]["best_of_n"]["num_runs"] == 2
     assert (out / "frontier.png").is_file()
+
+
+def test_the_command_tries_learning_rates_and_a_later_call_adds_methods(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    prompts, out = str(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=1)
+    command = ["compare", str(recipe), "-a", "best_of_n", "--learning-rates", "1e-3,2e-3", "-o", str(out)]
+    first = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
+    assert first.exit_code == 0, first.output
+    assert "each method at the learning rate of its highest reward, then the other rates" in first.output
+    tried = json.loads((out / "comparison.json").read_text())["tried"]
+    second = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command, "-a", "rloo,optim.learning_rate=1e-3"])
+    assert second.exit_code == 0, second.output
+    assert second.output.count("finished before") == 2
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["tried"][:2] == tried
+    assert [(row["method"], row["learning_rate"]) for row in found["tried"]] == [
+        ("best_of_n", 1e-3),
+        ("best_of_n", 2e-3),
+        ("rloo", 1e-3),
+    ]
+    assert sorted(path.parent.name for path in out.glob("*/config.yaml")) == [
+        "best_of_n-lr0.001-seed0",
+        "best_of_n-lr0.002-seed0",
+        "rloo-seed0",
+    ]
 
 
 def test_the_command_says_which_run_was_stopped_and_by_what(write_recipe: Callable[..., Path], tmp_path: Path):
@@ -202,4 +299,7 @@ def test_the_command_says_which_run_was_stopped_and_by_what(write_recipe: Callab
     result = CliRunner().invoke(app, ["compare", str(recipe), "-a", "dar", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "dar, seed 0: stopped after step 1 by the alert missing_eos; its figures are of its last evaluation" in said
+    assert (
+        "dar, learning rate 0.001, seed 0: stopped after step 1 by the alert missing_eos; its figures are of its last evaluation"
+        in said
+    )

@@ -28,20 +28,30 @@ def compare(
     ],
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, comparison.json and frontier.png.")] = Path(
-        "runs/compare"
-    ),
+    learning_rates: Annotated[
+        str | None,
+        typer.Option(
+            help="Try every method at each of these, comma-separated (2e-5,4e-5), and show the best one each. A method "
+            "with an optim.learning_rate of its own stays at that.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the runs, comparison.json and frontier.png.")
+    ] = Path("runs/compare"),
 ) -> None:
     """Train one recipe with several methods on the same prompts, and put the held-out figures side by side.
 
-    Run it again to continue: runs that are finished, or that an alert has stopped, are not repeated.
+    Run it again to continue, or with more methods to add them: runs that are finished, or that an alert has stopped,
+    are not repeated.
     """
-    from dar.compare import parse_arms, plot_frontier, run_all, summarize
+    from dar.compare import at_learning_rates, parse_arms, plot_frontier, run_all, summarize
 
     console = Console()
-    outcomes = run_all(
-        recipe, overrides or [], parse_arms(algorithms), range(seeds), out, lambda text: console.print(Text(text))
-    )
+    arms = parse_arms(algorithms)
+    if learning_rates is not None:
+        arms = at_learning_rates(arms, learning_rates)
+    outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, lambda text: console.print(Text(text)))
     summary = summarize(outcomes)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -51,13 +61,8 @@ def compare(
         written.append(out / "frontier.png")
         console.print(_comparison_table(summary))
     for run in summary["runs"]:
-        if alert := run["stopped_by"]:
-            console.print(
-                Text(
-                    f"{run['method']}, seed {run['seed']}: stopped after step {alert['step']} by the alert "
-                    f"{alert['rule']}; its figures are of its last evaluation, after step {run['curve'][-1]['step']}"
-                )
-            )
+        if run["stopped_by"]:
+            console.print(Text(_stopped(run)))
     console.print(Text(", ".join(map(str, written))))
     if summary["failed"]:
         raise typer.Exit(1)
@@ -74,22 +79,44 @@ _COLUMNS = (
 )
 
 
+def _stopped(run: dict[str, Any]) -> str:
+    alert = run["stopped_by"]
+    return (
+        f"{run['method']}, learning rate {run['learning_rate']:g}, seed {run['seed']}: stopped after step "
+        f"{alert['step']} by the alert {alert['rule']}; its figures are of its last evaluation, after step "
+        f"{run['curve'][-1]['step']}"
+    )
+
+
 def _comparison_table(summary: dict[str, Any]) -> Table:
-    table = Table(title="held-out, at the end", title_justify="left")
+    methods, tried = list(summary["methods"].values()), summary["tried"]
+    title = "held-out, at the end"
+    if len(tried) > len(methods):
+        title += "; each method at the learning rate of its highest reward, then the other rates"
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
+    table.add_column("learning rate", justify="right")
     for label, _, _ in _COLUMNS:
         table.add_column(label, justify="right")
-    for name, row in summary["methods"].items():
-        cells = []
-        for _, key, form in _COLUMNS:
-            factor = 1 / 60 if key == "minutes" else 1.0
-            found = row.get("seconds" if key == "minutes" else key)
-            if found is None:
-                cells.append("")
-                continue
-            cell = form.format(found["mean"] * factor)
-            if "half_width" in found:
-                cell += " ± " + form.replace("+", "").format(found["half_width"] * factor)
-            cells.append(cell)
-        table.add_row(name, *cells)
+    for row in methods:
+        table.add_row(*_cells(row))
+    table.add_section()
+    for row in tried:
+        if row not in methods:
+            table.add_row(*_cells(row), style="dim")
     return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    cells = [row["method"], f"{row['learning_rate']:g}"]
+    for _, key, form in _COLUMNS:
+        factor = 1 / 60 if key == "minutes" else 1.0
+        found = row.get("seconds" if key == "minutes" else key)
+        if found is None:
+            cells.append("")
+            continue
+        cell = form.format(found["mean"] * factor)
+        if "half_width" in found:
+            cell += " ± " + form.replace("+", "").format(found["half_width"] * factor)
+        cells.append(cell)
+    return cells
