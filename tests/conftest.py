@@ -42,8 +42,8 @@ def make_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_model(*, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
-    """A two-layer Llama with a vocabulary of 261, whose logits are far from uniform."""
+def tiny_config(**changes: Any) -> LlamaConfig:
+    """Two layers and a vocabulary of 261, with weights that make logits far from uniform."""
     settings: dict[str, Any] = {
         "vocab_size": 261,
         "hidden_size": 32,
@@ -56,11 +56,14 @@ def make_model(*, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         "eos_token_id": 0,
         "bos_token_id": None,
         "pad_token_id": 1,
-        "tie_word_embeddings": True,
     }
+    return LlamaConfig(**(settings | changes))
+
+
+def make_model(*, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """A tiny Llama that shares its embedding with its head."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
-    return model.eval()
+    return LlamaForCausalLM(tiny_config(**{"tie_word_embeddings": True, **changes})).eval()
 
 
 @pytest.fixture

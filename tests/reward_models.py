@@ -6,28 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_tokenizer
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from conftest import make_tokenizer, tiny_config
+from transformers import LlamaForSequenceClassification
 
 
 def make_classifier(*, seed: int = 0, **changes: Any) -> LlamaForSequenceClassification:
-    """A two-layer Llama with a head that says something."""
-    settings: dict[str, Any] = {
-        "vocab_size": 261,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.3,
-        "eos_token_id": 0,
-        "bos_token_id": None,
-        "pad_token_id": 1,
-        "num_labels": 1,
-    }
+    """A tiny Llama with a head that says something."""
     torch.manual_seed(seed)
-    return LlamaForSequenceClassification(LlamaConfig(**(settings | changes))).eval()
+    return LlamaForSequenceClassification(tiny_config(**{"num_labels": 1, **changes})).eval()
 
 
 def save_classifier(folder: Path, *, chat: bool = True, **changes: Any) -> Path:
