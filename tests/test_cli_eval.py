@@ -120,13 +120,35 @@ def test_agreement_as_json_and_tables(dar: Run, preferences: Path, tmp_path: Pat
     assert "1 pairs have no choice and are left out" in out
 
 
+def test_gsm8k_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path):
+    questions = tmp_path / "gsm.jsonl"
+    questions.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "answer": "#### 4"}\n')
+    command = ("eval", "gsm8k", tiny_folder, questions, "--out", tmp_path / "e", "--max-tokens", "4")
+    code, out, err = dar(*command)
+    assert code == 0
+    assert re.search(r"right\s+│\s+0\.0 │ .* │\s+2", out)
+    assert "model: 2 of 2" in err
+    code, out, err = dar(*command, "--json")
+    assert (code, json.loads(out)["percent"], json.loads(out)["n"]) == (0, 0, 2)
+    assert "model:" not in err, "nothing is sampled again"
+
+
+def test_ifeval_as_tables(dar: Run, tiny_folder: Path, tmp_path: Path):
+    prompts = tmp_path / "if.jsonl"
+    prompts.write_text('{"prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}\n')
+    code, out, _ = dar("eval", "ifeval", tiny_folder, prompts, "--out", tmp_path / "e", "--max-tokens", "4")
+    assert code == 0
+    for words in ("prompts, strict", "instructions, loose", "by kind of instruction, strict", "punctuation"):
+        assert words in out
+
+
 def test_a_missing_file_is_one_paragraph(dar: Run, tmp_path: Path):
     code, _, err = dar("eval", "win-rate", "--annotations", tmp_path / "none.json")
     assert code == 2
     assert err.strip() == f"dar (DataError): the data file {tmp_path / 'none.json'} does not exist"
 
 
-@pytest.mark.parametrize("command", ["win-rate", "agreement"])
+@pytest.mark.parametrize("command", ["win-rate", "agreement", "ifeval", "gsm8k"])
 def test_help_teaches_by_example(dar: Run, command: str):
     code, out, _ = dar("eval", command, "--help")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from reward_models import save_classifier
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
-from dar.build.evaluation import build_generator, build_judging_reward, read_judge
+from dar.batch import Prompt
+from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval
 from dar.evaluate.folder import EvaluationFolder, Lines
-from dar.evaluate.generate import CHUNK, Question
+from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.evaluations import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
@@ -129,6 +131,7 @@ def test_a_judge_may_move_and_wait_longer_but_not_be_another(tmp_path: Path):
         run_choices([], write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
 
     run()
+    (tmp_path / "e" / "judgements.jsonl").write_text('{"pair": "0", "model_first": true}\n')
     run(base_url="http://127.0.0.1:2/v1", timeout=5, concurrency=2)
     with pytest.raises(ConfigError, match="other settings"):
         run(model="another")
@@ -139,8 +142,14 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
     path = tmp_path / "judge.yaml"
     path.write_text("type: regex\npattern: a+\n")
     assert read_judge(str(path)).type == "regex"
-    with pytest.raises(ConfigError, match=r"--judge nonsense is not a reward: .* such as sentiment"):
-        read_judge("nonsense")
+    with pytest.raises(ConfigError, match=r"--judge sentimnt is not a reward: .*did you mean 'sentiment'.* such as"):
+        read_judge("sentimnt")
+    path.write_text("type: regex\npatern: a+\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'patern' \(did you mean 'pattern'\?\)"):
+        read_judge(str(path))
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"expected a mapping of keys to values \(found None\)"):
+        read_judge(str(path))
     with pytest.raises(ConfigError, match="cannot read the judge"):
         read_judge(str(tmp_path / "none.yaml"))
 
@@ -149,32 +158,48 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
 
 
 def generator_of(folder: Path, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"max_completion_length": 6, "temperature": 1.0, "seed": 3, "is_plain": False}
+    settings: dict[str, Any] = {"max_completion_length": 6, "temperature": 1.0, "seed": 3}
     return build_generator(str(folder), **(settings | changes))
 
 
+def prompts_of(folder: Path, texts: list[str], **changes: Any) -> tuple[Prompt, ...]:
+    settings: dict[str, Any] = {"prompt_column": "text", "max_completion_length": 6, "is_plain": False, "where": "here"}
+    return read_prompts(str(folder), [{"text": text} for text in texts], **(settings | changes))
+
+
 def test_an_interrupted_generation_continues_with_the_same_completions(tiny_folder: Path, tmp_path: Path):
-    questions = [Question(str(n), n, f"say {n}") for n in range(CHUNK + 3)]
+    prompts = prompts_of(tiny_folder, [f"say {n}" for n in range(CHUNK + 3)])
     folder = EvaluationFolder(tmp_path / "e", {})
     whole, parts = folder.lines("whole", key=("key",)), folder.lines("parts", key=("key",))
     generator = generator_of(tiny_folder)
-    generator.complete(questions, whole, quiet)
-    generator.complete(questions[:5], parts, quiet)
-    generator.complete(questions, parts, quiet)
-    assert list(parts.rows) == list(whole.rows)
+    generator.complete(prompts, whole, quiet)
+    generator.complete(prompts[:5], parts, quiet)
+    generator.complete(prompts, parts, quiet)
+    assert list(parts.rows) == list(whole.rows) == [(str(n),) for n in range(CHUNK + 3)]
     assert parts.rows == whole.rows
     assert len({row["completion"] for row in whole.rows.values()}) > 1
     alike = folder.lines("alike", key=("key",))
-    generator.complete([Question(str(n), n, "say") for n in range(4)], alike, quiet)
+    generator.complete(prompts_of(tiny_folder, ["say"] * 4), alike, quiet)
     assert len({row["completion"] for row in alike.rows.values()}) > 1, "every prompt has random numbers of its own"
     other = folder.lines("other", key=("key",))
-    generator_of(tiny_folder, seed=4).complete(questions, other, quiet)
+    generator_of(tiny_folder, seed=4).complete(prompts, other, quiet)
     assert other.rows != whole.rows
 
 
-def test_a_prompt_needs_room(tiny_folder: Path):
+def test_prompts_are_read_without_weights(tiny_folder: Path):
+    (tiny_folder / "model.safetensors").unlink()
+    chat, plain = (prompts_of(tiny_folder, ["say"], is_plain=is_plain)[0] for is_plain in (False, True))
+    assert (chat.content, plain.content) == ([{"role": "user", "content": "say"}], "say")
+    assert len(chat.token_ids) > len(plain.token_ids)
     with pytest.raises(ConfigError, match=r"--max-tokens is 256, but .* reads at most 256 tokens"):
-        generator_of(tiny_folder, max_completion_length=256)
+        prompts_of(tiny_folder, ["say"], max_completion_length=256)
+    with pytest.raises(
+        DataError, match=r"here: 1 of 2 prompts are longer than 1 tokens .* lower --max-tokens, or leave"
+    ):
+        prompts_of(tiny_folder, ["a", "say " * 9], max_completion_length=255, is_plain=True)
+    (tiny_folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="has no chat template: add --plain"):
+        prompts_of(tiny_folder, ["say"])
 
 
 # --- whole evaluations -----------------------------------------------------------------------------------------------
@@ -201,6 +226,31 @@ def test_win_rate_of_a_model_against_a_column_and_against_itself(tiny_folder: Pa
     with pytest.raises(DataError, match="row 0 has no refrence"):
         judged("column:refrence", "misspelled")
     assert not (tmp_path / "misspelled").exists()
+
+
+def test_everything_is_checked_before_anything_is_sampled(tiny_folder: Path, prompts: Path, tmp_path: Path):
+    def judged(against: str | Path, judge: str) -> Any:
+        return run_win_rate(str(tiny_folder), str(against), prompts, judge, tmp_path / "e", TINY, quiet)
+
+    with pytest.raises(ConfigError, match="no_such_module_of_mine cannot be imported"):
+        judged("column:reference", "no_such_module_of_mine:reward")
+    assert not (tmp_path / "e").exists()
+    with pytest.raises(ConfigError, match=r"the model path .*/none does not exist"):
+        judged(tmp_path / "none", "sentiment")
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["settings.json"]
+    # Nothing was sampled with these settings, so they may be put right in the same folder.
+    judged("column:reference", "sentiment")
+    with pytest.raises(ConfigError, match="the two must not mix: against: 'column:reference'"):
+        judged(tmp_path / "none", "sentiment")
+
+
+def test_a_model_that_has_completed_everything_may_be_gone(tiny_folder: Path, prompts: Path, tmp_path: Path):
+    def judged() -> Any:
+        return run_win_rate(str(tiny_folder), "column:reference", prompts, "sentiment", tmp_path / "e", TINY, quiet)
+
+    found = judged()
+    shutil.rmtree(tiny_folder)
+    assert judged() == found
 
 
 def test_ifeval_counts_prompts_and_instructions(tiny_folder: Path, tmp_path: Path):

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dar.build import build_generator, build_judging_reward, read_judge
+from dar.batch import Prompt
+from dar.build import build_generator, build_judging_reward, check_reward, read_judge, read_prompts
+from dar.config import RuntimeSpec
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
-from dar.evaluate.folder import EvaluationFolder
-from dar.evaluate.generate import Note, Question
+from dar.evaluate.folder import EvaluationFolder, Lines
+from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair
@@ -67,9 +69,10 @@ def run_win_rate(
         DataError: a prompt cannot be used.
     """
     rows = _rows(prompts, sampling)
-    read_judge(judge)
+    check_reward(read_judge(judge), RuntimeSpec())
     is_column = against.startswith(_COLUMN)
-    needed = [prompt_column, *([against.removeprefix(_COLUMN)] if is_column else [])]
+    column = against.removeprefix(_COLUMN)
+    needed = [prompt_column, *([column] if is_column else [])]
     require_columns(rows, needed + ([category_column] if category_column else []), str(prompts))
     folder = EvaluationFolder(
         out,
@@ -84,11 +87,13 @@ def run_win_rate(
             **dataclasses.asdict(sampling),
         },
     )
-    texts = _complete(model, rows, prompt_column, folder, "model", sampling, note)
-    if is_column:
-        others = [str(row[against.removeprefix(_COLUMN)]) for row in rows]
-    else:
-        others = _complete(against, rows, prompt_column, folder, "baseline", sampling, note)
+    # Both are checked before hours go into one.
+    sampled = {
+        name: _Completions.of(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
+        for name, path in (("model", model), ("baseline", against))[: 1 if is_column else 2]
+    }
+    texts = sampled["model"].texts(note)
+    others = [str(row[column]) for row in rows] if is_column else sampled["baseline"].texts(note)
     pairs = [
         PairToJudge(
             key=str(number),
@@ -110,7 +115,8 @@ def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: N
     require_columns(rows, ("prompt", "instruction_id_list", "kwargs"), str(prompts))
     ifeval(rows, [""] * len(rows))  # an unknown instruction is to be found now, and not after hours
     folder = EvaluationFolder(out, _settings("ifeval", model, prompts, sampling))
-    result = ifeval(rows, _complete(model, rows, "prompt", folder, "model", sampling, note))
+    completions = _Completions.of(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
+    result = ifeval(rows, completions.texts(note))
     folder.write_result(dataclasses.asdict(result))
     return result
 
@@ -124,7 +130,8 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: No
     require_columns(rows, ("question", "answer"), str(prompts))
     require_gold_answers(rows, str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
-    texts = _complete(model, rows, "question", folder, "model", sampling, note)
+    completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
+    texts = completions.texts(note)
     sandbox = Sandbox("dar.evaluate.benchmarks:solved", num_workers=1, limits=Limits())
     try:
         found = sandbox.map(
@@ -148,11 +155,12 @@ def run_choices(pairs: Sequence[LabeledPair], preferences: Path, judge: str, out
     Raises:
         ConfigError: the folder holds another evaluation, or the judge cannot be built.
     """
+    reward = build_judging_reward(judge)
     settings = {"kind": "agreement", "preferences": _digest(preferences), "judge": _judge_settings(judge)}
     folder = EvaluationFolder(out, settings | {"num_pairs": len(pairs)})
     lines = folder.lines("judgements", key=("pair", "model_first"))
     todo = [PairToJudge(pair.key, pair.prompt, *pair.completions, category=pair.subset) for pair in pairs]
-    return pair_up(judge_pairs(todo, build_judging_reward(judge), lines, note), where=str(lines.path))
+    return pair_up(judge_pairs(todo, reward, lines, note), where=str(lines.path))
 
 
 def _rows(prompts: Path, sampling: Sampling) -> list[Row]:
@@ -175,19 +183,44 @@ def _digest(path: Path) -> dict[str, str]:
     return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def _complete(
-    model: str, rows: Sequence[Row], column: str, folder: EvaluationFolder, name: str, sampling: Sampling, note: Note
-) -> list[str]:
-    lines = folder.lines(name, key=("key",))
-    questions = [Question(str(number), number, row[column]) for number, row in enumerate(rows)]
-    # A model that has completed everything need not be loaded again.
-    if any((question.key,) not in lines for question in questions):
-        generator = build_generator(
-            model,
-            max_completion_length=sampling.max_tokens,
-            temperature=sampling.temperature,
-            seed=sampling.seed,
-            is_plain=sampling.is_plain,
-        )
-        generator.complete(questions, lines, note)
-    return [lines.rows[(question.key,)]["completion"] for question in questions]
+@dataclass(frozen=True)
+class _Completions:
+    """A model's completions of a file's rows, those that are there and those that are not.
+
+    prompts: of all rows as the model reads them; none where all are completed, for then it need not be there.
+    """
+
+    model: str
+    lines: Lines
+    num_rows: int
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+
+    @classmethod
+    def of(
+        cls, model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: Sampling
+    ) -> _Completions:
+        """Checks everything that can be checked before weights are loaded. Raises as `read_prompts`."""
+        prompts: Sequence[Prompt] = ()
+        if any((str(number),) not in lines for number in range(len(rows))):
+            prompts = read_prompts(
+                model,
+                rows,
+                prompt_column=column,
+                max_completion_length=sampling.max_tokens,
+                is_plain=sampling.is_plain,
+                where=str(file),
+            )
+        return cls(model, lines, len(rows), prompts, sampling)
+
+    def texts(self, note: Note) -> list[str]:
+        """Samples what is missing."""
+        if self.prompts:
+            generator = build_generator(
+                self.model,
+                max_completion_length=self.sampling.max_tokens,
+                temperature=self.sampling.temperature,
+                seed=self.sampling.seed,
+            )
+            generator.complete(self.prompts, self.lines, note)
+        return [self.lines.rows[(str(number),)]["completion"] for number in range(self.num_rows)]

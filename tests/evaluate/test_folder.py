@@ -26,9 +26,24 @@ def test_rows_are_there_again_and_a_cut_line_is_not(tmp_path: Path):
 
 def test_a_changed_setting_is_refused_with_both_values(tmp_path: Path):
     EvaluationFolder(tmp_path / "e", {"seed": 0, "model": "a"})
-    EvaluationFolder(tmp_path / "e", {"model": "a", "seed": 0})
+    EvaluationFolder(tmp_path / "e", {"model": "a", "seed": 0}).lines("model", key=("key",)).append([{"key": "0"}])
     with pytest.raises(ConfigError, match=r"the two must not mix: seed: 0 → 1\. Choose another --out"):
         EvaluationFolder(tmp_path / "e", {"seed": 1, "model": "a"})
+
+
+def test_settings_may_change_while_nothing_depends_on_them(tmp_path: Path):
+    EvaluationFolder(tmp_path / "e", {"seed": 0})
+    folder = EvaluationFolder(tmp_path / "e", {"seed": 1})
+    folder.lines("model", key=("key",)).append([{"key": "0"}])
+    EvaluationFolder(tmp_path / "e", {"seed": 1})
+    with pytest.raises(ConfigError, match="seed: 1 → 0"):
+        EvaluationFolder(tmp_path / "e", {"seed": 0})
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_the_option(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/e cannot be written: .*\. Choose another --out"):
+        EvaluationFolder(tmp_path / "file" / "e", {})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
@@ -49,4 +64,7 @@ def test_damaged_settings_are_refused(tmp_path: Path):
     EvaluationFolder(tmp_path / "e", {})
     (tmp_path / "e" / "settings.json").write_text("{")
     with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
+        EvaluationFolder(tmp_path / "e", {})
+    (tmp_path / "e" / "settings.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"settings\.json cannot be read: it holds a list"):
         EvaluationFolder(tmp_path / "e", {})

@@ -3,7 +3,7 @@
 from dar.build.algorithm import build_algorithm, require_reference_is_read
 from dar.build.data import build_data, build_prompts, context_length
 from dar.build.device import resolve_precision
-from dar.build.evaluation import build_generator, build_judging_reward, read_judge
+from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.build.loop import build_loop
 from dar.build.objects import Objects
 from dar.build.policy import build_policy
@@ -26,6 +26,7 @@ __all__ = [
     "check_reward",
     "context_length",
     "read_judge",
+    "read_prompts",
     "require_reference_is_read",
     "resolve_precision",
 ]

@@ -1,4 +1,4 @@
-"""What evaluations need of specs: a model that completes prompts, and a reward that judges."""
+"""What evaluations need of specs: prompts, a model that completes them, and a reward that judges."""
 
 from __future__ import annotations
 
@@ -16,17 +16,47 @@ from dar.build.reward import build_reward
 from dar.config import AnyReward, DataSpec, ModelSpec, RuntimeSpec, expand_reward
 from dar.data import prepare_prompts
 from dar.errors import ConfigError
-from dar.evaluate.generate import Content, Generator
+from dar.evaluate.generate import Generator
 from dar.policy import Policy
-from dar.policy.loading import load_model, load_tokenizer
+from dar.policy.loading import load_config, load_model, load_tokenizer
+from dar.recipe import explain
 from dar.rewards import Reward
 from dar.rollout import InProcessEngine
 from dar.rollout.truncation import Decoding
+from dar.tables import Row
 
 
-def build_generator(
-    model: str, *, max_completion_length: int, temperature: float, seed: int, is_plain: bool
-) -> Generator:
+def read_prompts(
+    model: str, rows: Sequence[Row], *, prompt_column: str, max_completion_length: int, is_plain: bool, where: str
+) -> tuple[Prompt, ...]:
+    """A file's prompts as a model reads them; its weights are not loaded.
+
+    Args:
+        model: Hub id, folder or `.gguf` file.
+        rows: of the file.
+        prompt_column: of the rows.
+        max_completion_length: tokens for which a prompt must leave room.
+        is_plain: prompts are used as they are; else a string is one user message, and the chat template is applied.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: the model cannot be had, has no chat template, or no room for a prompt.
+        DataError: a prompt cannot be used, or is too long.
+    """
+    spec = ModelSpec.model_validate({"path": model})
+    data = DataSpec.model_validate({"train": where, "wrap_as_user": not is_plain, "prompt_column": prompt_column})
+    tokenizer = load_tokenizer(spec)
+    if not is_plain and not tokenizer.chat_template:
+        raise ConfigError(f"{model} has no chat template: add --plain to give it the prompts as they are")
+    context = context_length(load_config(spec))
+    if context is not None and context <= max_completion_length:
+        raise ConfigError(f"--max-tokens is {max_completion_length}, but {model} reads at most {context} tokens")
+    longest = None if context is None else context - max_completion_length
+    advice = f"{model} reads {context} tokens: lower --max-tokens, or leave these rows out of the file."
+    return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where=where, advice=advice).prompts
+
+
+def build_generator(model: str, *, max_completion_length: int, temperature: float, seed: int) -> Generator:
     """A model ready to complete prompts.
 
     Args:
@@ -34,32 +64,20 @@ def build_generator(
         max_completion_length: most tokens of a completion.
         temperature: 0 = the likeliest token every time.
         seed: of the random numbers.
-        is_plain: prompts are used as they are; else a string is one user message, and the chat template is applied.
 
     Raises:
-        ConfigError: the model cannot be loaded, has no chat template, or no room for a prompt.
+        ConfigError: the model cannot be loaded.
     """
     spec, runtime = ModelSpec.model_validate({"path": model}), RuntimeSpec()
-    data = DataSpec.model_validate({"train": "the prompts", "wrap_as_user": not is_plain})
-    tokenizer = load_tokenizer(spec)
-    if not is_plain and not tokenizer.chat_template:
-        raise ConfigError(f"{model} has no chat template: add --plain to give it the prompts as they are")
-    causal_lm = load_model(spec)
-    context = context_length(causal_lm.config)
-    if context is not None and context <= max_completion_length:
-        raise ConfigError(f"--max-tokens is {max_completion_length}, but {model} reads at most {context} tokens")
-    longest = None if context is None else context - max_completion_length
     policy = Policy(
-        causal_lm, tokenizer, resolve_precision(runtime), temperature=temperature or 1.0, with_reference=False
+        load_model(spec),
+        load_tokenizer(spec),
+        resolve_precision(runtime),
+        temperature=temperature or 1.0,
+        with_reference=False,
     )
-
-    def tokenize(contents: Sequence[Content]) -> Sequence[Prompt]:
-        rows: list[dict[str, Any]] = [{"prompt": content} for content in contents]
-        return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where="the prompts").prompts
-
     return Generator(
         engine=InProcessEngine(policy, max_tokens=runtime.max_cache_tokens),
-        tokenize=tokenize,
         max_completion_length=max_completion_length,
         seed=seed,
         decoding=Decoding(greedy=temperature == 0),
@@ -78,10 +96,11 @@ def read_judge(judge: str) -> AnyReward:
             raw = yaml.safe_load(Path(judge).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read the judge {judge}: {' '.join(str(error).split())}") from error
+    entry = expand_reward(raw)
     try:
-        return TypeAdapter(AnyReward).validate_python(expand_reward(raw))
+        return TypeAdapter(AnyReward).validate_python(entry)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        problems = "; ".join(explain(error, entry if isinstance(entry, dict) else {}))
         raise ConfigError(
             f"--judge {judge} is not a reward: {problems}. It is what an entry of a recipe's `rewards:` may be (a name "
             "such as sentiment, or package.module:function), or a YAML file with the keys of one (docs/recipes.md)."

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from dar.cli.common import hide_file_progress
+from dar.cli.evaluate_benchmarks import gsm8k, ifeval
+from dar.cli.evaluate_options import AsJson, MaxTokens, NumPrompts, Plain, Seed, Temperature, note
 from dar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,18 +24,7 @@ eval_app = typer.Typer(
     no_args_is_help=True,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Resamples = Annotated[int, typer.Option(min=20, help="Draws of the bootstrap.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same completions and intervals.")]
-Model = Annotated[str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)]
-Prompts = Annotated[Path, typer.Argument(help="The benchmark's file.", show_default=False)]
-Out = Annotated[
-    Path, typer.Option(help="Folder of settings, completions and results. Run again to continue.", show_default=False)
-]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of a completion.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 = the likeliest token every time.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Use prompts as they are, without a chat template.")]
-NumPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prompts.", show_default=False)]
 
 
 @eval_app.command("win-rate")
@@ -117,7 +106,7 @@ def win_rate(
             judge,
             out,
             sampling,
-            _note,
+            note,
             prompt_column=prompt_column,
             category_column=category_column,
         )
@@ -183,74 +172,13 @@ def agreement(
         from dar.evaluations import run_choices
 
         hide_file_progress()
-        judged = run_choices(labeled.pairs, preferences, judge, out, _note)
+        judged = run_choices(labeled.pairs, preferences, judge, out, note)
         chosen = agreements.choices_of(judged)
     result = agreements.agreement(labeled.pairs, chosen, judged)
     if as_json:
         typer.echo(json.dumps(agreement_json(result, labeled), indent=2, ensure_ascii=False))
     else:
         print_agreement(Console(), str(preferences), result, labeled)
-
-
-@eval_app.command("ifeval")
-def ifeval(
-    model: Model,
-    prompts: Prompts,
-    out: Out,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    plain: Plain = False,
-    num_prompts: NumPrompts = None,
-    as_json: AsJson = False,
-) -> None:
-    """Which verifiable instructions a model follows: IFEval, strict and loose.
-
-    dar eval ifeval RUN/model input_data.jsonl --out evals/ifeval
-    """
-    from dar.cli.evaluate_tables import print_shares
-    from dar.evaluations import Sampling, run_ifeval
-
-    hide_file_progress()
-    result = run_ifeval(model, prompts, out, Sampling(max_tokens, temperature, seed, plain, num_prompts), _note)
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
-        return
-    overall = {
-        "prompts, strict": result.prompt_strict,
-        "instructions, strict": result.instruction_strict,
-        "prompts, loose": result.prompt_loose,
-        "instructions, loose": result.instruction_loose,
-    }
-    print_shares(Console(), f"IFEval: {model}", overall)
-    print_shares(Console(), "by kind of instruction, strict", result.kinds)
-
-
-@eval_app.command("gsm8k")
-def gsm8k(
-    model: Model,
-    prompts: Prompts,
-    out: Out,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    plain: Plain = False,
-    num_prompts: NumPrompts = None,
-    as_json: AsJson = False,
-) -> None:
-    """The share of GSM8K's questions a model answers right, zero-shot.
-
-    dar eval gsm8k RUN/model test.jsonl --out evals/gsm8k
-    """
-    from dar.cli.evaluate_tables import print_shares
-    from dar.evaluations import Sampling, run_gsm8k
-
-    hide_file_progress()
-    result = run_gsm8k(model, prompts, out, Sampling(max_tokens, temperature, seed, plain, num_prompts), _note)
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
-    else:
-        print_shares(Console(), f"GSM8K: {model}", {"right": result})
 
 
 def _show_win_rate(
@@ -279,6 +207,5 @@ def _show_win_rate(
         print_win_rate(Console(), title, result, controlled)
 
 
-def _note(text: str) -> None:
-    """Progress is for people: results on standard output stay clean."""
-    Console(stderr=True).print(Text(text, style="dim"))
+eval_app.command("ifeval")(ifeval)
+eval_app.command("gsm8k")(gsm8k)

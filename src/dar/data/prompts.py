@@ -17,6 +17,12 @@ from dar.tables import Row
 
 log = logging.getLogger(__name__)
 
+RECIPE_ADVICE = (
+    "Set data.long_prompts: drop to leave them out, raise data.max_prompt_length, or lower "
+    "sampling.max_completion_length."
+)
+"""What to do about prompts that are too long, where a recipe says what is allowed."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -33,7 +39,13 @@ class PromptSet:
 
 
 def prepare_prompts(
-    rows: Sequence[Row], tokenizer: Any, spec: DataSpec, *, max_prompt_length: int | None, where: str
+    rows: Sequence[Row],
+    tokenizer: Any,
+    spec: DataSpec,
+    *,
+    max_prompt_length: int | None,
+    where: str,
+    advice: str = RECIPE_ADVICE,
 ) -> PromptSet:
     """Tokenises every row's prompt, the chat template applied to messages, before anything is trained.
 
@@ -43,6 +55,7 @@ def prepare_prompts(
         spec: prompt column, wrapping, system prompt, and what happens to long prompts.
         max_prompt_length: longest prompt in tokens that leaves room for a completion, or None for no limit.
         where: of the rows, for messages.
+        advice: what the user can do about prompts that are too long.
 
     Raises:
         DataError: a row has no usable prompt, or prompts are too long and `long_prompts` is `refuse`, or none is left.
@@ -63,8 +76,7 @@ def prepare_prompts(
     if too_long and spec.long_prompts == "refuse":
         raise DataError(
             f"{where}: {len(too_long)} of {len(rows)} prompts are longer than {max_prompt_length} tokens (rows "
-            f"{some_rows(too_long)}). Set data.long_prompts: drop to leave them out, raise data.max_prompt_length, or "
-            "lower sampling.max_completion_length."
+            f"{some_rows(too_long)}). {advice}"
         )
     if not kept:
         raise DataError(f"{where}: no prompt is left, all {len(rows)} are longer than {max_prompt_length} tokens")

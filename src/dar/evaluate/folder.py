@@ -28,39 +28,33 @@ class EvaluationFolder:
         self.path = path
         wanted = json.loads(json.dumps(settings))
         file = path / _SETTINGS
-        if not file.exists():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if file.exists():
+            found = _read_settings(file)
+            if found == wanted:
+                return
+            # Settings alone are those of a call that ended before its first row: nothing is there to mix with.
+            if any(path.glob("*.jsonl")):
                 raise ConfigError(
-                    f"{path} is in use, and not by an evaluation (it has no {_SETTINGS}): choose another --out"
+                    f"{path} holds an evaluation with other settings, and the two must not mix: "
+                    f"{_changes(found, wanted)}. Choose another --out, or remove the folder."
                 )
-            path.mkdir(parents=True, exist_ok=True)
-            scratch = path / f".{_SETTINGS}"
-            scratch.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(scratch, file)
-            return
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}. Choose another --out.") from error
-        if found != wanted:
-            changes = "; ".join(
-                f"{name}: {found.get(name)!r} → {wanted.get(name)!r}"
-                for name in dict.fromkeys([*found, *wanted])
-                if found.get(name) != wanted.get(name)
-            )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
-                f"{path} holds an evaluation with other settings, and the two must not mix: {changes}. Choose another "
-                "--out, or remove the folder."
+                f"{path} is in use, and not by an evaluation (it has no {_SETTINGS}): choose another --out"
             )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _replace(file, wanted)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}. Choose another --out.") from error
 
     def lines(self, name: str, *, key: tuple[str, ...]) -> Lines:
         """The rows of one of its files, which begins empty."""
         return Lines(self.path / f"{name}.jsonl", key)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        scratch = self.path / ".result.json"
-        scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, self.path / "result.json")
+        """Writes `result.json`."""
+        _replace(self.path / "result.json", result)
 
 
 class Lines:
@@ -99,3 +93,28 @@ class Lines:
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[tuple(row[name] for name in self.key)] = row
+
+
+def _read_settings(file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Choose another --out.") from error
+    return found
+
+
+def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {found.get(name)!r} → {wanted.get(name)!r}"
+        for name in dict.fromkeys([*found, *wanted])
+        if found.get(name) != wanted.get(name)
+    )
+
+
+def _replace(file: Path, content: Mapping[str, Any]) -> None:
+    """Written whole or not at all."""
+    scratch = file.with_name(f".{file.name}")
+    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(scratch, file)

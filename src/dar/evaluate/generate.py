@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,58 +14,35 @@ CHUNK = 16
 """Prompts sampled together, and so lost at most when an evaluation is interrupted."""
 
 Content = str | list[Message]
-Tokenize = Callable[[Sequence[Content]], Sequence[Prompt]]
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt to complete.
-
-    key: of its row in the outputs.
-    position: keys the random numbers, so that a question gets the same ones wherever an evaluation continues.
-    """
-
-    key: str
-    position: int
-    content: Content
-
-
-@dataclass(frozen=True)
 class Generator:
-    """A model that completes prompts, one completion each.
-
-    tokenize: prompts as the model reads them.
-    """
+    """A model that completes prompts, one completion each."""
 
     engine: Engine
-    tokenize: Tokenize
     max_completion_length: int
     seed: int
     decoding: Decoding
 
-    def complete(self, questions: Sequence[Question], lines: Lines, note: Note) -> None:
+    def complete(self, prompts: Sequence[Prompt], lines: Lines, note: Note) -> None:
         """Completes what the file does not have yet: rows with `key`, `prompt`, `completion` and `finish_reason`.
 
-        Raises:
-            DataError: a prompt cannot be used.
+        A prompt's position is its key, and keys its random numbers: they are the same wherever an evaluation continues.
         """
-        missing = [question for question in questions if (question.key,) not in lines]
-        prompts = self.tokenize([question.content for question in missing]) if missing else []
+        missing = [prompt for prompt in prompts if (str(prompt.position),) not in lines]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             rollouts = self.engine.generate(
-                [
-                    dataclasses.replace(prompt, position=question.position)
-                    for question, prompt in zip(chunk, prompts[start : start + CHUNK], strict=True)
-                ],
+                chunk,
                 1,
                 max_completion_length=self.max_completion_length,
                 key=SamplingKey(self.seed, "sample"),
                 decoding=self.decoding,
             )
             lines.append(
-                {"key": question.key, "prompt": question.content, "completion": text, "finish_reason": reason}
-                for question, text, reason in zip(chunk, rollouts.texts, rollouts.finish_reasons, strict=True)
+                {"key": str(prompt.position), "prompt": prompt.content, "completion": text, "finish_reason": reason}
+                for prompt, text, reason in zip(chunk, rollouts.texts, rollouts.finish_reasons, strict=True)
             )
-            note(f"{lines.path.stem}: {len(questions) - len(missing) + start + len(chunk)} of {len(questions)}")
+            note(f"{lines.path.stem}: {len(prompts) - len(missing) + start + len(chunk)} of {len(prompts)}")
