@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_judge import ScriptedJudge, said, user_text
 
 from dar.cli import main
+from dar.rewards.sandbox import Sandbox
 
 Run = Callable[..., tuple[int | str | None, str, str]]
 
@@ -120,16 +122,18 @@ def test_agreement_as_json_and_tables(dar: Run, preferences: Path, tmp_path: Pat
     assert "1 pairs have no choice and are left out" in out
 
 
-def test_gsm8k_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path):
+def test_gsm8k_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Checking answers has a time limit; what is shown must not depend on how busy the machine is.
+    monkeypatch.setattr(Sandbox, "map", lambda self, requests: [float("2" in one["gold"]) for one in requests])
     questions = tmp_path / "gsm.jsonl"
     questions.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "answer": "#### 4"}\n')
     command = ("eval", "gsm8k", tiny_folder, questions, "--out", tmp_path / "e", "--max-tokens", "4")
     code, out, err = dar(*command)
     assert code == 0
-    assert re.search(r"right\s+│\s+0\.0 │ .* │\s+2", out)
+    assert re.search(r"right\s+│\s+50\.0 │ .* │\s+2", out)
     assert "model: 2 of 2" in err
     code, out, err = dar(*command, "--json")
-    assert (code, json.loads(out)["percent"], json.loads(out)["n"]) == (0, 0, 2)
+    assert (code, json.loads(out)["percent"], json.loads(out)["n"]) == (0, 50, 2)
     assert "model:" not in err, "nothing is sampled again"
 
 
@@ -142,13 +146,54 @@ def test_ifeval_as_tables(dar: Run, tiny_folder: Path, tmp_path: Path):
         assert words in out
 
 
+def test_mt_bench_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path):
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    single, multi = "{question} {answer}", "{question_1} {answer_1} {question_2} {answer_2}"
+    templates = {
+        "single-v1": single,
+        "single-math-v1": single + "{ref_answer_1}",
+        "single-v1-multi-turn": multi,
+        "single-math-v1-multi-turn": multi + "{ref_answer_1} {ref_answer_2}",
+    }
+    fixed = {"system_prompt": "s", "output_format": "[[rating]]"}
+    judge_prompts = [{"name": name, "prompt_template": text, **fixed} for name, text in templates.items()]
+    questions = [
+        {"question_id": 1, "category": "stem", "turns": ["a", "b"]},
+        {"question_id": 2, "category": "math", "turns": ["c", "d"]},
+    ]
+    references = [{"question_id": 2, "choices": [{"turns": ["e", "f"]}]}]
+    command = (
+        *("eval", "mt-bench", "--model", tiny_folder, "--out", tmp_path / "e", "--max-tokens", "4"),
+        *("--questions", write("question.jsonl", questions), "--references", write("gpt-4.jsonl", references)),
+        *("--judge-prompts", write("judge_prompts.jsonl", judge_prompts), "--judge-model", "m"),
+    )
+    with ScriptedJudge(lambda body, before: said("?" if user_text(body).startswith("c") else "[[7]]")) as server:
+        code, out, err = dar(*command, "--base-url", server.url)
+        assert code == 0
+        assert re.search(r"overall\s+│\s+7\.00 │\s+7\.00 │\s+7\.00 │\s+2 │\s+2", out)
+        assert re.search(r"math\s+│\s+– │\s+– │\s+– │\s+0 │\s+2", out)
+        assert "2 answers of the judge hold no rating; what is not rated is left out of the means" in out
+        assert "turn 2, temperature 0.1, model: 1 of 1" in err
+        assert "judgements: 4 of 4" in err
+    code, out, _ = dar(*command, "--base-url", server.url, "--json")
+    found = json.loads(out)
+    assert (code, found["num_unreadable"], found["overall"]["both"]["mean"]) == (0, 2, 7)
+    assert found["categories"]["stem"]["second"]["num_ratings"] == 1
+    code, _, err = dar(*command, "--base-url", "nonsense")
+    assert code == 2
+    assert "dar eval mt-bench: base_url: expected a URL such as http://127.0.0.1:8000/v1" in err
+
+
 def test_a_missing_file_is_one_paragraph(dar: Run, tmp_path: Path):
     code, _, err = dar("eval", "win-rate", "--annotations", tmp_path / "none.json")
     assert code == 2
     assert err.strip() == f"dar (DataError): the data file {tmp_path / 'none.json'} does not exist"
 
 
-@pytest.mark.parametrize("command", ["win-rate", "agreement", "ifeval", "gsm8k"])
+@pytest.mark.parametrize("command", ["win-rate", "agreement", "ifeval", "gsm8k", "mt-bench"])
 def test_help_teaches_by_example(dar: Run, command: str):
     code, out, _ = dar("eval", command, "--help")
     assert code == 0

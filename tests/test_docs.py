@@ -100,7 +100,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def shell_lines() -> Iterator[list[str]]:
     """The words of every command in the pages' shell blocks."""
     for page in PAGES:
-        for line in "".join(blocks(page, "sh")).splitlines():
+        for line in "".join(blocks(page, "sh")).replace("\\\n", "").splitlines():
             yield shlex.split(line, comments=True)
 
 

@@ -35,7 +35,7 @@ FLOORS = (
     ("train",),
     ("report",),
     ("build",),
-    ("plan", "trainer", "compare", "evaluations", "reward_training"),
+    ("plan", "trainer", "compare", "evaluations", "mt_bench", "reward_training"),
     ("cli",),
     ("__main__",),
 )

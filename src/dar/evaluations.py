@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from dar.build import build_generator, build_judging_reward, check_reward, read_
 from dar.config import RuntimeSpec
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
-from dar.evaluate.folder import EvaluationFolder, Lines
+from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
@@ -80,7 +79,7 @@ def run_win_rate(
             "kind": "win-rate",
             "model": model,
             "against": against,
-            "prompts": _digest(prompts),
+            "prompts": file_digest(prompts),
             "prompt_column": prompt_column,
             "category_column": category_column,
             "judge": _judge_settings(judge),
@@ -156,7 +155,7 @@ def run_choices(pairs: Sequence[LabeledPair], preferences: Path, judge: str, out
         ConfigError: the folder holds another evaluation, or the judge cannot be built.
     """
     reward = build_judging_reward(judge)
-    settings = {"kind": "agreement", "preferences": _digest(preferences), "judge": _judge_settings(judge)}
+    settings = {"kind": "agreement", "preferences": file_digest(preferences), "judge": _judge_settings(judge)}
     folder = EvaluationFolder(out, settings | {"num_pairs": len(pairs)})
     lines = folder.lines("judgements", key=("pair", "model_first"))
     todo = [PairToJudge(pair.key, pair.prompt, *pair.completions, category=pair.subset) for pair in pairs]
@@ -168,7 +167,7 @@ def _rows(prompts: Path, sampling: Sampling) -> list[Row]:
 
 
 def _settings(kind: str, model: str, prompts: Path, sampling: Sampling) -> dict[str, Any]:
-    return {"kind": kind, "model": model, "prompts": _digest(prompts), **dataclasses.asdict(sampling)}
+    return {"kind": kind, "model": model, "prompts": file_digest(prompts), **dataclasses.asdict(sampling)}
 
 
 def _judge_settings(judge: str) -> dict[str, Any]:
@@ -176,11 +175,6 @@ def _judge_settings(judge: str) -> dict[str, Any]:
     aside = dict.fromkeys(("weight", "name", "on_failure", "max_failed_share", "cache", "budget", "price"), True)
     endpoint = {"base_url", "api_key_env", "concurrency", "timeout", "patience"}
     return read_judge(judge).model_dump(exclude={**aside, "endpoint": endpoint})
-
-
-def _digest(path: Path) -> dict[str, str]:
-    """The file and what is in it: the same name may hold other prompts tomorrow."""
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dar.build.algorithm import build_algorithm, require_reference_is_read
 from dar.build.data import build_data, build_prompts, context_length
 from dar.build.device import resolve_precision
-from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.build.evaluation import build_generator, build_generators, build_judging_reward, read_judge, read_prompts
 from dar.build.loop import build_loop
 from dar.build.objects import Objects
 from dar.build.policy import build_policy
@@ -16,6 +16,7 @@ __all__ = [
     "build_algorithm",
     "build_data",
     "build_generator",
+    "build_generators",
     "build_judging_reward",
     "build_loop",
     "build_oracle",

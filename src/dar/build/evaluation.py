@@ -27,7 +27,14 @@ from dar.tables import Row
 
 
 def read_prompts(
-    model: str, rows: Sequence[Row], *, prompt_column: str, max_completion_length: int, is_plain: bool, where: str
+    model: str,
+    rows: Sequence[Row],
+    *,
+    prompt_column: str,
+    max_completion_length: int,
+    is_plain: bool,
+    where: str,
+    num_completions: int = 1,
 ) -> tuple[Prompt, ...]:
     """A file's prompts as a model reads them; its weights are not loaded.
 
@@ -35,9 +42,10 @@ def read_prompts(
         model: Hub id, folder or `.gguf` file.
         rows: of the file.
         prompt_column: of the rows.
-        max_completion_length: tokens for which a prompt must leave room.
+        max_completion_length: most tokens of a completion.
         is_plain: prompts are used as they are; else a string is one user message, and the chat template is applied.
         where: the file, for messages.
+        num_completions: for which a prompt must leave room; two where another turn is to follow.
 
     Raises:
         ConfigError: the model cannot be had, has no chat template, or no room for a prompt.
@@ -49,39 +57,47 @@ def read_prompts(
     if not is_plain and not tokenizer.chat_template:
         raise ConfigError(f"{model} has no chat template: add --plain to give it the prompts as they are")
     context = context_length(load_config(spec))
-    if context is not None and context <= max_completion_length:
-        raise ConfigError(f"--max-tokens is {max_completion_length}, but {model} reads at most {context} tokens")
-    longest = None if context is None else context - max_completion_length
+    room = num_completions * max_completion_length
+    if context is not None and context <= room:
+        times = f", {num_completions} times" if num_completions > 1 else ""
+        raise ConfigError(f"--max-tokens is {max_completion_length}{times}, but {model} reads at most {context} tokens")
+    longest = None if context is None else context - room
     advice = f"{model} reads {context} tokens: lower --max-tokens, or leave these rows out of the file."
     return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where=where, advice=advice).prompts
 
 
 def build_generator(model: str, *, max_completion_length: int, temperature: float, seed: int) -> Generator:
-    """A model ready to complete prompts.
+    """A model ready to complete prompts. Arguments and errors as of `build_generators`."""
+    return build_generators(model, [temperature], max_completion_length=max_completion_length, seed=seed)[temperature]
+
+
+def build_generators(
+    model: str, temperatures: Sequence[float], *, max_completion_length: int, seed: int
+) -> dict[float, Generator]:
+    """A model, loaded once, ready to complete prompts at several temperatures.
 
     Args:
         model: Hub id, folder or `.gguf` file.
+        temperatures: 0 = the likeliest token every time.
         max_completion_length: most tokens of a completion.
-        temperature: 0 = the likeliest token every time.
         seed: of the random numbers.
 
     Raises:
         ConfigError: the model cannot be loaded.
     """
     spec, runtime = ModelSpec.model_validate({"path": model}), RuntimeSpec()
-    policy = Policy(
-        load_model(spec),
-        load_tokenizer(spec),
-        resolve_precision(runtime),
-        temperature=temperature or 1.0,
-        with_reference=False,
-    )
-    return Generator(
-        engine=InProcessEngine(policy, max_tokens=runtime.max_cache_tokens),
-        max_completion_length=max_completion_length,
-        seed=seed,
-        decoding=Decoding(greedy=temperature == 0),
-    )
+    causal_lm, tokenizer, precision = load_model(spec), load_tokenizer(spec), resolve_precision(runtime)
+
+    def generator(temperature: float) -> Generator:
+        policy = Policy(causal_lm, tokenizer, precision, temperature=temperature or 1.0, with_reference=False)
+        return Generator(
+            engine=InProcessEngine(policy, max_tokens=runtime.max_cache_tokens),
+            max_completion_length=max_completion_length,
+            seed=seed,
+            decoding=Decoding(greedy=temperature == 0),
+        )
+
+    return {temperature: generator(temperature) for temperature in temperatures}
 
 
 def read_judge(judge: str) -> AnyReward:

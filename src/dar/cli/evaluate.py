@@ -12,6 +12,7 @@ from rich.console import Console
 from dar.cli.common import hide_file_progress
 from dar.cli.evaluate_benchmarks import gsm8k, ifeval
 from dar.cli.evaluate_options import AsJson, MaxTokens, NumPrompts, Plain, Seed, Temperature, note
+from dar.cli.mt_bench import mt_bench
 from dar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 eval_app = typer.Typer(
     name="eval",
-    help="Measure a model: win rates, checkable answers, agreement with people. What each figure means: "
+    help="Measure a model: win rates, checkable answers, MT-Bench, agreement with people. What each figure means: "
     "docs/evaluation.md.",
     no_args_is_help=True,
 )
@@ -209,3 +210,4 @@ def _show_win_rate(
 
 eval_app.command("ifeval")(ifeval)
 eval_app.command("gsm8k")(gsm8k)
+eval_app.command("mt-bench")(mt_bench)

@@ -13,6 +13,7 @@ from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
 from dar.evaluate.intervals import Interval
 from dar.evaluate.length_controlled import LengthControlled
+from dar.evaluate.mt_bench.scores import MTBench, Score
 from dar.evaluate.preference_files import LabeledPairs
 from dar.evaluate.win_rate import Tally, WinRate
 
@@ -105,6 +106,26 @@ def print_agreement(console: Console, title: str, result: Agreement, labeled: La
             _line(console, f"{number} {what}")
     if result.subsets:
         console.print(_subsets(result))
+
+
+def print_mt_bench(console: Console, title: str, result: MTBench) -> None:
+    table = _table(title, "", "both turns", "first turn", "second turn", "rated", "not rated")
+    for name, row in {"overall": result.overall, **result.categories}.items():
+        scores = (_score(score) for score in (row.both, row.first, row.second))
+        table.add_row(Text(name), *scores, str(row.both.num_ratings), str(row.both.num_failed))
+    console.print(table)
+    _line(console, "ratings from 1 to 10 ± standard error over questions")
+    for number, what in (
+        (result.num_unreadable, "answers of the judge hold no rating"),
+        (result.num_unanswered, "requests got no answer from the judge: the same command asks again"),
+    ):
+        if number:
+            _line(console, f"{number} {what}; what is not rated is left out of the means")
+
+
+def _score(score: Score) -> str:
+    error = "" if score.standard_error is None else f" ± {score.standard_error:.2f}"
+    return "–" if score.mean is None else f"{score.mean:.2f}{error}"
 
 
 def _fit_in_words(controlled: LengthControlled) -> str:

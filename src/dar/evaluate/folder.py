@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -93,6 +94,11 @@ class Lines:
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[tuple(row[name] for name in self.key)] = row
+
+
+def file_digest(path: Path) -> dict[str, str]:
+    """The file and what is in it, for settings: the same name may hold other rows tomorrow."""
+    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _read_settings(file: Path) -> Mapping[str, Any]:

@@ -166,7 +166,7 @@ class Judge:
 
         if missing:
             async with self.client.session() as session:
-                await _all([fetch(session, key) for key in missing])
+                await ask_all([fetch(session, key) for key in missing])
         return [results[self._key(question)] for question in questions]
 
     def _key(self, question: Messages) -> str:
@@ -186,7 +186,7 @@ def _preference(forward: Verdict | Failed, backward: Verdict | Failed) -> Prefer
     return backward if isinstance(backward, Failed) else Preference(forward, backward)
 
 
-async def _all(work: Sequence[Any]) -> None:
+async def ask_all(work: Sequence[Any]) -> None:
     """Everything at once; the first error cancels the rest and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:

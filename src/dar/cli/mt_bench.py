@@ -1,0 +1,82 @@
+"""`dar eval mt-bench`: answers of two turns, rated by a judging model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dar.cli.common import hide_file_progress
+from dar.cli.evaluate_options import AsJson, MaxTokens, Out, Seed, note
+from dar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dar.config import JudgeEndpointSpec
+
+
+def mt_bench(
+    model: Annotated[
+        str, typer.Option(help="The model: Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
+    ],
+    questions: Annotated[Path, typer.Option(help="MT-Bench's question.jsonl.", show_default=False)],
+    references: Annotated[
+        Path,
+        typer.Option(help="MT-Bench's reference_answer/gpt-4.jsonl: math, reasoning and coding.", show_default=False),
+    ],
+    judge_prompts: Annotated[Path, typer.Option(help="MT-Bench's judge_prompts.jsonl.", show_default=False)],
+    out: Out,
+    base_url: Annotated[str, typer.Option(help="Of the judge, such as http://127.0.0.1:8000/v1.", show_default=False)],
+    judge_model: Annotated[str, typer.Option(help="As the judge's server calls it.", show_default=False)],
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the judge's key.")] = None,
+    judge_max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a judgement.")] = 2048,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge under way at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request to the judge may take.")] = 300.0,
+    max_tokens: MaxTokens = 1024,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of every category. Without it, MT-Bench's of each.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    num_questions: Annotated[int | None, typer.Option(min=1, help="Only the first ones.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scores from 1 to 10 for answers to MT-Bench's questions of two turns, by category and turn.
+
+    dar eval mt-bench --model RUN/model --questions question.jsonl --references gpt-4.jsonl --judge-prompts
+    judge_prompts.jsonl --base-url http://127.0.0.1:8000/v1 --judge-model JUDGE --out evals/mt-bench
+    """
+    judge = _endpoint(
+        base_url=base_url,
+        model=judge_model,
+        api_key_env=api_key_env,
+        max_tokens=judge_max_tokens,
+        concurrency=concurrency,
+        timeout=timeout,
+        top_logprobs=0,
+    )
+    from dar.cli.evaluate_tables import print_mt_bench
+    from dar.mt_bench import Answering, Files, run_mt_bench
+
+    hide_file_progress()
+    files = Files(questions, references, judge_prompts)
+    result = run_mt_bench(model, files, judge, out, Answering(max_tokens, temperature, seed, num_questions), note)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
+    else:
+        print_mt_bench(Console(), f"MT-Bench: {model}, judged by {judge_model}", result)
+
+
+def _endpoint(**values: Any) -> JudgeEndpointSpec:
+    from pydantic import ValidationError
+
+    from dar.config import JudgeEndpointSpec
+    from dar.recipe import explain
+
+    try:
+        return JudgeEndpointSpec.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("dar eval mt-bench: " + "; ".join(explain(error, values))) from error
