@@ -200,6 +200,14 @@ def test_plan_prints_what_a_step_will_do_and_writes_nothing(run: Run, write_reci
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_as_json(run: Run, write_recipe: Write):
+    found = run("plan", write_recipe(), "num_generations=6", "--json")
+    assert found.code == 0
+    plan = json.loads(found.out)
+    assert (plan["rows_per_step"], plan["num_train_prompts"]) == (12, 5)
+    assert "forward pass of the reference" in plan["passes"]
+
+
 def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
     found = run("plan", write_recipe(), "data.max_prompt_length=9", "data.long_prompts=drop")
     assert "2 to train on, 3 dropped, 0 held out" in found.out
@@ -331,6 +339,15 @@ def test_prompt_is_a_user_message_unless_plain(run: Run, tiny_folder: Path):
     assert chat.code == plain.code == 0
     assert chat.out != plain.out
     assert run("sample", tiny_folder, "<|user|>say a<eos><|assistant|>", "--max-tokens", "6", "--plain").out == chat.out
+
+
+def test_samples_as_json(run: Run, tiny_folder: Path):
+    arguments = ("sample", tiny_folder, "say a", "--max-tokens", "6")
+    shown, found = run(*arguments), json.loads(run(*arguments, "--json").out)
+    assert found["prompt"] == [{"role": "user", "content": "say a"}]
+    assert len(found["completions"]) == 3
+    for number, row in enumerate(found["completions"], start=1):
+        assert f"── {number} ({row['finish_reason']}) ──\n{row['completion']}\n" in shown.out
 
 
 def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

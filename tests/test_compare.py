@@ -273,6 +273,11 @@ def test_the_command_writes_table_json_and_plot(write_recipe: Callable[..., Path
     found = json.loads((out / "comparison.json").read_text())
     assert found["methods"]["best_of_n"]["num_runs"] == 2
     assert (out / "frontier.png").is_file()
+    again = CliRunner().invoke(
+        app, ["compare", str(recipe), "-a", "best_of_n", "--seeds", "2", "-o", str(out), "--json"]
+    )
+    assert json.loads(again.stdout) == found
+    assert again.stderr.count("finished before") == 2
 
 
 def test_the_command_tries_learning_rates_and_a_later_call_adds_methods(

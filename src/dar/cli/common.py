@@ -15,6 +15,8 @@ Overrides = Annotated[
     ),
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of what people read.")]
+
 
 def hide_file_progress() -> None:
     """transformers' bars tell of files, not of the run, and would break up ours."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar.cli.common import Overrides, Recipe
+from dar.cli.common import AsJson, Overrides, Recipe
 
 
 def compare(
@@ -39,6 +39,7 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the runs, comparison.json and frontier.png.")
     ] = Path("runs/compare"),
+    as_json: AsJson = False,
 ) -> None:
     """Train one recipe with several methods on the same prompts, and put the held-out figures side by side.
 
@@ -47,7 +48,8 @@ def compare(
     """
     from dar.compare import at_learning_rates, parse_arms, plot_frontier, run_all, summarize
 
-    console = Console()
+    # With --json only comparison.json's content goes to standard output.
+    console = Console(stderr=as_json)
     arms = parse_arms(algorithms)
     if learning_rates is not None:
         arms = at_learning_rates(arms, learning_rates)
@@ -59,11 +61,14 @@ def compare(
     if summary["runs"]:
         plot_frontier(summary, out / "frontier.png")
         written.append(out / "frontier.png")
-        console.print(_comparison_table(summary))
+        if not as_json:
+            console.print(_comparison_table(summary))
     for run in summary["runs"]:
         if run["stopped_by"]:
             console.print(Text(_stopped(run)))
     console.print(Text(", ".join(map(str, written))))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
     if summary["failed"]:
         raise typer.Exit(1)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from dar.cli.common import hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress
 from dar.cli.evaluate_benchmarks import gsm8k, ifeval
-from dar.cli.evaluate_options import AsJson, MaxTokens, NumPrompts, Plain, Seed, Temperature, note
+from dar.cli.evaluate_options import MaxTokens, NumPrompts, Plain, Seed, Temperature, note
 from dar.cli.mt_bench import mt_bench
 from dar.errors import ConfigError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from dar.cli.common import hide_file_progress
-from dar.cli.evaluate_options import AsJson, MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
+from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.evaluate_options import MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
 
 if TYPE_CHECKING:
     from dar.evaluate.benchmarks import IFEval, Share

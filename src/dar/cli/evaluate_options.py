@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same completions and intervals.")]
 Out = Annotated[
     Path, typer.Option(help="Folder of settings, completions and results. Run again to continue.", show_default=False)

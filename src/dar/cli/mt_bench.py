@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dar.cli.common import hide_file_progress
-from dar.cli.evaluate_options import AsJson, MaxTokens, Out, Seed, note
+from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.evaluate_options import MaxTokens, Out, Seed, note
 from dar.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from dar.cli.common import hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress
 from dar.errors import ConfigError
 
 
@@ -37,6 +39,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
     from dar.build import build_prompts, context_length, resolve_precision
@@ -80,10 +83,19 @@ def sample(
         decoding=decoding,
     )
     seconds, num_tokens = time.perf_counter() - started, int(rollouts.groups.mask.sum())
-    console = Console()
-    for index, (completion, reason) in enumerate(zip(rollouts.texts, rollouts.finish_reasons, strict=True), start=1):
-        console.print(Text(f"── {index} ({reason}) ──", style="dim"))
-        console.print(Text(completion), soft_wrap=True)
+    found = list(zip(rollouts.texts, rollouts.finish_reasons, strict=True))
+    if as_json:
+        rows = [{"completion": completion, "finish_reason": reason} for completion, reason in found]
+        typer.echo(json.dumps({"prompt": prompts.prompts[0].content, "completions": rows}, indent=2))
+    else:
+        _show(found)
     # Not among the completions: the same call prints the same completions, but never takes the same time.
     speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens per second"
     Console(stderr=True).print(Text(speed, style="dim"))
+
+
+def _show(completions: Sequence[tuple[str, str]]) -> None:
+    console = Console()
+    for index, (completion, reason) in enumerate(completions, start=1):
+        console.print(Text(f"── {index} ({reason}) ──", style="dim"))
+        console.print(Text(completion), soft_wrap=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar.cli.common import Overrides, Recipe, hide_file_progress
+from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress
+
+if TYPE_CHECKING:
+    from dar.config import RunSpec
+    from dar.plan import Plan
 
 
-def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights.
 
     (A .gguf model is converted into the cache on first use.)
@@ -26,7 +32,14 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
     hide_file_progress()
     found = make_plan(spec)
-    table = Table(title=str(recipe), title_justify="left", show_header=False)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        Console().print(_plan_table(str(recipe), spec, found))
+
+
+def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
     dropped = f", {found.num_dropped} dropped" if found.num_dropped else ""
     total = found.weights_gb + found.optimizer_gb + found.microbatch_gb
     for label, value in (
@@ -53,7 +66,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
         ("run folder", spec.output_dir),
     ):
         table.add_row(label, Text(value))
-    Console().print(table)
+    return table
 
 
 def train(
