@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dar.errors import RewardError
+from dar.errors import ConfigError, RewardError
 from dar.judge.budget import Budget
 from dar.judge.counts import Counts
 from dar.judge.reply import MalformedReply, Reply, read_reply
@@ -21,6 +22,8 @@ from dar.rewards import Failed
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+_NO_KEY = "none"
+"""The SDK wants a key even where none is sent."""
 _MALFORMED_TRIES = 3
 """How often a request may be answered with what is no chat completion: such answers may have to be paid for."""
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -43,6 +46,9 @@ class Endpoint:
     concurrency: requests under way at once.
     timeout: seconds one attempt may take, from the first byte sent to the last one received.
     patience: seconds of failed attempts after which a request is given up.
+
+    Raises:
+        ConfigError: the key cannot be sent.
     """
 
     base_url: str
@@ -55,6 +61,15 @@ class Endpoint:
     concurrency: int = 32
     timeout: float = 60.0
     patience: float = 300.0
+
+    def __post_init__(self) -> None:
+        key = self.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+            # As a header it would be refused, and the refusal would show it.
+            raise ConfigError(
+                "the judge's key begins or ends with white space, or has characters that no HTTP header can have, "
+                "such as the end of a line: set the environment variable that api_key_env names without them"
+            )
 
     def sampling(self) -> dict[str, Any]:
         """What of a request decides over the answer, beside its messages."""
@@ -102,10 +117,11 @@ class Client:
 
         endpoint = self.endpoint
         connection = AsyncOpenAI(
-            api_key=endpoint.api_key or "none",
+            api_key=endpoint.api_key or _NO_KEY,
             base_url=endpoint.base_url,
             max_retries=0,
             timeout=endpoint.timeout,
+            default_headers=_own_headers(endpoint),
         )
         async with connection:
             yield Session(self, connection)
@@ -171,10 +187,6 @@ class Session:
         from openai import APIConnectionError, APIStatusError, Omit  # noqa: PLC0415 - loaded by the session
 
         endpoint, client = self._client.endpoint, self._client
-        # Organization and project of the environment are meant for another server than this one, and so is its key.
-        headers: Any = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-        if endpoint.api_key is None:
-            headers["Authorization"] = Omit()
         started = time.monotonic()
         try:
             # The deadline is on the whole: a server that sends a byte now and then never makes a read time out.
@@ -186,16 +198,19 @@ class Session:
                         {"role": "user", "content": messages.user},
                     ],
                     extra_body=endpoint.sampling(),
-                    extra_headers=headers,
+                    extra_headers={"Authorization": Omit()} if endpoint.api_key is None else {},
                 )
         except TimeoutError:
             raise _Unanswered(f"no answer within {endpoint.timeout:g} s") from None
+        except UnicodeEncodeError as error:
+            raise _Refused(f"the question cannot be sent: {error.reason}") from None
         except APIConnectionError as error:
             # The cause names what happened; the error itself says "Connection error."
             cause = error.__cause__ or error
             raise _Unanswered(self._shown(f"{type(cause).__name__}: {cause}")) from error
         except APIStatusError as error:
-            raise self._judged(error) from error
+            # Without its cause, which has the server's words as they came, and with them perhaps the key.
+            raise self._judged(error) from None
         self._outage.answered()
         reply = read_reply(raw.http_response.content)
         client.counts.answered(
@@ -224,6 +239,19 @@ class Session:
         key = self._client.endpoint.api_key
         text = " ".join((text.replace(key, "***") if key else text).split())
         return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _own_headers(endpoint: Endpoint) -> dict[str, Any]:
+    """Headers that leave out what the environment has for another server: its key, ids and additional headers."""
+    from openai import Omit  # noqa: PLC0415 - loaded by the session
+
+    given = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    ambient = {line.partition(":")[0].strip() for line in given if ":" in line}
+    own: dict[str, Any] = {name: Omit() for name in ambient if name.lower() != "authorization"}
+    own |= {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+    # Named here, so that the environment cannot name another.
+    own["Authorization"] = f"Bearer {endpoint.api_key or _NO_KEY}"
+    return own
 
 
 def _message(error: APIStatusError) -> str:

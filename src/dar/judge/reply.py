@@ -48,7 +48,8 @@ class _Part(BaseModel):
 
 class _Candidate(_Part):
     token: str
-    logprob: float
+    # A little above 0 by rounding; far above it, it is no log-probability.
+    logprob: Annotated[float, Field(le=0.01)]
 
 
 class _Token(_Candidate):
@@ -69,8 +70,8 @@ class _Choice(_Part):
 
 
 class _Usage(_Part):
-    prompt_tokens: Annotated[int, Field(ge=0)] = 0
-    completion_tokens: Annotated[int, Field(ge=0)] = 0
+    prompt_tokens: Annotated[int, Field(ge=0)] | None = None
+    completion_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
 class _ChatCompletion(_Part):
@@ -95,8 +96,8 @@ def read_reply(body: bytes) -> Reply:
     return Reply(
         text=choice.message.content or "",
         tokens=tuple(_token(token) for token in content or ()),
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
     )
 
 

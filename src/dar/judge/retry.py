@@ -49,7 +49,10 @@ def retry_after_seconds(value: str | None, *, now: float | None = None) -> float
         date = email.utils.parsedate_tz(value)
         if date is None:
             return None
-        seconds = email.utils.mktime_tz(date) - (time.time() if now is None else now)
+        try:
+            seconds = email.utils.mktime_tz(date) - (time.time() if now is None else now)
+        except (ValueError, OverflowError):
+            return None  # a day that no calendar has
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
