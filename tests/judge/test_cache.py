@@ -85,6 +85,22 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: 
     assert "cannot be used: unable to open database file" in caplog.text
 
 
+def test_a_damaged_file_that_cannot_be_set_aside_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "judge.sqlite"
+    path.write_bytes(b"no database " * 50)
+
+    def refuse(self: Path, target: Path) -> None:
+        # A folder that cannot be written; permissions would not keep root from it.
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with caplog.at_level(logging.WARNING):
+        ReplyCache(path).put("a", REPLY)
+    assert "and cannot be set aside: [Errno 13] Permission denied" in caplog.text
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot make the folder of the judge's cache"):

@@ -85,10 +85,16 @@ class ReplyCache:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
             number += 1
-        self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            # They belong to the damaged file; left here, they would be played into the new one.
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        try:
+            self.path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                # They belong to the damaged file; left here, they would be played into the new one.
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        except FileNotFoundError:
+            return  # another process was quicker after all
+        except OSError as problem:
+            log.warning("the judge's cache %s is damaged (%s) and cannot be set aside: %s", self.path, error, problem)
+            return
         log.warning("the judge's cache %s is damaged (%s): set aside as %s", self.path, error, aside.name)
 
 
