@@ -24,7 +24,7 @@ from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.evaluations import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
-from dar.rewards import Failed, Reward
+from dar.rewards import Failed, Reward, group_reward
 from dar.rewards.sandbox import Sandbox
 
 TINY = Sampling(max_tokens=6)
@@ -96,6 +96,17 @@ def longer_wins(body: dict[str, Any], before: int) -> Answer:
     """Prefers the longer completion, and the first of two that are as long."""
     first, second = (len(between(user_text(body), name)) for name in ("completion_a", "completion_b"))
     return said("B" if second > first else "A")
+
+
+def test_a_reward_that_compares_a_prompts_completions_compares_a_pair(tmp_path: Path):
+    @group_reward
+    def shortest_wins(completions: list[str]) -> list[float]:
+        return [float(len(text) == min(map(len, completions))) for text in completions]
+
+    pairs = [PairToJudge("0", "q", "aa", "a"), PairToJudge("1", "q", "aaa", "aaaa")]
+    found = judge_pairs(pairs, Reward("shortest", shortest_wins), lines(tmp_path), quiet)
+    # All four together, "aaa" would not be the shortest.
+    assert [one.preference for one in found] == [0.0, 1.0]
 
 
 def test_a_pairwise_judge_is_asked_in_both_orders(tmp_path: Path):

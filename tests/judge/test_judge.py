@@ -89,6 +89,18 @@ def test_an_answer_without_a_score_is_a_failure_and_not_cached(tmp_path: Path):
         assert judge.score(items("a")) == [Score(7.0, None, "7")]
 
 
+def test_an_answer_in_the_cache_that_another_scale_cannot_read_is_a_failure(tmp_path: Path):
+    path = tmp_path / "own.yaml"
+    path.write_text("system: s\nuser: '{{ completion }}'\n")
+    with ScriptedJudge(lambda body, before: said("7")) as server:
+        for scale, failures in ((Scale(1, 10), 0), (Scale(1, 5), 1)):
+            judge = make_judge(server.url, cache=ReplyCache(tmp_path / "c"), scale=scale)
+            judge.template = load_template(str(path), "pointwise")  # one that does not name the scale
+            judge.score(items("a"))
+            counts = judge.client.counts.drain()
+            assert (counts["parse_failures"], counts["cache_hits"]) == (failures, failures)
+
+
 @pytest.mark.parametrize("answer", ["0", "11", "-4", "100"])
 def test_an_answer_out_of_range_is_a_failure(answer: str):
     with ScriptedJudge(lambda body, before: said(answer)) as server:

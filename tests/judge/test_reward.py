@@ -20,8 +20,9 @@ from dar.rewards import Failed
 def call(reward: ScoreReward | WinsReward, prompts: list[Any], completions: list[Any], **columns: Any) -> list[Any]:
     """As a reward function is called: by keyword, with everything."""
     rows = len(prompts)
-    always = {"completion_ids": [[1]] * rows, "finish_reasons": ["eos"] * rows}
-    return asyncio.run(reward(prompts=prompts, completions=completions, **always, **columns))
+    groups = [prompts.index(prompt) for prompt in prompts]
+    always = {"completion_ids": [[1]] * rows, "finish_reasons": ["eos"] * rows, "group_ids": groups}
+    return asyncio.run(reward(prompts=prompts, completions=completions, **(always | columns)))
 
 
 def message(text: str) -> list[dict[str, str]]:
@@ -75,10 +76,13 @@ def test_the_budget_goes_on_where_it_was():
         resumed.restore(reward.state())
         with pytest.raises(RewardError, match="2 were made, 2 more are due"):
             call(resumed, ["p", "p"], ["aaa", "aaaa"])
+        # A judge that was not there yet.
+        resumed.restore({})
+        assert resumed.state() == {"requests": 0, "tokens": 0}
 
 
-def test_groups_are_equal_neighbours():
-    assert groups_of(["p", "p", "q", "p"]) == [range(0, 2), range(2, 3), range(3, 4)]
+def test_groups_are_the_batchs_own():
+    assert groups_of([0, 0, 1, 2]) == [range(0, 2), range(2, 3), range(3, 4)]
     assert groups_of([]) == []
     assert group_pairs(range(2, 5), "all") == [(2, 3), (2, 4), (3, 4)]
     assert group_pairs(range(2, 5), "first") == [(2, 3), (2, 4)]
@@ -101,6 +105,14 @@ def test_against_the_first_of_the_group_only():
     with ScriptedJudge(prefers_longer) as server:
         reward = WinsReward(make_judge(server.url, "pairwise"), opponents="first")
         assert call(reward, ["p"] * 3, ["aa", "a", "aaa"]) == [0.5, 0.0, 1.0]
+    assert len(server.bodies) == 2 * 2
+
+
+def test_a_prompt_that_comes_twice_is_two_groups():
+    with ScriptedJudge(prefers_longer) as server:
+        reward = WinsReward(make_judge(server.url, "pairwise"))
+        shares = call(reward, ["p"] * 4, ["a", "aa", "aaa", "aaaa"], group_ids=[0, 0, 1, 1])
+    assert shares == [0.0, 1.0, 0.0, 1.0]
     assert len(server.bodies) == 2 * 2
 
 

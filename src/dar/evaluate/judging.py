@@ -82,6 +82,7 @@ def score_pairs(pairs: Sequence[PairToJudge], reward: Reward) -> list[Judgement]
     rows = [(pair, text) for pair in pairs for text in (pair.model, pair.baseline)]
     names = dict.fromkeys(name for pair in pairs for name in pair.columns)
     arguments: dict[str, Any] = {name: [pair.columns.get(name) for pair, _ in rows] for name in names}
+    arguments["group_ids"] = [index for index in range(len(pairs)) for _ in range(2)]
     arguments["prompts"] = [pair.prompt for pair, _ in rows]
     arguments["completions"] = [
         text if isinstance(pair.prompt, str) else [{"role": "assistant", "content": text}] for pair, text in rows

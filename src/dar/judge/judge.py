@@ -149,6 +149,8 @@ class Judge:
         results = {key: read(known[key]) for key in by_key if key in known}
         counts = self.client.counts
         counts.cache_hits += len(results)
+        # What another scale or `min_mass` could read, this one may not.
+        counts.parse_failures += sum(isinstance(result, Failed) for result in results.values())
         missing = [key for key in by_key if key not in known]
         self.client.budget.require(len(missing))
 

@@ -14,7 +14,7 @@ from dar.rewards.builtin import completion_text
 
 Opponents = Literal["all", "first"]
 
-_NOT_DATA = ("completion_ids", "finish_reasons")
+_NOT_DATA = ("completion_ids", "finish_reasons", "group_ids")
 """Arguments of reward functions that are no columns of the data."""
 
 
@@ -35,9 +35,9 @@ class _JudgeReward:
         return {"requests": budget.requests, "tokens": budget.tokens}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Goes on spending where `state` was."""
+        """Goes on spending where `state` was; a judge that a changed recipe has added has spent nothing."""
         budget = self.judge.client.budget
-        budget.requests, budget.tokens = int(state["requests"]), int(state["tokens"])
+        budget.requests, budget.tokens = int(state.get("requests", 0)), int(state.get("tokens", 0))
 
     def _rubric(self, columns: Mapping[str, Sequence[Any]], row: int) -> str | None:
         """The row's rubric; None where it has none.
@@ -103,11 +103,11 @@ class WinsReward(_JudgeReward):
         self._preferences: list[Preference] = []
 
     async def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+        self, prompts: Sequence[Any], completions: Sequence[Any], group_ids: Sequence[int], **columns: Sequence[Any]
     ) -> list[float | Failed]:
         columns = {name: values for name, values in columns.items() if name not in _NOT_DATA}
         texts = [completion_text(completion) for completion in completions]
-        pairs = [pair for group in groups_of(prompts) for pair in group_pairs(group, self.opponents)]
+        pairs = [pair for group in groups_of(group_ids) for pair in group_pairs(group, self.opponents)]
         # Two equal completions are a tie without asking.
         asked = [(a, b) for a, b in pairs if texts[a] != texts[b]]
         items = [PairItem(prompts[a], texts[a], texts[b], self._rubric(columns, a), _row(columns, a)) for a, b in asked]
@@ -147,10 +147,10 @@ def _share(scores: Sequence[float], failed: Failed | None) -> float | Failed:
     return failed or Failed("there is no other completion of its prompt to compare it with")
 
 
-def groups_of(prompts: Sequence[Any]) -> list[range]:
-    """Rows of equal neighbouring prompts: the groups of a group-major batch."""
-    starts = [row for row in range(len(prompts)) if row == 0 or prompts[row] != prompts[row - 1]]
-    return [range(start, stop) for start, stop in pairwise([*starts, len(prompts)])]
+def groups_of(group_ids: Sequence[int]) -> list[range]:
+    """The rows of each group of a group-major batch. Not by the prompts: two groups may have the same one."""
+    starts = [row for row in range(len(group_ids)) if row == 0 or group_ids[row] != group_ids[row - 1]]
+    return [range(start, stop) for start, stop in pairwise([*starts, len(group_ids)])]
 
 
 def group_pairs(group: range, opponents: Opponents) -> list[tuple[int, int]]:
