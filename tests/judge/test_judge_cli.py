@@ -72,6 +72,29 @@ def test_rows_without_the_columns(tmp_path: Path):
     assert str(result.exception).endswith("rows.jsonl: row 0 has no completion; it has prompt, text")
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "p", "completion": None}, "completion must be text or a list of messages with role and content"),
+        ({"prompt": 5, "completion": "c"}, "prompt must be text or a list of messages with role and content, found 5"),
+        ({"prompt": [{"role": "user"}], "completion": "c"}, "prompt must be text or a list of messages"),
+        ({"prompt": [], "completion": "c"}, r"found []"),
+    ],
+)
+def test_rows_that_are_no_text(tmp_path: Path, row: dict[str, object], problem: str):
+    result = run(tmp_path, "http://127.0.0.1:9/v1", [{"prompt": "p", "completion": "c"}, row])
+    assert isinstance(result.exception, DataError)
+    assert "rows.jsonl: row 1: " in str(result.exception)
+    assert problem in str(result.exception)
+
+
+def test_messages_are_judged_by_what_they_say(tmp_path: Path):
+    rows: list[dict[str, object]] = [{"prompt": "p", "completion": [{"role": "assistant", "content": "aaa"}]}]
+    with ScriptedJudge(length_script) as server:
+        result = run(tmp_path, server.url, rows, "--json")
+    assert json.loads(result.stdout)["score"] == 3.0
+
+
 def test_a_url_that_is_none(tmp_path: Path):
     result = run(tmp_path, "localhost", [{"prompt": "p", "completion": "a"}])
     assert isinstance(result.exception, ConfigError)

@@ -55,6 +55,7 @@ def judge(
     rows = rows_of(read_table(file), where=str(file))
     needed = ["completion"] if mode is JudgeMode.pointwise else ["completion_a", "completion_b"]
     _require_columns(rows, ["prompt", *needed, *([rubric_column] if rubric_column else [])], file)
+    _require_texts(rows, ["prompt", *needed], file)
     results = _judged(spec, rows, needed)
     if as_json:
         for result in results:
@@ -84,16 +85,29 @@ def _require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], 
             raise DataError(f"{file}: row {number} has no {' and no '.join(missing)}; it has {', '.join(row)}")
 
 
+def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
+    from dar.data.messages import is_conversation
+
+    for number, row in enumerate(rows):
+        for name in columns:
+            if not isinstance(row[name], str) and not is_conversation(row[name]):
+                raise DataError(
+                    f"{file}: row {number}: {name} must be text or a list of messages with role and content, found "
+                    f"{row[name]!r:.100}"
+                )
+
+
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """One result per row: what a machine may want to know of it."""
     from dar.build.judge import build_judge
     from dar.judge import PairItem, ScoreItem
     from dar.rewards import Failed
+    from dar.rewards.builtin import completion_text
 
     judge = build_judge(spec)
     rubrics = [None if spec.rubric_column is None else row[spec.rubric_column] for row in rows]
     others = [{name: value for name, value in row.items() if name not in ("prompt", *columns)} for row in rows]
-    texts = [[row[name] for name in columns] for row in rows]
+    texts = [[completion_text(row[name]) for name in columns] for row in rows]
     parts = zip(rows, texts, rubrics, others, strict=True)
     if spec.mode == "pointwise":
         scores = judge.score(
