@@ -90,7 +90,11 @@ def test_json_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"type": "strange"}', "is not a JSON schema: 'strange' is not valid"), ("{a: [", "cannot be read")],
+    [
+        ('{"type": "strange"}', "is not a JSON schema: 'strange' is not valid"),
+        ("{a: [", "cannot be read"),
+        ("", "is not a JSON schema: expected a mapping, found None"),
+    ],
 )
 def test_schema_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "schema.json"
