@@ -87,6 +87,10 @@ def test_ranks_standardise_over_the_global_batch() -> None:
 def test_joined_tables_keep_failures_and_logged_rewards() -> None:
     failed = RewardTable(torch.tensor([[NAN, 1.0]]), {"one": torch.tensor([[NAN, 1.0]])}, {}, {}, {"one": Shaping()})
     assert torch.equal(join_tables([failed, failed]).total.isnan(), torch.tensor([[True, False]] * 2))
+    shares = [
+        RewardTable(torch.ones(1, 2), {}, {"rewards/j/failed_fraction": x, "rewards/j/requests": x}) for x in (0.5, 0)
+    ]
+    assert join_tables(shares).reported == {"rewards/j/failed_fraction": 0.25, "rewards/j/requests": 0.5}
     logged = RewardTable(torch.tensor([[3.0, 1.0]]), {"impact": torch.tensor([[5.0, 5.0]])})
     assert join_tables([logged, logged]).total.tolist() == [[3.0, 1.0], [3.0, 1.0]]
     assert join_tables([logged, logged]).parts["impact"].tolist() == [[5.0, 5.0], [5.0, 5.0]]

@@ -202,22 +202,55 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: Write
     assert len(metrics_of(run)) == done + 2
 
 
-def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    recipe = write_recipe(prompts_per_step=4, steps=3)
-    alone = train(recipe, f"output_dir={tmp_path / 'one'}")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m", "dar",
-         "train", str(recipe), f"output_dir={tmp_path / 'two'}", "--quiet"],
-        env=environment, check=True, timeout=300,
+def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "dar",
+         "train", str(recipe), f"output_dir={folder}", "--quiet"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, cwd=recipe.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1200,
     )  # fmt: skip
+
+
+def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # About a third of the completions have no score: which, only they decide.
+    (tmp_path / "choosy_reward.py").write_text(
+        "import zlib\n"
+        "from dar.rewards import Failed\n"
+        "async def choosy(completions):\n"
+        "    marks = [zlib.crc32(str(text).encode()) for text in completions]\n"
+        "    return [float(mark % 5) if mark % 3 else Failed('unlucky') for mark in marks]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    choosy = {"type": "function", "function": "choosy_reward:choosy", "on_failure": "drop", "max_failed_share": 0.99}
+    recipe = write_recipe(prompts_per_step=4, steps=3, rewards=[{"type": "length", "target": 4}, choosy])
+    alone = train(recipe, f"output_dir={tmp_path / 'one'}")
+    two = train_on_two_ranks(recipe, tmp_path / "two", port=29517)
+    assert two.returncode == 0, two.stdout.decode()
     together = metrics_of(tmp_path / "two")
     assert len(together) == len(alone)
+    assert any(0 < row["rewards/choosy/failed_fraction"] < 1 for row in alone)
     for one, other in zip(alone, together, strict=True):
-        for key in ("reward", "completions/mean_length", "tokens/completion"):
+        for key in ("reward", "rewards/choosy/failed_fraction", "completions/mean_length", "tokens/completion"):
             assert one[key] == other[key], key
         for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
             assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+
+
+def test_an_error_of_one_rank_ends_all_of_them_with_a_checkpoint(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "lonely_reward.py").write_text(
+        "import os\n"
+        "calls = []\n"
+        "def fails_second(completions):\n"
+        "    calls.append(1)\n"
+        "    bad = os.environ['RANK'] == '1' and len(calls) == 2\n"
+        "    return [None if bad else float(len(str(text))) for text in completions]\n"
+    )
+    recipe = write_recipe(rewards=["lonely_reward:fails_second"], checkpoint={"every": 0})
+    two = train_on_two_ranks(recipe, tmp_path / "run", port=29518)
+    assert two.returncode != 0
+    assert two.stdout.count(b"no reward applies to row 0 at step 2") >= 2
+    assert len(metrics_of(tmp_path / "run")) == 1
+    assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
 
 
 def test_changed_recipe_is_refused_with_its_differences(write_recipe: WriteRecipe) -> None:

@@ -15,7 +15,7 @@ from dar.batch import Rollouts
 from dar.errors import RewardError
 from dar.rewards.failure import Failed
 from dar.rewards.function import Call, RewardFunction, Score
-from dar.rewards.table import RewardTable, Shaping, tally
+from dar.rewards.table import FAILED_FRACTION, RewardTable, Shaping, tally
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Scoring:
             failed |= lost
             parts[reward.name] = column.float().reshape(shape)
             if reward.on_failure == "drop":
-                reported[f"rewards/{reward.name}/failed_fraction"] = float(lost.float().mean())
+                reported[f"rewards/{reward.name}{FAILED_FRACTION}"] = float(lost.float().mean())
             if isinstance(reward.function, Reporting):
                 said = reward.function.metrics()
                 reported |= {f"rewards/{reward.name}/{key}": value for key, value in said.items()}

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+FAILED_FRACTION = "/failed_fraction"
+"""End of the metric that says which share of a batch a reward failed for."""
+
 
 @dataclass(frozen=True)
 class Shaping:
@@ -111,10 +114,13 @@ def join_tables(tables: Sequence[RewardTable]) -> RewardTable:
     """The tables of all ranks as one; what is standardised is standardised again, over the whole."""
     first, total = tables[0], torch.cat([table.total for table in tables])
     parts = {name: torch.cat([table.parts[name] for table in tables]) for name in first.parts}
-    # Counts and percentiles of one rank's requests say little of another's: the first rank's stand.
+    # Counts and percentiles of one rank's requests say little of another's: the first rank's stand. Shares of
+    # completions are the batch's; every rank has equally many.
+    shares = [name for name in first.reported if name.endswith(FAILED_FRACTION)]
+    reported = first.reported | {name: sum(table.reported[name] for table in tables) / len(tables) for name in shares}
     if not first.shaping:
-        return RewardTable(total, parts, first.reported)  # read from the data, and not added up from parts
-    return tally(parts, total.isnan(), first.shaping, first.reported)
+        return RewardTable(total, parts, reported)  # read from the data, and not added up from parts
+    return tally(parts, total.isnan(), first.shaping, reported)
 
 
 def _sample_std(values: Tensor) -> float:

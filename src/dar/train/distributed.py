@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from dar.batch import Experience, Rollouts, TokenGroups
+from dar.errors import DarError
 from dar.rewards import RewardTable, join_tables
 
 
@@ -34,6 +36,25 @@ class Scored:
             values=self.values,
             labels=self.rewards.parts,
         )
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """Raises on every rank the error that one of them met, so that none waits for what will not come.
+
+    Raises:
+        DarError: its own of each rank that has one, on the others the first of them by rank.
+    """
+    own: DarError | None = None
+    try:
+        yield
+    except DarError as error:
+        own = error
+    if accelerator.num_processes > 1:
+        found: list[DarError | None] = gather_object([None if own is None else type(own)(str(own))])
+        own = own or next((error for error in found if error is not None), None)
+    if own is not None:
+        raise own
 
 
 def gather_scored(accelerator: Accelerator, own: Scored) -> Scored:

@@ -32,7 +32,7 @@ from dar.train.calibration import Calibration
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
 from dar.train.collect import Collector
 from dar.train.display import Display
-from dar.train.distributed import Scored, gather_scored, own_groups
+from dar.train.distributed import Scored, failing_together, gather_scored, own_groups
 from dar.train.environment import peak_memory_gb, release_freed_memory
 from dar.train.learner import Learner
 from dar.train.metrics import sample_metrics
@@ -137,13 +137,15 @@ class Loop:
         self._timings.clear()
         spec = self.spec
         first, stop = own_groups(spec.prompts_per_step, self.accelerator)
-        rollouts, pending = self.collector.collect(step, first, stop, phase=self._phase)
-        try:
-            ref_logprobs, values = self._frozen_passes(rollouts.groups)
-        except BaseException:
-            pending.cancel()
-            raise
-        scored = gather_scored(self.accelerator, Scored(rollouts, pending.finish(), ref_logprobs, values))
+        with failing_together(self.accelerator):
+            rollouts, pending = self.collector.collect(step, first, stop, phase=self._phase)
+            try:
+                ref_logprobs, values = self._frozen_passes(rollouts.groups)
+            except BaseException:
+                pending.cancel()
+                raise
+            own = Scored(rollouts, pending.finish(), ref_logprobs, values)
+        scored = gather_scored(self.accelerator, own)
         weighted, weight_metrics = self.algorithm.weigh(scored.experience.scored_only())
         weighted = self._adjusted(weighted.among(scored.experience), scored)
         metrics = self._batch_metrics(step, scored) | weight_metrics
