@@ -95,6 +95,31 @@ def test_messages_are_judged_by_what_they_say(tmp_path: Path):
     assert json.loads(result.stdout)["score"] == 3.0
 
 
+def test_settings_of_the_reward(tmp_path: Path):
+    rows: list[dict[str, object]] = [{"prompt": "p", "completion": "aaa"}]
+    held = "endpoint.parameters.guided_choice=['3', '4']"
+    with ScriptedJudge(length_script) as server:
+        result = run(tmp_path, server.url, rows, "scale=[0, 5]", "endpoint.max_tokens=2", held, "--json")
+    assert json.loads(result.stdout)["score"] == 3.0
+    (body,) = server.bodies
+    assert (body["max_tokens"], body["guided_choice"]) == (2, ["3", "4"])
+    assert "from 0 (useless) to 5" in user_text(body)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("scales=[0, 5]", "dar judge: unknown key 'scales' (did you mean 'scale'?)"),
+        ("scale=[5, 0]", "dar judge: scale: "),
+        ("scale", "override 'scale' is not of the form key.path=value"),
+    ],
+)
+def test_settings_that_are_none(tmp_path: Path, setting: str, message: str):
+    result = run(tmp_path, "http://127.0.0.1:9/v1", [{"prompt": "p", "completion": "a"}], setting)
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(message)
+
+
 def test_a_url_that_is_none(tmp_path: Path):
     result = run(tmp_path, "localhost", [{"prompt": "p", "completion": "a"}])
     assert isinstance(result.exception, ConfigError)

@@ -35,6 +35,14 @@ def judge(
     ],
     base_url: Annotated[str, typer.Option(help="Such as http://127.0.0.1:8000/v1.", show_default=False)],
     model: Annotated[str, typer.Option(help="As the server calls it.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What else the reward's recipe says: endpoint.max_tokens=64, 'scale=[1, 9]'.",
+            metavar="[KEY.PATH=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[JudgeMode, typer.Option(help="A score for each completion, or a winner of each two.")] = (
         JudgeMode.pointwise
     ),
@@ -45,6 +53,7 @@ def judge(
 ) -> None:
     """Score completions with a judge, or compare two: exactly as the reward of type judge does."""
     spec = _spec(
+        settings or [],
         mode=mode.value,
         template=template,
         rubric_column=rubric_column,
@@ -66,12 +75,14 @@ def judge(
         raise typer.Exit(1)
 
 
-def _spec(**values: Any) -> JudgeRewardSpec:
+def _spec(settings: Sequence[str], **values: Any) -> JudgeRewardSpec:
     from pydantic import ValidationError
 
     from dar.config import JudgeRewardSpec
-    from dar.recipe import explain
+    from dar.recipe import apply_override, explain
 
+    for setting in settings:
+        apply_override(values, setting)
     try:
         return JudgeRewardSpec.model_validate(values)
     except ValidationError as error:
