@@ -103,7 +103,7 @@ def build_loop(
             pairs = weigh_pairs(pairs, data.gold, policy, spec, display)
         logged = pairs.labelled()
         display.note(pairs.summary())
-    collector = _collector(spec, logged, data.train, RewardSet(rewards), engine, display)
+    collector = _collector(spec, logged, data.train, rewards, engine, display)
     heldout = None if data.heldout is None else _heldout(spec, data.heldout, rewards, gold, policy, engine)
     updater = Updater(
         module=accelerator.prepare(policy.module),
@@ -152,7 +152,7 @@ def _collector(
     spec: RunSpec,
     logged: LoggedSet | None,
     train: PromptSet,
-    rewards: RewardSet,
+    rewards: Sequence[Reward],
     engine: Engine,
     display: Display,
 ) -> Collector:
@@ -162,7 +162,7 @@ def _collector(
         return LoggedCollector(logged, stream)
     return OnlineCollector(
         engine=engine,
-        rewards=rewards,
+        rewards=RewardSet(rewards),
         stream=stream,
         num_generations=spec.num_generations,
         max_completion_length=spec.sampling.max_completion_length,
