@@ -174,7 +174,8 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
         loop.accelerator.end_training()
     metrics = loop.folder.metrics()
     if done == loop.spec.steps and loop.accelerator.is_main_process:
-        save_policy(loop.policy, loop.folder.model, card=model_card(loop.spec, metrics, command=command))
+        card = model_card(loop.spec, metrics, loop.folder.alerts(), command=command)
+        save_policy(loop.policy, loop.folder.model, card=card)
         show_before_after(loop, metrics)
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
 

@@ -52,7 +52,7 @@ class BestPolicy:
         save_policy(
             self.policy,
             self.folder.best,
-            card=model_card(self.spec, [*self.folder.metrics(), {"step": step, **metrics}]),
+            card=model_card(self.spec, [*self.folder.metrics(), {"step": step, **metrics}], self.folder.alerts()),
             notes={"best.json": json.dumps(record, indent=2) + "\n"},
         )
         return True

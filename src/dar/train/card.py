@@ -17,12 +17,13 @@ _ROWS = (
 )
 
 
-def model_card(spec: RunSpec, metrics: list[dict[str, Any]], *, command: str = "") -> str:
+def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[str, Any]], *, command: str = "") -> str:
     """README.md of the model folder: what it was trained from, on, with, and what the held-out prompts say.
 
     Args:
         spec: the recipe.
         metrics: the lines of metrics.jsonl.
+        alerts: the lines of alerts.jsonl.
         command: what was run, where that is known.
     """
     rewards = ", ".join(f"{reward_name(reward)} (weight {reward.weight:g})" for reward in spec.rewards)
@@ -50,6 +51,15 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], *, command: str = "
             *(f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for label, key in _ROWS if key in before),
             "",
         ]
+    if alerts:
+        lines += ["Alerts during training:", ""]
+        lines += [
+            f"* step {alert['step']}, {alert['rule']} ({alert['action']}): {alert['message']}" for alert in alerts
+        ]
+        lines += [""]
+    elif spec.alerts:
+        rules = ", ".join(dict.fromkeys(alert.type for alert in spec.alerts))
+        lines += [f"No alert was raised during training; watched were: {rules}.", ""]
     if command:
         lines += ["```sh", command, "```", ""]
     lines += ["```yaml", dump_recipe(spec).rstrip(), "```", ""]

@@ -111,7 +111,17 @@ var darPlot = (() => {
         type: "line", x0: step, x1: step, y0: 0, y1: 1, yref: "paper", line: { color: css("--warn"), width: 1, dash: "dot" },
       })),
     };
-    if (plot.heatmap) layout.yaxis.type = "category";
+    if (plot.heatmap) {
+      layout.yaxis.type = "category";
+      layout.yaxis.title.standoff = 14;
+    }
+    // A legend of many names takes its height from the page, not from the curves.
+    const named = data.filter((trace) => trace.showlegend !== false).length;
+    element.style.height = "";
+    if (named > 6) {
+      const lines = Math.ceil(named / Math.max(1, Math.floor(element.clientWidth / 150)));
+      element.style.height = `${element.clientHeight + 20 * lines}px`;
+    }
     return Plotly.react(element, data, layout, CONFIG);
   }
 
