@@ -107,7 +107,10 @@ def test_optimizer_memory_is_that_of_what_is_trained(write_recipe: Write, tiny_f
             "reference_sync moves π₀, but awr as it is set does not read it",
         ),
         (
-            {"algorithm": "awr", "alerts": [{"type": "kl", "max": 1.0, "samples": "train", "action": "log"}]},
+            {
+                "algorithm": "awr",
+                "alerts": [{"type": "kl", "max": 1.0, "window": 1, "samples": "train", "action": "log"}],
+            },
             ConfigError,
             "the kl alert watches the training steps, but awr as it is set does not read π₀",
         ),
