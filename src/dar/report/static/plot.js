@@ -106,7 +106,7 @@ var darPlot = (() => {
       barmode: "stack", bargap: 0.1, hovermode: "closest",
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
       showlegend: data.filter((trace) => trace.showlegend !== false).length > 1 && !plot.heatmap,
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", maxheight: 0.8, font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
       shapes: plot.marks.map((step) => ({
         type: "line", x0: step, x1: step, y0: 0, y1: 1, yref: "paper", line: { color: css("--warn"), width: 1, dash: "dot" },
       })),
@@ -121,6 +121,10 @@ var darPlot = (() => {
     if (named > 6) {
       const lines = Math.ceil(named / Math.max(1, Math.floor(element.clientWidth / 150)));
       element.style.height = `${element.clientHeight + 20 * lines}px`;
+    }
+    // The window keeps its size when the page is printed, so that plotly sees no reason to measure again.
+    if ("paper" in document.documentElement.dataset) {
+      Object.assign(layout, { width: element.clientWidth, height: element.clientHeight });
     }
     return Plotly.react(element, data, layout, CONFIG);
   }

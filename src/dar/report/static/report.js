@@ -69,9 +69,11 @@
     addEventListener("beforeprint", () => {
       before = document.documentElement.dataset.theme;
       document.documentElement.dataset.theme = "light";
+      document.documentElement.dataset.paper = "";
       for (const element of document.querySelectorAll("[data-plot]")) drawNow(element);
     });
     addEventListener("afterprint", () => {
+      delete document.documentElement.dataset.paper;
       if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme;
       redraw();
     });
