@@ -178,13 +178,21 @@ def test_mt_bench_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path)
         assert "2 answers of the judge hold no rating; what is not rated is left out of the means" in out
         assert "turn 2, temperature 0.1, model: 1 of 1" in err
         assert "judgements: 4 of 4" in err
-    code, out, _ = dar(*command, "--base-url", server.url, "--json")
+    assert {body["max_tokens"] for body in server.bodies} == {2048}
+    code, out, _ = dar(*command, "--base-url", server.url, "--json", "patience=1")
     found = json.loads(out)
     assert (code, found["num_unreadable"], found["overall"]["both"]["mean"]) == (0, 2, 7)
     assert found["categories"]["stem"]["second"]["num_ratings"] == 1
     code, _, err = dar(*command, "--base-url", "nonsense")
     assert code == 2
     assert "dar eval mt-bench: base_url: expected a URL such as http://127.0.0.1:8000/v1" in err
+    renamed = "parameters={max_tokens: null, max_completion_tokens: 9}"
+    code, _, err = dar(*command, "--base-url", server.url, renamed)
+    assert code == 2
+    assert "holds an evaluation with other settings" in err
+    with ScriptedJudge(lambda body, before: said("[[7]]")) as server:
+        assert dar(*command, "--out", tmp_path / "f", "--base-url", server.url, renamed)[0] == 0
+    assert {(body.get("max_tokens"), body["max_completion_tokens"]) for body in server.bodies} == {(None, 9)}
 
 
 def test_a_missing_file_is_one_paragraph(dar: Run, tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from dar.batch import Prompt
 from dar.build import build_generator, build_judging_reward, check_reward, read_judge, read_prompts
-from dar.config import RuntimeSpec
+from dar.config import JudgeEndpointSpec, RuntimeSpec
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
@@ -173,8 +173,7 @@ def _settings(kind: str, model: str, prompts: Path, sampling: Sampling) -> dict[
 def _judge_settings(judge: str) -> dict[str, Any]:
     """What of a judge decides over its verdicts: not where it is, how patiently it is asked, and what it costs."""
     aside = dict.fromkeys(("weight", "name", "on_failure", "max_failed_share", "cache", "budget", "price"), True)
-    endpoint = {"base_url", "api_key_env", "concurrency", "timeout", "patience"}
-    return read_judge(judge).model_dump(exclude={**aside, "endpoint": endpoint})
+    return read_judge(judge).model_dump(exclude={**aside, "endpoint": set(JudgeEndpointSpec.decides_nothing)})
 
 
 @dataclass(frozen=True)

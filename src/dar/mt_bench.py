@@ -76,8 +76,7 @@ def run_mt_bench(
             "kind": "mt-bench",
             "model": model,
             **{field.name: file_digest(getattr(files, field.name)) for field in dataclasses.fields(files)},
-            # Where the judge is and how patiently it is asked decide nothing over what it says.
-            "judge": judge.model_dump(exclude={"base_url", "api_key_env", "concurrency", "timeout", "patience"}),
+            "judge": judge.model_dump(exclude=set(judge.decides_nothing)),
             **dataclasses.asdict(answering),
         },
     )

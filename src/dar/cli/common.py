@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from dar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dar.config.base import Spec
+
+    SpecT = TypeVar("SpecT", bound=Spec)
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file (reference: docs/recipes.md).", show_default=False)]
 Overrides = Annotated[
@@ -16,6 +24,24 @@ Overrides = Annotated[
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of what people read.")]
+
+
+def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], *, command: str) -> SpecT:
+    """A spec from a command's options and `key.path=value` settings, the latter having the last word.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    from pydantic import ValidationError
+
+    from dar.recipe import apply_override, explain
+
+    for setting in settings:
+        apply_override(values, setting)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{command}: " + "; ".join(explain(error, values))) from error
 
 
 def hide_file_progress() -> None:

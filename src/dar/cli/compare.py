@@ -43,8 +43,8 @@ def compare(
 ) -> None:
     """Train one recipe with several methods on the same prompts, and put the held-out figures side by side.
 
-    Run it again to continue, or with more methods to add them: runs that are finished, or that an alert has stopped,
-    are not repeated.
+    Run it again to continue, or with further methods beside these to add them: runs that are finished, or that an
+    alert has stopped, are not repeated.
     """
     from dar.compare import at_learning_rates, parse_arms, plot_frontier, run_all, summarize
 

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dar.errors import ConfigError, DataError
+from dar.cli.common import spec_of
+from dar.errors import DataError
 
 if TYPE_CHECKING:
     from dar.config import JudgeRewardSpec
@@ -52,14 +53,20 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per row instead of a summary.")] = False,
 ) -> None:
     """Score completions with a judge, or compare two: exactly as the reward of type judge does."""
-    spec = _spec(
-        settings or [],
-        mode=mode.value,
-        template=template,
-        rubric_column=rubric_column,
-        endpoint={"base_url": base_url, "model": model, "api_key_env": api_key_env},
-    )
+    from dar.config import JudgeRewardSpec
     from dar.tables import read_table, rows_of
+
+    spec = spec_of(
+        JudgeRewardSpec,
+        {
+            "mode": mode.value,
+            "template": template,
+            "rubric_column": rubric_column,
+            "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
+        },
+        settings or [],
+        command="dar judge",
+    )
 
     rows = rows_of(read_table(file), where=str(file))
     needed = ["completion"] if mode is JudgeMode.pointwise else ["completion_a", "completion_b"]
@@ -73,20 +80,6 @@ def judge(
         Console().print(_summary(results, file))
     if any("failed" in result for result in results):
         raise typer.Exit(1)
-
-
-def _spec(settings: Sequence[str], **values: Any) -> JudgeRewardSpec:
-    from pydantic import ValidationError
-
-    from dar.config import JudgeRewardSpec
-    from dar.recipe import apply_override, explain
-
-    for setting in settings:
-        apply_override(values, setting)
-    try:
-        return JudgeRewardSpec.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("dar judge: " + "; ".join(explain(error, values))) from error
 
 
 def _require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress, spec_of
 from dar.cli.evaluate_options import MaxTokens, Out, Seed, note
-from dar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dar.config import JudgeEndpointSpec
 
 
 def mt_bench(
@@ -31,10 +27,16 @@ def mt_bench(
     out: Out,
     base_url: Annotated[str, typer.Option(help="Of the judge, such as http://127.0.0.1:8000/v1.", show_default=False)],
     judge_model: Annotated[str, typer.Option(help="As the judge's server calls it.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What else a recipe says of a judge's endpoint, such as concurrency=16 max_tokens=4096; without it "
+            "concurrency is 8, timeout 300 and max_tokens 2048.",
+            metavar="[KEY.PATH=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the judge's key.")] = None,
-    judge_max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a judgement.")] = 2048,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge under way at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request to the judge may take.")] = 300.0,
     max_tokens: MaxTokens = 1024,
     temperature: Annotated[
         float | None,
@@ -49,18 +51,13 @@ def mt_bench(
     dar eval mt-bench --model RUN/model --questions question.jsonl --references gpt-4.jsonl --judge-prompts
     judge_prompts.jsonl --base-url http://127.0.0.1:8000/v1 --judge-model JUDGE --out evals/mt-bench
     """
-    judge = _endpoint(
-        base_url=base_url,
-        model=judge_model,
-        api_key_env=api_key_env,
-        max_tokens=judge_max_tokens,
-        concurrency=concurrency,
-        timeout=timeout,
-        top_logprobs=0,
-    )
     from dar.cli.evaluate_tables import print_mt_bench
+    from dar.config import JudgeEndpointSpec
     from dar.mt_bench import Answering, Files, run_mt_bench
 
+    endpoint = {"base_url": base_url, "model": judge_model, "api_key_env": api_key_env}
+    usual = {"max_tokens": 2048, "concurrency": 8, "timeout": 300.0, "top_logprobs": 0}
+    judge = spec_of(JudgeEndpointSpec, endpoint | usual, settings or [], command="dar eval mt-bench")
     hide_file_progress()
     files = Files(questions, references, judge_prompts)
     result = run_mt_bench(model, files, judge, out, Answering(max_tokens, temperature, seed, num_questions), note)
@@ -68,15 +65,3 @@ def mt_bench(
         typer.echo(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
     else:
         print_mt_bench(Console(), f"MT-Bench: {model}, judged by {judge_model}", result)
-
-
-def _endpoint(**values: Any) -> JudgeEndpointSpec:
-    from pydantic import ValidationError
-
-    from dar.config import JudgeEndpointSpec
-    from dar.recipe import explain
-
-    try:
-        return JudgeEndpointSpec.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("dar eval mt-bench: " + "; ".join(explain(error, values))) from error

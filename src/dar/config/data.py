@@ -72,7 +72,7 @@ class SourceSpec(Spec):
     shorthand: ClassVar[str | None] = "path"
 
     path: str
-    """A `.jsonl`, `.json`, `.parquet` or `.csv` file, `package:NAME/inner/path`, or a Hub data set id,
+    """A `.jsonl`, `.json`, `.parquet` or `.csv` file, `package:NAME/inner/path`, a Hub data set id,
     or `reasoning_gym:TASK?size=1000&seed=0`, questions made by reasoning-gym (an extra)."""
     name: str | None = None
     """Configuration name of a Hub data set."""

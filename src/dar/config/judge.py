@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -15,6 +15,11 @@ _FIXED = ("model", "messages", "stream", "n")
 
 class JudgeEndpointSpec(Spec):
     """An OpenAI-compatible server (`POST base_url/chat/completions`) and how it is asked."""
+
+    decides_nothing: ClassVar[frozenset[str]] = frozenset(
+        {"base_url", "api_key_env", "concurrency", "timeout", "patience"}
+    )
+    """Fields that may change without another verdict: where the judge is, and how patiently it is asked."""
 
     base_url: str
     """Such as `http://127.0.0.1:8000/v1`. Prompts and completions are sent there."""
