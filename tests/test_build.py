@@ -36,6 +36,19 @@ def test_a_logged_completion_of_another_tokenizer_is_refused_too(write_recipe: C
         build_loop(load_recipe(recipe), quiet=True)
 
 
+def test_a_gold_pair_of_another_tokenizer_is_refused_too(write_recipe: Callable[..., Path], tmp_path: Path):
+    folder, rows, gold = tmp_path / "small", tmp_path / "rows.jsonl", tmp_path / "gold.jsonl"
+    make_model(vocab_size=40).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    verdicts = '"chosen_complies": true, "rejected_complies": false'
+    rows.write_text(f'{{"prompt": "!", "chosen": "!", "rejected": "\\"", {verdicts}}}\n')
+    gold.write_text('{"prompt": "!", "chosen": "z", "rejected": "!"}\n')
+    trace = {"type": "trace", "gold": str(gold)}
+    recipe = write_recipe(model=str(folder), data=str(rows), algorithm=trace, rewards=[], prompts_per_step=1)
+    with pytest.raises(ConfigError, match=r"token id \d+, but the model knows 40 tokens"):
+        build_loop(load_recipe(recipe), quiet=True)
+
+
 def test_an_offline_method_needs_no_rewards(write_recipe: Callable[..., Path], tmp_path: Path):
     rows = tmp_path / "pairs.jsonl"
     rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

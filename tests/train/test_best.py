@@ -68,6 +68,20 @@ def test_record_of_another_metric_is_not_one_to_beat(tmp_path: Path, monkeypatch
     assert record(tmp_path / "run") == {"step": 0, "value": 0.5, **other}
 
 
+def test_the_card_of_the_best_lists_the_alerts_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    alert = {"step": 1, "rule": "kl", "value": 26.0, "threshold": 25.0, "message": "KL is 26", "action": "mark"}
+    (folder.path / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
+    cards: list[str] = []
+    monkeypatch.setattr("dar.train.best.save_policy", lambda _policy, _target, *, card, notes: cards.append(card))
+    best = {"metric": "eval/reward", "mode": "max"}
+    spec = make_spec(data={"train": "t.jsonl", "heldout": "h.jsonl"}, checkpoint={"best": best})
+    keeper = BestPolicy(spec, policy=None, folder=folder)  # pyright: ignore[reportArgumentType] - save is replaced
+    assert keeper.consider(1, {"eval/reward": 1.0})
+    assert "* step 1, kl (mark): KL is 26\n" in cards[0]
+
+
 @pytest.fixture
 def recipe(write_recipe: WriteRecipe, tmp_path: Path) -> Path:
     """Evaluations after steps 0, 4, 8 and 12, by which time the length has been learned."""

@@ -196,8 +196,10 @@ def test_alert_before_the_first_step_stops_there(write_recipe: WriteRecipe, tmp_
 def test_alert_at_the_last_step_has_nothing_to_stop(write_recipe: WriteRecipe, tmp_path: Path):
     recipe = write_recipe(steps=2, alerts=STOP)
     assert CliRunner().invoke(app, ["train", str(recipe), "--quiet"]).exit_code == 0
-    assert (tmp_path / "run" / "model").is_dir()
-    assert [alert["step"] for alert in RunFolder(tmp_path / "run").alerts()] == [2]
+    (alert,) = RunFolder(tmp_path / "run").alerts()
+    assert alert["step"] == 2
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"* step 2, missing_eos (stop): {alert['message']}\n" in card
 
 
 def test_kl_alert_of_a_method_that_does_not_read_the_reference_is_refused(write_recipe: WriteRecipe):
