@@ -315,6 +315,7 @@ def test_percentiles_by_nearest_rank():
     values = [float(number) for number in range(20, 0, -1)]  # 1 … 20
     assert percentile(values, 0.50) == 10
     assert percentile(values, 0.95) == 19
+    assert percentile([1.0, 2.0, 3.0], 0.50) == 2  # 1 of 3 is less than half
     assert percentile([3.0], 0.95) == 3
 
 

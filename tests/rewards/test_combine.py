@@ -237,6 +237,7 @@ class Counting:
         return {"calls": self.calls}
 
     def restore(self, state: Mapping[str, float]) -> None:
+        assert state.keys() == {"calls"}, "nothing of another reward's"
         self.calls = state["calls"]
 
 
