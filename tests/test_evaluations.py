@@ -335,7 +335,9 @@ def test_a_reward_model_reads_an_hh_row_as_the_conversation_it_is_trained_on(tmp
     model, tokenizer = LlamaForSequenceClassification.from_pretrained(folder), make_tokenizer()
     scores = []
     for text in pair.completions:
-        ids = tokenizer.apply_chat_template([*conversation, {"role": "assistant", "content": text}], return_dict=True)
+        ids: Any = tokenizer.apply_chat_template(
+            [*conversation, {"role": "assistant", "content": text}], return_dict=True
+        )
         with torch.no_grad():
             scores.append(float(model(torch.tensor([ids["input_ids"]])).logits))
     assert abs(scores[0] - scores[1]) > 0.01

@@ -103,7 +103,7 @@ def json_schema(path: str) -> RewardFunction:
     """
     try:
         schema = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        if not isinstance(schema, dict | bool):
+        if not isinstance(schema, dict):
             raise ConfigError(f"{path} is not a JSON schema: expected a mapping, found {schema!r:.100}")
         kind = validator_for(schema)
         kind.check_schema(schema)
