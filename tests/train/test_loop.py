@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -203,12 +204,23 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: Write
 
 
 def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "dar",
-         "train", str(recipe), f"output_dir={folder}", "--quiet"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, cwd=recipe.parent,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1200,
-    )  # fmt: skip
+    """Ranks that wait for each other for ever fail the test with the stacks they wait in."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "dar",
+        "train", str(recipe), f"output_dir={folder}", "--quiet",
+    ]  # fmt: skip
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(
+        command, env=os.environ | settings, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            for rank in psutil.Process(process.pid).children(recursive=True):
+                rank.send_signal(signal.SIGABRT)
+            output, _ = process.communicate(timeout=60)
+            pytest.fail(f"the ranks did not end:\n{output.decode(errors='replace')}")
+    return subprocess.CompletedProcess(command, process.returncode, output)
 
 
 def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
