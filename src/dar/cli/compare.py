@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -62,6 +63,7 @@ def compare(
         plot_frontier(summary, out / "frontier.png")
         written.append(out / "frontier.png")
         if not as_json:
+            console.print(Text(_heading(summary)))
             console.print(_comparison_table(summary))
     for run in summary["runs"]:
         if run["stopped_by"]:
@@ -76,11 +78,11 @@ def compare(
 _COLUMNS = (
     ("reward", "reward", "{:+.3f}"),
     ("KL π₀", "kl_ref", "{:.2f}"),
-    ("KL π_t a step", "kl_old_per_step", "{:.3f}"),
+    ("KL π_t", "kl_old_per_step", "{:.3f}"),
     ("length", "length", "{:.1f}"),
     ("no EOS", "missing_eos", "{:.0%}"),
     ("entropy", "entropy", "{:.2f}"),
-    ("minutes", "minutes", "{:.1f}"),
+    ("min", "minutes", "{:.1f}"),
 )
 
 
@@ -93,14 +95,19 @@ def _stopped(run: dict[str, Any]) -> str:
     )
 
 
+def _heading(summary: dict[str, Any]) -> str:
+    text = "held-out, at the end; KL π_t: the mean of a step; min: minutes of the steps"
+    if len(summary["tried"]) > len(summary["methods"]):
+        text += "; each method at the learning rate of its highest reward, then the other rates"
+    return text
+
+
 def _comparison_table(summary: dict[str, Any]) -> Table:
     methods, tried = list(summary["methods"].values()), summary["tried"]
-    title = "held-out, at the end"
-    if len(tried) > len(methods):
-        title += "; each method at the learning rate of its highest reward, then the other rates"
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    table.add_column("learning rate", justify="right")
+    # Without frames the figures of one seed fit into 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("rate", justify="right", no_wrap=True)
     for label, _, _ in _COLUMNS:
         table.add_column(label, justify="right")
     for row in methods:

@@ -125,6 +125,10 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
         rewards = [reward for _, reward in points]
         axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=None if name in labelled else name)
         axes.plot(roots[-1], rewards[-1], "o", color=look["color"])
+        if name not in labelled:
+            axes.annotate(
+                name, (roots[-1], rewards[-1]), (5, -3), textcoords="offset points", fontsize=8, color=look["color"]
+            )
         labelled.add(name)
     ticks = [tick for tick in (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if math.sqrt(tick) <= axes.get_xlim()[1]]
     axes.set_xticks([math.sqrt(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
