@@ -477,3 +477,14 @@ def test_adapter_whose_base_is_gone_says_how_to_merge(
             "not exist. Put the base back, or correct base_model_name_or_path"
         )
         assert ".merge_and_unload().save_pretrained('merged')" in found.err
+
+
+def test_train_with_json_prints_its_result_and_nothing_else(run: Run, write_recipe: Write, tmp_path: Path):
+    prompts = str(tmp_path / "prompts.jsonl")
+    found = run("train", write_recipe(data={"train": prompts, "heldout": prompts}, steps=1), "--json")
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    assert (record["steps_done"], record["is_finished"]) == (1, True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert record["heldout"]["reward"]["after"] == rows[-1]["eval/reward"]
+    assert "held-out after step 1" in found.err

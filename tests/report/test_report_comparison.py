@@ -131,7 +131,11 @@ def test_texts_and_numbers_of_the_page() -> None:
         "1\u202f234.5",
     ]
     assert number(None) == "–"
-    assert [difference(0.5, "share"), difference(-0.5), difference(2.0, "signed")] == ["+50.0 %", "−0.500", "+2.000"]
+    assert [difference(0.5, "share"), difference(-0.5), difference(2.0, "signed")] == [
+        "+50.0 points",
+        "−0.500",
+        "+2.000",
+    ]
     assert [duration(0.04), duration(59.96), duration(125), duration(3 * 3600 + 59.7)] == [
         "0.04 s", "1 min 00 s", "2 min 05 s", "3 h 01 min",
     ]  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rich.console import Console
+
 from dar.build.algorithm import build_algorithm, require_reference_is_read
 from dar.build.data import build_data, context_length
 from dar.build.device import build_accelerator, resolve_precision
@@ -45,6 +47,7 @@ def build_loop(
     resume: bool = False,
     allow_changed_recipe: bool = False,
     quiet: bool = False,
+    console: Console | None = None,
 ) -> Loop:
     """Everything a run needs, the cheap checks first: data, rewards and run folder fail before weights are loaded.
 
@@ -54,6 +57,7 @@ def build_loop(
         resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
         allow_changed_recipe: resume although the recipe differs.
         quiet: print nothing while training.
+        console: where to print; standard output by default.
 
     Raises:
         DarError: something cannot be had or does not fit together.
@@ -95,7 +99,7 @@ def build_loop(
     if accelerator.num_processes == 1:
         look_up_sparsely(unwrapped(policy.model))
     engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
-    display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process)
+    display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     logged = data.logged
     if pairs is not None:
         # At the initial weights, which a resumed run has not restored yet; but it has the numbers from its start.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from dar.cli.common import AsJson
 from dar.errors import CheckpointError, ConfigError
 
 Runs = Annotated[
@@ -28,10 +30,12 @@ def report(
     png: Annotated[
         Path | None, typer.Option("--png", help="Also write each plot as a PNG into this folder.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write what one run did, or how several compare, as one HTML file that needs no network."""
     from dar.report.page import render_page
     from dar.report.png import write_pictures
+    from dar.report.record import record
     from dar.report.run import load_runs
 
     found = load_runs(runs)
@@ -44,11 +48,13 @@ def report(
         target.write_text(page, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
-    console = Console()
+    console = Console(stderr=as_json)
     console.print(Text(f"{target} ({len(page.encode()) / 1e6:.1f} MB)"), soft_wrap=True)
     if png is not None:
         written = write_pictures(found, png)
         console.print(Text(f"{len(written)} pictures in {png}"), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps({"report": str(target)} | record(found), indent=2))
 
 
 def watch(

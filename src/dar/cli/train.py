@@ -79,6 +79,7 @@ def train(
         bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe has changed.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a policy as a recipe says; Ctrl-C finishes the step and saves.
 
@@ -89,11 +90,17 @@ def train(
     spec = load_recipe(recipe, overrides or [])
     # Only a recipe that makes sense is worth waiting for torch.
     from dar.build import build_loop
+    from dar.report.record import run_record
+    from dar.report.run import load_run
     from dar.trainer import run_loop
 
     hide_file_progress()
-    loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet)
+    # With --json only the result goes to standard output.
+    console = Console(stderr=as_json)
+    loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet, console=console)
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
+    if as_json and loop.accelerator.is_main_process:
+        typer.echo(json.dumps(run_record(load_run(loop.folder.path)), indent=2))
     if result.steps < spec.steps and result.stopped_by is not None:
         # Whoever asked for quiet still wants to know why there is no model.
         reason = f"the alert {result.stopped_by.rule}: {result.stopped_by.message}"

@@ -65,8 +65,10 @@ def number(value: float | None, form: Form = "plain") -> str:
 
 
 def difference(value: float, form: Form = "plain") -> str:
-    """A difference as the tables show it: with its sign in every format."""
+    """A difference as the tables show it: with its sign in every format, and in percentage points between shares."""
     text = number(value, form)
+    if form == "share":
+        text = text.removesuffix("%") + "points"
     return text if text[0] in "+−" else f"+{text}"
 
 

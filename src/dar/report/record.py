@@ -1,0 +1,70 @@
+"""What the report says, for machines: the same figures as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dar.report.comparison import arms_of, final_figures, win_matrix
+from dar.report.results import changes, training_change
+from dar.report.run import Run
+
+
+def record(runs: Sequence[Run]) -> dict[str, Any]:
+    """The result of one run, or the figures of several side by side.
+
+    Args:
+        runs: one or more.
+
+    Returns:
+        Of one run what `run_record` gives. Of several `runs`, their records; `arms`, for every recipe its name, the
+        folders of its runs and its final figures; and `wins`, [row][column] the share of the shared held-out prompts on
+        which the row's reward is above the column's, with its interval (null on the diagonal).
+    """
+    if len(runs) == 1:
+        return run_record(runs[0])
+    arms = arms_of(runs)
+    return {
+        "runs": [run_record(run) for run in runs],
+        "arms": [
+            {
+                "name": arm.name,
+                "runs": [str(run.path) for run in arm.runs],
+                "figures": {label: asdict(found) for label, found in final_figures(arm).items()},
+            }
+            for arm in arms
+        ],
+        "wins": [[asdict(cell) if cell else None for cell in row] for row in win_matrix(arms)],
+    }
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """One run: how far it came, its alerts, and every held-out measure before and after.
+
+    `heldout` is keyed as in metrics.jsonl, without `eval/`; `change` is the mean of the paired difference over the
+    held-out prompts with half the width of its 95 % interval, null for a measure that no single completion has.
+    `training_reward` is there where nothing was held out: the mean over the first and the last tenth of the steps.
+    """
+    training = training_change(run)
+    found: dict[str, Any] = {
+        "folder": str(run.path),
+        "algorithm": run.spec.algorithm.type,
+        "seed": run.spec.seed,
+        "steps_done": run.last_step,
+        "steps": run.spec.steps,
+        "is_finished": run.is_finished,
+        "stopped_by": asdict(run.stopped_by) if run.stopped_by else None,
+        "alerts": [asdict(alert) for alert in run.alerts],
+        "heldout": {
+            row.measure.key: {
+                "before": row.before,
+                "after": row.after,
+                "change": asdict(row.change) if row.change else None,
+            }
+            for row in changes(run)
+        },
+    }
+    if not run.evaluations and training is not None:
+        found["training_reward"] = {"first": training[0], "last": training[1], "steps": training[2]}
+    return found
