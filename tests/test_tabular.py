@@ -99,7 +99,8 @@ def test_two_kls_are_one_kl_to_the_interpolated_reference_less_log_c(seed: int, 
     log_c = (pi_t * w_reg).sum().log()
     both = alpha * kl(policy, pi_0) + (1 - alpha) * kl(policy, pi_t)
     assert_close(both, kl(policy, regressed(pi_t, w_reg)) - log_c, rtol=1e-6, atol=1e-6)
-    assert log_c <= 1e-7
+    # At α = 1 the true log C is 0. A weight e^x in fp32 is off by |x| roundings of its logarithm and two of its own.
+    assert log_c <= (alpha * (pi_0 / pi_t).log().abs().max() + 2) * torch.finfo(torch.float32).eps
 
 
 # --- the optimum: Thm 4.2 --------------------------------------------------------------------------------------------
