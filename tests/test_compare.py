@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dar.cli import app
+from dar.cli.compare import comparison_table
 from dar.compare import Arm, Outcome, at_learning_rates, parse_arms, plot_frontier, run_all, summarize
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, load_recipe
@@ -126,6 +129,20 @@ def test_figures_are_the_last_evaluations_and_means_with_students_interval(tmp_p
 def test_one_run_has_no_interval(tmp_path: Path):
     folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
     assert summarize([outcome_of("dar", 0, folder)])["methods"]["dar"]["reward"] == {"mean": 1.0}
+
+
+def test_the_table_of_one_seed_is_whole_in_80_columns(tmp_path: Path):
+    outcomes = [
+        outcome_of(name, 0, make_run(tmp_path / name, steps=1, rewards=[0.0, -0.574], kls=[0.0, 125.49]), rate=4e-5)
+        for name in ("online_dpo", "dar_adaptive")
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison_table(summarize(outcomes)))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    heading = ["method", "rate", "reward", "KL", "π₀", "KL", "π_t", "length", "no", "EOS", "entropy", "min"]
+    figures = ["4e-05", "-0.574", "125.49", "0.100", "7.0", "25%", "0.50", "0.0"]
+    assert heading in lines
+    assert [line for line in lines if "4e-05" in line] == [["online_dpo", *figures], ["dar_adaptive", *figures]]
 
 
 def test_the_frontier_is_a_picture(tmp_path: Path):

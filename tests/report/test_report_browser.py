@@ -178,6 +178,25 @@ def test_nothing_is_wider_than_the_screen(
     context.close()
 
 
+def test_many_methods_fit_on_paper(page: Page, tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / f"online_dpo-lr{rate}e-05-seed0", optim={"learning_rate": rate * 1e-5})
+        for rate in range(1, 18)
+    ]
+    opened(page, tmp_path, *folders)
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 within Chromium's margins
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    widths = "table => [table.scrollWidth, table.parentElement.clientWidth]"
+    for table in page.locator("table.figures").all():
+        if table.is_visible():
+            width, room = table.evaluate(widths)
+            assert width <= room
+    # With a legend of seventeen lines, half the paper's width is too little for a plot.
+    columns = page.locator("#curves .grid").evaluate("grid => getComputedStyle(grid).gridTemplateColumns")
+    assert len(columns.split()) == 1
+
+
 def test_a_watched_run_refreshes_and_keeps_what_was_chosen(page: Page, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=4, evaluations=(0,))
     with ReportServer([folder], "127.0.0.1", 0) as server:

@@ -131,7 +131,7 @@ def test_texts_and_numbers_of_the_page() -> None:
         "1\u202f234.5",
     ]
     assert number(None) == "–"
-    assert [difference(0.5, "share"), difference(-0.5), difference(2.0, "signed")] == [
+    assert [difference(0.5, "points"), difference(-0.5), difference(2.0, "signed")] == [
         "+50.0 points",
         "−0.500",
         "+2.000",

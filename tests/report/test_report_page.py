@@ -108,6 +108,7 @@ def test_table_of_results_shows_the_first_and_the_last_evaluation(folder: Path) 
     # Every prompt's mean rises by exactly 1, so the paired interval is a point although the prompts differ.
     assert table["reward"][2] == "+1.000 ± 0.000"
     assert table["length, tokens"][2] == "+0.0 ± 0.0"
+    assert table["no end of sequence"][2] == "+0.0 points ± 0.0 points"
     assert table["entropy, nats per token"][2] == "–"
 
 

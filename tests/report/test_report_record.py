@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from dar.cli.app import app
 from dar.report.comparison import arms_of, final_figures
-from dar.report.record import record
+from dar.report.record import record, run_record
 from dar.report.run import load_run, load_runs
 
 
 def test_one_run_has_its_measures_before_and_after(tmp_path: Path):
     run = load_run(write_run(tmp_path / "one", gain=1.0))
-    found = record([run])
+    found = run_record(run)
     assert (found["folder"], found["steps_done"], found["steps"], found["is_finished"]) == (str(run.path), 6, 6, True)
     rows = run.evaluations
     reward = found["heldout"]["reward"]
@@ -31,15 +31,19 @@ def test_one_run_has_its_measures_before_and_after(tmp_path: Path):
 def test_a_run_without_held_out_prompts_has_its_training_reward(tmp_path: Path):
     run = load_run(write_run(tmp_path / "one", evaluations=()))
     rewards = run.series("reward")[1]
-    found = record([run])
+    found = run_record(run)
     assert found["heldout"] == {}
     assert found["training_reward"] == {"first": rewards[0], "last": rewards[-1], "steps": 1}
 
 
 def test_alerts_are_in_the_record(tmp_path: Path):
-    folder = write_run(tmp_path / "one")
-    add_alert(folder)
-    assert [alert["rule"] for alert in record([load_run(folder)])["alerts"]] == [load_run(folder).alerts[0].rule]
+    folder = write_run(tmp_path / "one", steps=4, evaluations=(0, 3))
+    add_alert(folder, step=3, rule="kl", action="mark")
+    add_alert(folder, step=4, rule="entropy", action="stop")
+    found = run_record(load_run(folder))
+    assert [alert["rule"] for alert in found["alerts"]] == ["kl", "entropy"]
+    assert found["stopped_by"] == found["alerts"][1]
+    assert (found["steps_done"], found["is_finished"]) == (4, False)
 
 
 def test_several_runs_have_their_figures_and_wins(tmp_path: Path):
@@ -50,10 +54,13 @@ def test_several_runs_have_their_figures_and_wins(tmp_path: Path):
     found = record(runs)
     assert [arm["name"] for arm in found["arms"]] == ["dar", "grpo"]
     figures = final_figures(arms_of(runs)[1])
-    assert found["arms"][1]["figures"]["reward"]["mean"] == figures["reward"].mean
+    keyed = found["arms"][1]["figures"]
+    assert keyed["kl/ref"]["mean"] == figures["KL to π₀, nats"].mean
+    assert keyed["seconds"]["mean"] == figures["time"].mean
+    assert found["arms"][1]["runs"] == [str(folders[1])]
     assert found["wins"][0][0] is None
-    assert found["wins"][1][0]["share"] == 1.0 - found["wins"][0][1]["share"]
-    assert len(found["runs"]) == 2
+    assert (found["wins"][1][0]["share"], found["wins"][0][1]["share"]) == (1.0, 0.0)
+    assert found["runs"] == [run_record(run) for run in runs]
 
 
 def test_the_command_prints_the_record_and_nothing_else(tmp_path: Path):

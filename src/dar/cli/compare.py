@@ -64,7 +64,7 @@ def compare(
         written.append(out / "frontier.png")
         if not as_json:
             console.print(Text(_heading(summary)))
-            console.print(_comparison_table(summary))
+            console.print(comparison_table(summary))
     for run in summary["runs"]:
         if run["stopped_by"]:
             console.print(Text(_stopped(run)))
@@ -102,7 +102,8 @@ def _heading(summary: dict[str, Any]) -> str:
     return text
 
 
-def _comparison_table(summary: dict[str, Any]) -> Table:
+def comparison_table(summary: dict[str, Any]) -> Table:
+    """What `dar.compare.summarize` found: every method's best learning rate first, the other rates below."""
     methods, tried = list(summary["methods"].values()), summary["tried"]
     # Without frames the figures of one seed fit into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

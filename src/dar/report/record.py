@@ -6,35 +6,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dar.report.comparison import arms_of, final_figures, win_matrix
+from dar.report.comparison import COLUMNS, Arm, arms_of, final_figures, win_matrix
 from dar.report.results import changes, training_change
 from dar.report.run import Run
 
 
 def record(runs: Sequence[Run]) -> dict[str, Any]:
-    """The result of one run, or the figures of several side by side.
-
-    Args:
-        runs: one or more.
+    """The figures of one or more runs.
 
     Returns:
-        Of one run what `run_record` gives. Of several `runs`, their records; `arms`, for every recipe its name, the
-        folders of its runs and its final figures; and `wins`, [row][column] the share of the shared held-out prompts on
-        which the row's reward is above the column's, with its interval (null on the diagonal).
+        `runs`, what `run_record` says of each; `arms`, for every recipe its name, the folders of its runs and its final
+        figures by their keys in metrics.jsonl (without `eval/`; `seconds` is the time of the training steps): means
+        over the runs, with half the width of their 95 % intervals over seeds; and `wins`, [row][column] the share of
+        the shared held-out prompts on which the row's reward is above the column's, with its interval (null on the
+        diagonal).
     """
-    if len(runs) == 1:
-        return run_record(runs[0])
     arms = arms_of(runs)
     return {
         "runs": [run_record(run) for run in runs],
-        "arms": [
-            {
-                "name": arm.name,
-                "runs": [str(run.path) for run in arm.runs],
-                "figures": {label: asdict(found) for label, found in final_figures(arm).items()},
-            }
-            for arm in arms
-        ],
+        "arms": [_arm_record(arm) for arm in arms],
         "wins": [[asdict(cell) if cell else None for cell in row] for row in win_matrix(arms)],
     }
 
@@ -68,3 +58,9 @@ def run_record(run: Run) -> dict[str, Any]:
     if not run.evaluations and training is not None:
         found["training_reward"] = {"first": training[0], "last": training[1], "steps": training[2]}
     return found
+
+
+def _arm_record(arm: Arm) -> dict[str, Any]:
+    found = final_figures(arm)
+    figures = {column.key or "seconds": asdict(found[column.label]) for column in COLUMNS if column.label in found}
+    return {"name": arm.name, "runs": [str(run.path) for run in arm.runs], "figures": figures}

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Literal
 
-Form = Literal["signed", "plain", "share", "tokens", "seconds"]
+Form = Literal["signed", "plain", "share", "points", "tokens", "seconds"]
 
 MAX_TEXT = 20_000
 """Characters shown of one text."""
@@ -55,6 +55,8 @@ def number(value: float | None, form: Form = "plain") -> str:
             text = f"{value:+.3f}"
         case "share":
             text = f"{100 * value:.1f} %"
+        case "points":
+            text = f"{100 * value:.1f} points"
         case "tokens":
             text = f"{value:,.1f}"
         case "seconds":
@@ -65,10 +67,8 @@ def number(value: float | None, form: Form = "plain") -> str:
 
 
 def difference(value: float, form: Form = "plain") -> str:
-    """A difference as the tables show it: with its sign in every format, and in percentage points between shares."""
+    """A difference as the tables show it: with its sign in every format."""
     text = number(value, form)
-    if form == "share":
-        text = text.removesuffix("%") + "points"
     return text if text[0] in "+−" else f"+{text}"
 
 
