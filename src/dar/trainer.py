@@ -171,7 +171,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     try:
         done = loop.run(resume=resume)
     finally:
-        loop.accelerator.end_training()
+        loop.end()
     metrics = loop.folder.metrics()
     if done == loop.spec.steps and loop.accelerator.is_main_process:
         card = model_card(loop.spec, metrics, loop.folder.alerts(), command=command)

@@ -203,15 +203,12 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: Write
     assert len(metrics_of(run)) == done + 2
 
 
-def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
+def on_two_ranks(*command: str, cwd: Path, port: int) -> subprocess.CompletedProcess[bytes]:
     """Ranks that wait for each other for ever fail the test with the stacks they wait in."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "dar",
-        "train", str(recipe), f"output_dir={folder}", "--quiet",
-    ]  # fmt: skip
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *command)
     settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
-        command, env=os.environ | settings, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, env=os.environ | settings, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
             output, _ = process.communicate(timeout=600)
@@ -221,6 +218,11 @@ def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.C
             output, _ = process.communicate(timeout=60)
             pytest.fail(f"the ranks did not end:\n{output.decode(errors='replace')}")
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
+    arguments = ("-m", "dar", "train", str(recipe), f"output_dir={folder}", "--quiet")
+    return on_two_ranks(*arguments, cwd=recipe.parent, port=port)
 
 
 def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +248,39 @@ def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, m
             assert one[key] == other[key], key
         for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
             assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("steps", [1, 0])
+def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
+    write_recipe: WriteRecipe, tmp_path: Path, steps: int
+) -> None:
+    # Its reducer frees the group with the interpreter's lock held, and now and then the ranks never ended.
+    recipe = write_recipe(steps=1, rewards=["fails:fails" if steps == 0 else {"type": "length", "target": 4}])
+    (tmp_path / "fails.py").write_text("def fails(completions):\n    return [float('nan')] * len(completions)\n")
+    (tmp_path / "ranks.py").write_text(
+        "import sys, weakref\n"
+        "import torch.distributed\n"
+        "from dar.build import build_loop\n"
+        "from dar.errors import DarError\n"
+        "from dar.recipe import load_recipe\n"
+        "from dar.trainer import run_loop\n"
+        "loop = build_loop(load_recipe(sys.argv[1]), quiet=True)\n"
+        "wrapper = weakref.ref(loop.updater.module)\n"
+        "print(type(wrapper()).__name__)\n"
+        "destroy = torch.distributed.destroy_process_group\n"
+        "def destroy_and_tell(group):\n"
+        "    print('at the end:', wrapper())\n"
+        "    destroy(group)\n"
+        "torch.distributed.destroy_process_group = destroy_and_tell\n"
+        "try:\n"
+        "    print('done:', run_loop(loop, resume=False, command='').steps)\n"
+        "except DarError:\n"
+        "    print('done: 0')\n"
+    )
+    ranks = on_two_ranks("ranks.py", str(recipe), cwd=tmp_path, port=29519)
+    said = ranks.stdout.decode()
+    assert ranks.returncode == 0, said
+    assert said.count("DistributedDataParallel") == said.count("at the end: None") == said.count(f"done: {steps}") == 2
 
 
 def test_an_error_of_one_rank_ends_all_of_them_with_a_checkpoint(write_recipe: WriteRecipe, tmp_path: Path) -> None:

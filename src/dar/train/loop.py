@@ -221,6 +221,15 @@ class Loop:
         }
         return metrics if self.spec.algorithm.is_offline else metrics | sample_metrics(scored)
 
+    def end(self) -> None:
+        """Finishes the trackers and parts the ranks; the loop takes no step after this."""
+        # DDP's wrapper has to go first. Were it the process group's last owner, freeing it later would wait for gloo's
+        # threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The group frees
+        # itself without the lock.
+        self.updater.module = self.accelerator.unwrap_model(self.updater.module)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def _evaluate(self, step: int) -> None:
         if self.heldout is None or not self.accelerator.is_main_process:
             return
