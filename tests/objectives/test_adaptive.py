@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from builders import assert_close, few
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
@@ -149,12 +149,14 @@ def test_the_kl_at_the_returned_beta_is_the_target(seed: int, target_kl: float):
 
 
 @few
+@example(seed=327, target_ess=0.125)
 @given(seed=st.integers(0, 10_000), target_ess=st.floats(0.1, 0.99))
 def test_the_share_at_the_returned_beta_is_the_target(seed: int, target_ess: float):
     advantages, _ = random_batch(seed)
     found = beta_for_ess(advantages, torch.zeros_like(advantages), target_ess=target_ess)
     assert found.is_reached
-    share = effective_sample_size((advantages / found.beta).exp()).item() / len(advantages)
+    # A share of 1/B needs a β near 0, at which exp(A/β) overflows; the share does not depend on the weights' scale.
+    share = effective_sample_size(((advantages - advantages.max()) / found.beta).exp()).item() / len(advantages)
     assert share == pytest.approx(found.achieved, rel=1e-9)
     assert found.achieved == pytest.approx(target_ess, rel=1e-10)
 
