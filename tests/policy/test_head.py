@@ -45,7 +45,9 @@ def by_definition(model: Any, states: torch.Tensor, targets: torch.Tensor, scale
 def test_values_and_gradients_are_autograds(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], bias: bool, scale: float, cap: float | None
 ) -> None:
-    monkeypatch.setattr(head_module, "CHUNK", 4)  # several chunks, the last one short
+    # Several chunks and tiles, the last ones short.
+    for name, size in ("CHUNK", 4), ("POSITIONS", 4), ("ENTRIES", 5):
+        monkeypatch.setattr(head_module, name, size)
     generator = torch.Generator().manual_seed(0)
     model = stub(torch.randn(13, 5, generator=generator), bias=bias, **settings)
     targets = torch.randint(0, 13, (10,), generator=generator)

@@ -1,12 +1,12 @@
 """The language-model head: log-probabilities of given tokens without ever holding [tokens, vocabulary] logits.
 
-A chunk of positions at a time: logits, log-softmax, the target's entry. The backward pass computes each chunk's logits
-again, so what is kept between the passes is one number per token.
+A plain linear head is taken tile by tile: some positions against some of the vocabulary, small enough to stay in the
+processor's cache from the product that makes it to the last pass that reads it. Any other head is taken some positions
+at a time. The backward pass computes the logits again, so what is kept between the passes is a few numbers per token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from dar.errors import ConfigError
 
-CHUNK = 128
-"""Positions per pass through the head: 128 × 49 152 logits are 25 MB in fp32, which still come from the heap instead of
-freshly mapped pages (`dar.train.environment.settle_heap`)."""
+POSITIONS, ENTRIES = 1024, 2048
+"""Positions and vocabulary entries of a tile: 8 MB of fp32 logits."""
 
-BLOCK = 512
-"""Positions whose probabilities are held at once in the backward pass: the [vocabulary, D] gradient is read and written
-once per block."""
+CHUNK = 128
+"""Positions per pass through a head that is not taken in tiles: 128 × 49 152 logits are 25 MB in fp32, which still come
+from the heap instead of freshly mapped pages (`dar.train.environment.settle_heap`)."""
 
 
 def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -75,78 +74,77 @@ def head_logits(model: Any, states: Tensor, targets: Tensor, *, temperature: flo
 class _LinearHeadLogprobs(torch.autograd.Function):
     """`head_logprobs` for a plain linear head z = s·W h, its gradient written out.
 
-    With upstream gradient g per token, p = softmax(z) and y the target:
+    Over the tiles i of the vocabulary, each with its own log-sum-exp ℓᵢ,
+
+        log p_y = z_y − ℓ,   ℓ = log Σᵢ e^{ℓᵢ},   p_v = softmax_i(z)_v · e^{ℓᵢ − ℓ}.
+
+    With upstream gradient g per token and y the target:
 
         ∂/∂h = s·g·( (1 − p_y)·W_y − Σ_{v≠y} p_v W_v )
         ∂/∂W_v = Σ_tokens s·g·( 1[v = y] − p_v )·h
 
-    g scales [M, D] states rather than [M, V] probabilities, so no pass over the vocabulary is spent on it. The target's
-    column is kept apart in fp32: in bf16, 1 − p_y of a confident token would be lost to rounding.
+    g, s and e^{ℓᵢ − ℓ} scale [M, D] states rather than a tile's probabilities, so no pass over the vocabulary is spent
+    on them. The target's column is kept apart in fp32: in bf16, 1 − p_y of a confident token would be lost to rounding.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        sums, chosen = [], torch.empty(len(states), dtype=torch.float32, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            cast = _in_dtype(weight, dtype)
-            parts = [
-                (_scaled(state.to(dtype) @ cast.T, scale).float())
-                .log_softmax(-1)
-                .gather(-1, target.unsqueeze(-1))
-                .squeeze(-1)
-                for state, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-            ]
-        logprobs = torch.cat(parts)
-        ctx.save_for_backward(states, weight, targets, logprobs)
+            for rows in _slices(len(states), POSITIONS):
+                state, target, logit = states[rows].to(dtype), targets[rows], chosen[rows]
+                parts = []
+                for entries in _slices(len(weight), ENTRIES):
+                    logits = _scaled(state @ weight[entries].to(dtype).T, scale).float()
+                    # log-softmax is one pass where log-sum-exp would be four.
+                    parts.append(logits[:, 0] - logits.log_softmax(-1)[:, 0])
+                    at, entry = _targets_in(entries, target)
+                    logit[at] = logits[at, entry]
+                sums.append(torch.stack(parts, -1))
+        tile_sums = torch.cat(sums)
+        total = tile_sums.logsumexp(-1)
+        logprobs = chosen - total
+        ctx.save_for_backward(states, weight, targets, logprobs, (tile_sums - total.unsqueeze(-1)).exp_())
         ctx.scale, ctx.dtype = scale, dtype
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        states, weight, targets, logprobs = ctx.saved_tensors
+        states, weight, targets, logprobs, shares = ctx.saved_tensors
         scale, dtype = ctx.scale, ctx.dtype
-        needs_states, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_states = torch.empty_like(states) if needs_states else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
-            cast = _in_dtype(weight, dtype)
-            block = _room("probabilities", (BLOCK, len(weight)), dtype, weight.device)
-            for start in range(0, len(states), BLOCK):
-                rows = slice(start, start + BLOCK)
-                state, target = states[rows].to(dtype), targets[rows].unsqueeze(-1)
-                others = block[: len(state)]
-                for part, into in zip(state.split(CHUNK), others.split(CHUNK), strict=True):
-                    torch.softmax(_scaled(part @ cast.T, scale), -1, out=into)
-                others.scatter_(1, target, 0.0)
+            for rows in _slices(len(states), POSITIONS):
+                state, target = states[rows].to(dtype), targets[rows]
                 factor = (grads[0][rows] * scale).unsqueeze(-1)
                 # 1 − p_y
                 missing = -torch.expm1(logprobs[rows]).unsqueeze(-1)
+                scaled = factor * states[rows].float()
+                pull = missing * weight[target].to(dtype).float()
+                for number, entries in enumerate(_slices(len(weight), ENTRIES)):
+                    tile, share = weight[entries].to(dtype), shares[rows, number].unsqueeze(-1)
+                    others = torch.softmax(_scaled(state @ tile.T, scale), -1)
+                    others[_targets_in(entries, target)] = 0.0
+                    if grad_states is not None:
+                        pull -= share * (others @ tile).float()
+                    if grad_weight is not None:
+                        grad_weight[entries] -= others.T @ (share * scaled).to(dtype)
                 if grad_states is not None:
-                    pull = missing * cast[targets[rows]].float() - (others @ cast).float()
                     grad_states[rows] = (factor * pull).to(states.dtype)
                 if grad_weight is not None:
-                    scaled = factor * states[rows].float()
-                    product = _room("product", weight.shape, dtype, weight.device)
-                    grad_weight -= torch.mm(others.T, scaled.to(dtype), out=product)
-                    grad_weight.index_add_(0, targets[rows], missing * scaled)
+                    grad_weight.index_add_(0, target, missing * scaled)
         return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
-_rooms: dict[str, Tensor] = {}
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _room(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Vocabulary-sized scratch memory that is kept between calls: mapping it anew cost more than filling it.
-
-    What it holds is only good until the next call of either pass.
-    """
-    found = _rooms.get(name)
-    if found is None or (found.shape, found.dtype, found.device) != (torch.Size(shape), dtype, device):
-        found = _rooms[name] = torch.empty(shape, dtype=dtype, device=device)
-    return found
-
-
-def _in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight if weight.dtype == dtype else _room("weight", weight.shape, dtype, weight.device).copy_(weight)
+def _targets_in(entries: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(positions whose target lies in a tile, its column there)."""
+    at = ((targets >= entries.start) & (targets < entries.stop)).nonzero().squeeze(-1)
+    return at, targets[at] - entries.start
 
 
 def logits_of(model: Any, states: Tensor) -> Tensor:
