@@ -41,6 +41,9 @@ class DecodeCache:
     _slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     _slot_of_row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     _is_full: bool = True
+    _rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _width: int = 0
+    _is_even: bool = True
     _biases: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -79,8 +82,8 @@ class DecodeCache:
         for index in self._fresh.keys() | self._layers.keys():
             self._layers[index] = self._rebuilt(index, keep, kept_prompts, width, len(new_rows))
         self._fresh.clear()
-        self._biases.clear()
         self._index_slots()
+        self._measure()
 
     def _rebuilt(self, index: int, keep: Tensor, kept_prompts: Tensor, width: int, num_new_rows: int) -> _Layer:
         old, fresh = self._layers.get(index), self._fresh.get(index)
@@ -108,6 +111,13 @@ class DecodeCache:
         self._slots = (first.unsqueeze(1) + torch.arange(widest)).minimum((first + counts - 1).unsqueeze(1))
         self._slot_of_row = self.groups * widest + within
 
+    def _measure(self) -> None:
+        """What every layer of a step needs to know of the rows' lengths, read once."""
+        self._rows = torch.arange(self.num_rows)
+        self._width = int(self.lengths.max()) + 1 if self.num_rows else 0
+        self._is_even = bool((self.lengths + 1 == self._width).all())
+        self._biases.clear()
+
     def attend(
         self,
         layer: int,
@@ -129,12 +139,14 @@ class DecodeCache:
             [R, H, D].
         """
         cache = self._layers[layer]
-        rows = torch.arange(self.num_rows)
-        cache.keys[rows, :, self.lengths] = key.to(cache.keys.dtype)
-        cache.values[rows, :, self.lengths] = value.to(cache.values.dtype)
-        width = int(self.lengths.max()) + 1
+        for room, new in (cache.keys, key), (cache.values, value):
+            if self._is_even:
+                # Rows that began together stand at one place, and a slice is written in a third of the time.
+                room[:, :, self._width - 1] = new
+            else:
+                room[self._rows, :, self.lengths] = new.to(room.dtype)
         grouped = query.to(cache.keys.dtype).unflatten(1, (key.shape[1], -1))
-        own = cache.keys[:, :, :width], cache.values[:, :, :width]
+        own = cache.keys[:, :, : self._width], cache.values[:, :, : self._width]
         if query.device.type == "cpu" and softcap is None and sliding_window is None:
             return self._flash(cache, grouped, *own, scale=scale).flatten(1, 2)
         return self._dense(cache, grouped, *own, scale=scale, window=sliding_window, softcap=softcap).flatten(1, 2)
@@ -178,7 +190,7 @@ class DecodeCache:
     def advance(self) -> None:
         """The newest token of every row is now in the cache."""
         self.lengths = self.lengths + 1
-        self._biases.clear()
+        self._measure()
 
     def _by_slot(self, rows: Tensor) -> Tensor:
         """[R, G, repeats, X] → [P, G, K·repeats, X]: a prompt's rows as one set of queries."""
@@ -191,8 +203,8 @@ class DecodeCache:
         rows = slots.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)
         return rows if self._is_full else rows[self._slot_of_row]
 
-    def _apart_biases(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """([P, 1, 1, L], [R, 1, 1, width]): `_bias` without a window, prompt and own keys apart."""
+    def _apart_biases(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """([P, 1, 1, L], [R, 1, 1, width]): `_bias` without a window, prompt and own keys apart; None hides nothing."""
         if "apart" not in self._biases:
             self._biases["apart"] = (
                 _bias_from(self.prompt_lengths, like.dtype),
@@ -220,13 +232,15 @@ class DecodeCache:
         return bias
 
 
-def _bias_from(lengths: Tensor, dtype: torch.dtype) -> Tensor:
-    """[S] lengths → [S, 1, 1, longest]: 0 on the first `length` keys, −∞ behind them."""
+def _bias_from(lengths: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """[S] lengths → [S, 1, 1, longest]: 0 on the first `length` keys, −∞ behind them; None if all are as long."""
     beyond = torch.arange(int(lengths.max())) >= lengths.unsqueeze(1)
+    if not beyond.any():
+        return None
     return torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, float("-inf"))[:, None, None]
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """(output [S, H, Q, D], log-sum-exp [S, H, Q])."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, False, attn_mask=bias, scale=scale
