@@ -259,8 +259,9 @@ def main() -> None:
         "limits_before": limits,
         "series": {},
     }
-    for name, points in (QUICK if args.quick else SERIES).items():
-        rows = []
+    series = QUICK if args.quick else SERIES
+    for name in args.series or series:
+        points, rows = series[name], []
         for point in points:
             value = num_parameters(point) if name == "num_parameters" else getattr(point, name)
             print(f"{name} {value:,}", file=sys.stderr)
@@ -378,6 +379,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--plot", type=Path, help="where to draw it (PNG)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: what a run would choose here")
+    parser.add_argument("--series", nargs="+", choices=tuple(SERIES), help="default: all")
     parser.add_argument("--quick", action="store_true", help="two tiny points of each series, to try the script")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
