@@ -29,6 +29,7 @@ def main() -> None:
             learning_rate=1e-6,
             precision=job["precision"],
             save_steps=0,
+            torch_compile=job["compile_layers"],
             max_tokens_per_microbatch=job["max_tokens_per_microbatch"],
             # TRL does not measure how far a step went from π_t; on equal terms neither does this run.
             overrides=["logging.old_kl_prompts=0"],

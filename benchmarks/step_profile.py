@@ -72,6 +72,7 @@ def main() -> None:
                 "runtime": {
                     "precision": args.precision,
                     "max_tokens_per_microbatch": args.max_tokens_per_microbatch,
+                    "compile_layers": args.compile_layers,
                 },
             },
             where="the benchmark",
@@ -84,6 +85,7 @@ def main() -> None:
         "workload": args.workload,
         "algorithm": args.algorithm,
         "precision": args.precision,
+        "compile_layers": args.compile_layers,
         "machine": machine_facts(),
         "limits_before": limits,
         "limits_after": machine_limits(),
@@ -242,6 +244,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--max-tokens-per-microbatch", type=int, default=1024)
+    parser.add_argument("--compile-layers", action="store_true", help="runtime.compile_layers")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
     if args.workload == "tldr" and args.prompts is None:

@@ -48,6 +48,7 @@ def main() -> None:
         "precision": args.precision,
         "steps": args.steps,
         "max_tokens_per_microbatch": args.max_tokens_per_microbatch,
+        "compile_layers": args.compile_layers,
     }
     trl_python = trl_environment(args.venv)
     before = machine_limits()
@@ -193,6 +194,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--max-tokens-per-microbatch", type=int, default=1024)
+    parser.add_argument("--compile-layers", action="store_true", help="dar's runtime.compile_layers")
     parser.add_argument("--steps", type=int, default=3, help="per process; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--venv", type=Path, default=cache_root() / "trl-venv")

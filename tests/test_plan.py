@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compilers import no_compiler
 from conftest import make_model
 
 from dar.errors import ConfigError, DataError
@@ -121,6 +122,11 @@ def test_plan_refuses_what_the_run_would(
 ):
     with pytest.raises(error, match=message):
         plan(write_recipe, **changes)
+
+
+def test_plan_tries_the_compiler_a_run_would_need(write_recipe: Write):
+    with no_compiler(), pytest.raises(ConfigError, match=r"torch\.compile does not work here"):
+        plan(write_recipe, runtime={"device": "cpu", "compile_layers": True})
 
 
 def test_plan_refuses_a_tokenizer_of_another_model(write_recipe: Write, tiny_folder: Path):

@@ -686,6 +686,7 @@ KEYS_OF_SETTINGS: list[tuple[str, Any, str]] = [
     ("max_grad_norm", 2.0, "optim.max_grad_norm"),
     ("gradient_checkpointing", True, "model.gradient_checkpointing"),
     ("max_tokens_per_microbatch", 77, "runtime.max_tokens_per_microbatch"),
+    ("torch_compile", True, "runtime.compile_layers"),
     ("precision", "bf16", "runtime.precision"),
     ("device", "cuda:1", "runtime.device"),
     ("seed", 8, "seed"),

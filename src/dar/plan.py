@@ -19,6 +19,8 @@ from dar.build import (
 )
 from dar.config import ActorCriticSpec, AdamWSpec, AnyAlgorithm, RunSpec, TRACESpec
 from dar.data import LoggedSet
+from dar.policy.compiling import require_compiler
+from dar.policy.head import ENTRIES, POSITIONS
 from dar.policy.loading import load_config, load_tokenizer
 
 
@@ -51,6 +53,8 @@ def make_plan(spec: RunSpec) -> Plan:
         DarError: the recipe cannot run; the same checks a run makes before loading weights.
     """
     precision = resolve_precision(spec.runtime)
+    if spec.runtime.compile_layers:
+        require_compiler(precision.device)
     tokenizer = load_tokenizer(spec.model)
     config = load_config(spec.model)
     data = build_data(spec, Objects(), tokenizer, config)
@@ -88,7 +92,8 @@ def make_plan(spec: RunSpec) -> Plan:
     # A decoder layer keeps about 34 hidden-sized values per token for its backward pass (Korthikanti et al. 2022).
     layers = 1 if spec.model.gradient_checkpointing else text.num_hidden_layers
     activations = tokens * text.hidden_size * 34 * layers * compute_bytes / 2
-    head = 2 * 512 * text.vocab_size * 4
+    # Three copies of a tile's logits, and the head's gradient before it is added to the embedding's.
+    head = (3 * POSITIONS * ENTRIES + text.vocab_size * text.hidden_size) * 4
     return Plan(
         num_parameters=num_parameters,
         num_train_prompts=len(data.train),

@@ -72,6 +72,8 @@ class TrainingConfig(Spec):
     """Recompute activations in the backward pass."""
     max_tokens_per_microbatch: Count = 4096
     """Padded tokens of one forward and backward pass."""
+    torch_compile: bool = False
+    """Compile the decoder layers for the update; needs a C++ compiler."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of matrix products."""
     device: str = "auto"
@@ -151,6 +153,7 @@ class TrainingConfig(Spec):
                 "device": self.device,
                 "precision": self.precision,
                 "max_tokens_per_microbatch": self.max_tokens_per_microbatch,
+                "compile_layers": self.torch_compile,
             },
         }
         for override in self.overrides:

@@ -17,10 +17,11 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
 from dar.build import build_loop
-from dar.errors import CheckpointError, NonFiniteError, RewardError
+from dar.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
@@ -100,6 +101,23 @@ def test_microbatches_change_nothing_but_rounding(write_recipe: WriteRecipe, tmp
     for one, other in zip(whole, parts, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@needs_compiler
+def test_a_compiled_update_changes_nothing_but_rounding(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=2)
+    plain = train(recipe, f"output_dir={tmp_path / 'plain'}")
+    compiled = train(recipe, f"output_dir={tmp_path / 'compiled'}", "runtime.compile_layers=true")
+    assert plain != compiled, "nothing was compiled"
+    for one, other in zip(plain, compiled, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_a_run_without_the_compiler_it_needs_ends_before_it_begins(write_recipe: WriteRecipe) -> None:
+    spec = load_recipe(write_recipe(), ["runtime.compile_layers=true"])
+    with no_compiler(), pytest.raises(ConfigError, match=r"torch\.compile does not work here"):
+        build_loop(spec, quiet=True)
+    assert not Path(spec.output_dir).exists()
 
 
 def test_negligible_rows_change_the_gradient_by_less_than_a_thousandth(

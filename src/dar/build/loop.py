@@ -20,6 +20,7 @@ from dar.data import LoggedSet, PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
 from dar.policy import Policy
+from dar.policy.compiling import require_compiler
 from dar.policy.head import look_up_sparsely
 from dar.policy.loading import load_config, load_tokenizer
 from dar.policy.logprobs import unwrapped
@@ -65,6 +66,8 @@ def build_loop(
     objects = objects or Objects()
     settle_heap()
     precision = resolve_precision(spec.runtime)
+    if spec.runtime.compile_layers:
+        require_compiler(precision.device)
     accelerator = build_accelerator(spec, precision)
     if spec.prompts_per_step % accelerator.num_processes:
         raise ConfigError(
@@ -120,6 +123,7 @@ def build_loop(
         correction=spec.sampling.correction,
         correction_cap=spec.sampling.correction_cap,
         reference=policy.held_tokens,
+        compile_layers=spec.runtime.compile_layers,
     )
     if not resume and accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.

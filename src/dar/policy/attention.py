@@ -33,7 +33,8 @@ NAME = "dar"
 
 def register() -> None:
     """Makes `attn_implementation="dar"` known to transformers."""
-    AttentionInterface.register(NAME, dar_attention_forward)
+    # torch's compiler leaves it alone: its kernels are torch's own, and its loops follow the layout of each batch.
+    AttentionInterface.register(NAME, torch.compiler.disable(dar_attention_forward))
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 

@@ -17,6 +17,7 @@ from dar.algorithms import Algorithm
 from dar.batch import TokenGroups, TokenOutputs, Weighted
 from dar.errors import NonFiniteError
 from dar.ops import Mean
+from dar.policy.compiling import compiled_layers
 from dar.policy.divergence import HeldTokens
 from dar.policy.policy import Precision
 from dar.train.null_space import NullSpaceConstraint
@@ -49,6 +50,7 @@ class Updater:
     constraint: on the weights' change, applied after each step.
     correction, correction_cap: as `SamplingSpec` says.
     reference: what π₀ says at the tokens of some rows, for a method with `held_rows`.
+    compile_layers: run the decoder layers compiled.
     """
 
     module: nn.Module
@@ -61,6 +63,7 @@ class Updater:
     correction: Literal["none", "token", "sequence"] = "none"
     correction_cap: float = 2.0
     reference: Callable[[TokenGroups, Tensor], HeldTokens] | None = None
+    compile_layers: bool = False
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,10 +91,31 @@ class Updater:
         Raises:
             NonFiniteError: the loss of some rows or the gradient is NaN or infinite; the weights are then untouched.
         """
-        total, means, parts = 0.0, dict[str, Mean](), []
-        micro_batches = batch.split_by_tokens(self.max_tokens)
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
         self.module.train()
+        with compiled_layers(self.module) if self.compile_layers else contextlib.nullcontext():
+            total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
+        self.module.eval()
+        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        if not math.isfinite(grad_norm):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(
+                f"the gradient is not finite at {where} (norm {grad_norm}); the weights were not changed. Try a lower "
+                "optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.constraint is not None:
+            self.constraint.apply()
+        total, means = self._over_ranks(total, means)
+        return UpdateResult(total, grad_norm, {name: mean.value for name, mean in means.items()}, logprobs)
+
+    def _accumulate(
+        self, algorithm: Algorithm, batch: Weighted, on_policy: bool, where: str, progress: Callable[[int], None]
+    ) -> tuple[float, dict[str, Mean], Tensor]:
+        """Adds every micro-batch's gradient; (loss, the objective's statistics, [b, T] log-probabilities)."""
+        total, means, parts = 0.0, dict[str, Mean](), []
+        micro_batches = batch.split_by_tokens(self.max_tokens)
         for index, micro in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
@@ -116,22 +140,7 @@ class Updater:
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
-        self.module.eval()
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        if not math.isfinite(grad_norm):
-            self.optimizer.zero_grad()
-            raise NonFiniteError(
-                f"the gradient is not finite at {where} (norm {grad_norm}); the weights were not changed. Try a lower "
-                "optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.constraint is not None:
-            self.constraint.apply()
-        total, means = self._over_ranks(total, means)
-        return UpdateResult(
-            total, grad_norm, {name: mean.value for name, mean in means.items()}, _stacked(parts, batch)
-        )
+        return total, means, _stacked(parts, batch)
 
     def _held(self, algorithm: Algorithm, micro: Weighted) -> HeldTokens | None:
         """What π₀ says at the rows a method holds to it over the whole vocabulary."""
