@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from conftest import make_model
 from peft import PeftModel
@@ -13,7 +14,7 @@ from dar.config import LoraSpec
 from dar.policy import Policy
 from dar.policy.loading import add_lora
 from dar.policy.policy import Precision
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.rollout import InProcessEngine, SamplingKey, weights
 from dar.rollout.weights import sampling_weights
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
@@ -39,7 +40,10 @@ def test_merged_adapter_samples_what_the_trainer_scores(tokenizer: Any) -> None:
     assert (logprobs - policy.ref_logprobs(rollouts.groups, max_tokens=1000)).abs().max() > 0.1
 
 
-def test_converted_weights_are_gone_after_sampling() -> None:
+@pytest.mark.parametrize("has_layout", [None, False])
+def test_converted_weights_are_gone_after_sampling(monkeypatch: pytest.MonkeyPatch, has_layout: bool | None) -> None:
+    if has_layout is not None:  # as on a processor without products in bf16; by default, what this one has
+        monkeypatch.setattr(weights, "_can_lay_out", lambda _: has_layout)
     model = with_trained_adapter()
     ids = torch.tensor([[5, 6, 7]])
     before = model(input_ids=ids).logits
