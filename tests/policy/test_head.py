@@ -66,6 +66,12 @@ def test_values_and_gradients_are_autograds(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_no_token_has_no_logprob() -> None:
+    model = stub(torch.ones(3, 2))
+    states, targets = torch.zeros(0, 2, requires_grad=True), torch.zeros(0, dtype=torch.int64)
+    assert head_logprobs(model, states, targets, temperature=1.0).shape == (0,)
+
+
 def test_confident_token_keeps_its_gradient_in_bf16() -> None:
     """p_y = 0.9999 rounds to 1 in bf16; 1 − p_y must survive."""
     weight = torch.zeros(2, 4)

@@ -57,8 +57,9 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(add, dynamic=True)(torch.ones(3, device=device), torch.ones(3, device=device))
     except Exception as error:  # each backend of torch's compiler has exceptions of its own, without a common root
+        message = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"runtime.compile_layers: torch.compile does not work here ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}). On a CPU it needs a C++ compiler: install g++, or name one in the "
-            "environment variable CXX; or leave runtime.compile_layers out."
+            f"runtime.compile_layers: torch.compile does not work here ({type(error).__name__}: {message}). On a CPU it "
+            "needs a C++ compiler: install g++, or name one in the environment variable CXX; or leave "
+            "runtime.compile_layers out."
         ) from error

@@ -89,22 +89,21 @@ class _LinearHeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        sums, chosen = [], torch.empty(len(states), dtype=torch.float32, device=states.device)
+        tiles = _slices(len(weight), ENTRIES)
+        sums = torch.empty(len(states), len(tiles), dtype=torch.float32, device=states.device)
+        chosen = torch.empty(len(states), dtype=torch.float32, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             for rows in _slices(len(states), POSITIONS):
                 state, target, logit = states[rows].to(dtype), targets[rows], chosen[rows]
-                parts = []
-                for entries in _slices(len(weight), ENTRIES):
+                for number, entries in enumerate(tiles):
                     logits = _scaled(state @ weight[entries].to(dtype).T, scale).float()
                     # log-softmax is one pass where log-sum-exp would be four.
-                    parts.append(logits[:, 0] - logits.log_softmax(-1)[:, 0])
+                    sums[rows, number] = logits[:, 0] - logits.log_softmax(-1)[:, 0]
                     at, entry = _targets_in(entries, target)
                     logit[at] = logits[at, entry]
-                sums.append(torch.stack(parts, -1))
-        tile_sums = torch.cat(sums)
-        total = tile_sums.logsumexp(-1)
+        total = sums.logsumexp(-1)
         logprobs = chosen - total
-        ctx.save_for_backward(states, weight, targets, logprobs, (tile_sums - total.unsqueeze(-1)).exp_())
+        ctx.save_for_backward(states, weight, targets, logprobs, (sums - total.unsqueeze(-1)).exp_())
         ctx.scale, ctx.dtype = scale, dtype
         return logprobs
 
