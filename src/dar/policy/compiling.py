@@ -59,7 +59,7 @@ def require_compiler(device: torch.device) -> None:
     except Exception as error:  # each backend of torch's compiler has exceptions of its own, without a common root
         message = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"runtime.compile_layers: torch.compile does not work here ({type(error).__name__}: {message}). On a CPU it "
-            "needs a C++ compiler: install g++, or name one in the environment variable CXX; or leave "
+            f"runtime.compile_layers: torch.compile does not work here ({type(error).__name__}: {message}). On a CPU "
+            "it needs a C++ compiler: install g++, or name one in the environment variable CXX; or leave "
             "runtime.compile_layers out."
         ) from error
