@@ -20,23 +20,24 @@ from dar.policy.loading import add_lora
 CPU = torch.device("cpu")
 
 
-def groups(length: int) -> TokenGroups:
-    """Two prompts with two and one completions of up to `length` tokens."""
+def groups(length: int, *, num_prompts: int = 2) -> TokenGroups:
+    """Prompts with two completions each, the last with one, of up to `length` tokens."""
+    num_rows = 2 * num_prompts - 1
     generator = torch.Generator().manual_seed(length)
-    mask = torch.ones(3, length, dtype=torch.bool)
+    mask = torch.ones(num_rows, length, dtype=torch.bool)
     mask[1, length // 2 :] = False
     return TokenGroups(
-        prompt_ids=((5, 6, 7), (8,)),
-        group_sizes=(2, 1),
-        completion_ids=torch.randint(5, 260, (3, length), generator=generator),
+        prompt_ids=((5, 6, 7), (8,), (9, 5))[:num_prompts],
+        group_sizes=(2,) * (num_prompts - 1) + (1,),
+        completion_ids=torch.randint(5, 260, (num_rows, length), generator=generator),
         mask=mask,
     )
 
 
-def outcome(module: LogprobModel, length: int) -> dict[str, Tensor]:
+def outcome(module: LogprobModel, length: int, *, num_prompts: int = 2) -> dict[str, Tensor]:
     """Log-probabilities and all gradients of one pass."""
     module.zero_grad()
-    logprobs = module(groups(length)).logprobs
+    logprobs = module(groups(length, num_prompts=num_prompts)).logprobs
     (logprobs * torch.linspace(-1, 1, logprobs.numel()).view_as(logprobs)).sum().backward()
     gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     return {"logprobs": logprobs.detach(), **gradients}
@@ -77,13 +78,15 @@ def test_compiled_layers_have_the_same_logprobs_and_gradients(make: Any) -> None
 
 
 @needs_compiler
-def test_other_lengths_and_layers_compile_nothing_anew() -> None:
+def test_other_lengths_layers_and_groups_compile_nothing_anew() -> None:
+    """Layers share their code, and the attention, whose loops follow the groups, is none of it."""
     module = LogprobModel(make_model(num_hidden_layers=4), temperature=1.0).train()
     with compiled_layers(module):
         outcome(module, 6)
         with torch.compiler.set_stance("fail_on_recompile"):
             outcome(module, 9)
             outcome(module, 17)
+            outcome(module, 8, num_prompts=3)
 
 
 def test_a_machine_without_a_compiler_says_so() -> None:
