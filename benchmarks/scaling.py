@@ -41,12 +41,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dar.algorithms import DAR
 from dar.batch import Prompt, TokenGroups, Weighted
 from dar.build import resolve_precision
-from dar.config import DARSpec, RuntimeSpec
+from dar.config import AdamWSpec, DARSpec, RuntimeSpec
 from dar.policy import Policy
+from dar.policy.head import look_up_sparsely
 from dar.policy.logprobs import LogprobModel
 from dar.policy.policy import Precision
 from dar.rollout import InProcessEngine, SamplingKey
 from dar.train.environment import settle_heap
+from dar.train.optim import build_optimizer
 from dar.train.update import Updater
 
 PHASES = (("rollout", True), ("reference", True), ("reference", False), ("update", True), ("update", False))
@@ -221,9 +223,10 @@ def prepare(point: Point, phase: str, *, packed: bool, precision: str) -> Callab
                 return module(groups)
 
         return reference
+    look_up_sparsely(model)
     updater = Updater(
         module=module,
-        optimizer=torch.optim.AdamW(module.parameters(), lr=1e-6),
+        optimizer=build_optimizer(AdamWSpec(), module.parameters()),
         accelerator=Accelerator(cpu=True, mixed_precision="no"),
         precision=compute,
         max_tokens=10**9,
