@@ -34,8 +34,9 @@ from dar.rollout import SamplingKey
 from dar.train.loop import Loop
 
 KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "matmul", "linear", "mkldnn::", "baddbmm", "dot"),
+    # Before the products: the kernels are called scaled_dot_product_….
     "attention": ("attention",),
+    "matrix products": ("mm", "addmm", "bmm", "matmul", "linear", "mkldnn::", "baddbmm", "dot"),
     "softmax": ("softmax", "logsumexp", "exp", "log"),
     "copies and casts": ("copy_", "cat", "contiguous", "clone", "repeat"),
     "gather and scatter": ("index", "gather", "scatter", "select", "embedding", "masked", "where", "searchsorted"),
