@@ -109,8 +109,8 @@ class RuntimeSpec(ComputeSpec):
     max_cache_tokens: Count = 16384
     """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
     compile_layers: bool = False
-    """Compile the decoder layers for the update (torch.compile): less time and memory a step, for most of a minute at
-    the first. Needs a C++ compiler."""
+    """Compile the decoder layers for the update (torch.compile): less memory a step, for most of a minute at the first.
+    Needs a C++ compiler."""
     max_logprob_gap: Positive = 0.15
     """Mean absolute gap, nats per token, between the sampler's and the trainer's log-probabilities that stops a run."""
 
