@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dar.config import AdafactorSpec, AdamWSpec
-from dar.train.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from dar.errors import NonFiniteError
+from dar.train.optim import build_optimizer, clipped_step, learning_rate_factor, set_learning_rate
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -93,3 +94,20 @@ def test_adafactor_rate_is_absolute():
     optimizer.step()
     for parameter, scale in zip(parameters, (1.0, 1000.0), strict=True):
         torch.testing.assert_close(parameter.data, torch.full((4, 4), scale - 0.5), rtol=1e-6, atol=1e-6)
+
+
+def test_a_step_follows_the_gradient_scaled_down_to_the_norm():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clipped_step(torch.optim.SGD([weight], lr=1.0), [weight], 1.0, where="step 7") == pytest.approx(5.0)
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.6, -0.8]))
+    assert weight.grad is None
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_gone():
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([float("nan"), 1.0])
+    with pytest.raises(NonFiniteError, match=r"gradient is not finite at step 7 .* weights were not changed"):
+        clipped_step(torch.optim.SGD([weight], lr=1.0), [weight], 1.0, where="step 7")
+    assert weight.tolist() == [1.0, 1.0]
+    assert weight.grad is None

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from dar.config import AdafactorSpec, AdamWSpec
+from dar.errors import NonFiniteError
 
 
 def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -57,6 +58,32 @@ def learning_rate_factor(
             return 1.0 - progress
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], max_grad_norm: float, *, where: str
+) -> float:
+    """One step on the gradients, scaled down to a norm; they are gone afterwards.
+
+    Args:
+        where: for messages, such as `step 7`.
+
+    Returns:
+        Their norm before clipping.
+
+    Raises:
+        NonFiniteError: it is NaN or infinite; the weights are then untouched.
+    """
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        optimizer.zero_grad()
+        raise NonFiniteError(
+            f"the gradient is not finite at {where} (norm {norm}); the weights were not changed. Try a lower "
+            "optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from dar.policy.score_model import ScoreModel
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.train.display import Display
 from dar.train.environment import peak_memory_gb
-from dar.train.optim import learning_rate_factor, set_learning_rate
+from dar.train.optim import clipped_step, learning_rate_factor, set_learning_rate
 from dar.train.run_folder import RunFolder
 from dar.train.stopping import signals_handled
 
@@ -151,16 +150,8 @@ class RewardModelLoop:
             step - 1, schedule=optim.schedule, warmup_steps=optim.warmup_steps, total_steps=self.num_steps
         )
         set_learning_rate(self.optimizer, optim.learning_rate * factor)
-        norm = float(nn.utils.clip_grad_norm_(list(self.trainable().values()), optim.max_grad_norm))
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise NonFiniteError(
-                f"the gradient is not finite at step {step} (norm {norm}); the weights were not changed. Try a lower "
-                "optim.learning_rate or runtime.precision=fp32."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+        parameters = list(self.trainable().values())
+        return clipped_step(self.optimizer, parameters, optim.max_grad_norm, where=f"step {step}")
 
     def _evaluate(self, when: str, step: int) -> None:
         if not self.heldout:

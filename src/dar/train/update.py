@@ -21,6 +21,7 @@ from dar.policy.compiling import compiled_layers
 from dar.policy.divergence import HeldTokens
 from dar.policy.policy import Precision
 from dar.train.null_space import NullSpaceConstraint
+from dar.train.optim import clipped_step
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""
@@ -96,15 +97,7 @@ class Updater:
         with compiled_layers(self.module) if self.compile_layers else contextlib.nullcontext():
             total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
         self.module.eval()
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        if not math.isfinite(grad_norm):
-            self.optimizer.zero_grad()
-            raise NonFiniteError(
-                f"the gradient is not finite at {where} (norm {grad_norm}); the weights were not changed. Try a lower "
-                "optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where)
         if self.constraint is not None:
             self.constraint.apply()
         total, means = self._over_ranks(total, means)
