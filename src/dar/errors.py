@@ -4,9 +4,23 @@ Each kind is also the standard-library kind a caller would have caught without k
 keeps working around a bad configuration. The command line prints these as one paragraph and exits with code 2.
 """
 
+from __future__ import annotations
+
+from dar.shown import visible
+
+_LONGEST = 8_000
+"""Characters of a message: it may quote files and answers of any size."""
+
 
 class DarError(Exception):
-    """Root of the errors `dar` raises on purpose: the message says what, where, and what to do."""
+    """Root of the errors `dar` raises on purpose: the message says what, where, and what to do.
+
+    Whatever a message quotes is made harmless here, so that no place that raises has to.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = visible(str(message))
+        super().__init__(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
 
 
 class ConfigError(DarError, ValueError):

@@ -16,8 +16,9 @@ from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.png import write_pictures
 from dar.report.run import load_run, load_runs
 from dar.report.statistics import mean_interval, paired_difference, wilson, win_share
-from dar.report.text import cut, difference, duration, number, script_json, visible
+from dar.report.text import cut, difference, duration, number, script_json
 from dar.report.weights import bin_name, binned
+from dar.shown import visible
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from typing import Any
 
 from dar.report.plots import thinned
 from dar.report.run import CompletionFile, Run
-from dar.report.text import count, cut, visible
+from dar.report.text import count, cut
+from dar.shown import visible
 
 MAX_PAGE_BYTES = 8_000_000
 """Of all chunks together, so that with plotly.js (4.8 MB) and the plots a page stays under 15 MB."""

@@ -25,8 +25,9 @@ from dar.report.plots import Axis, Plot, thinned
 from dar.report.results import changes, training_change
 from dar.report.run import Run
 from dar.report.statistics import Share
-from dar.report.text import count, difference, duration, number, script_json, visible
+from dar.report.text import count, difference, duration, number, script_json
 from dar.report.weights import weight_plots
+from dar.shown import visible
 
 _SCRIPTS = ("plot.js", "browser.js", "report.js")
 

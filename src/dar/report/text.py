@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, Literal
+
+from dar.shown import visible
 
 Form = Literal["signed", "plain", "share", "points", "tokens", "seconds"]
 
 MAX_TEXT = 20_000
 """Characters shown of one text."""
 
-_BIDI = {
-    0x061C: "ALM", 0x200E: "LRM", 0x200F: "RLM", 0x202A: "LRE", 0x202B: "RLE", 0x202C: "PDF", 0x202D: "LRO",
-    0x202E: "RLO", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI",
-}  # fmt: skip
-_VISIBLE = (
-    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-    | {0x7F: "\u2421"}
-    | {code: f"[U+{code:04X}]" for code in range(0x80, 0xA0)}
-    | {code: f"[{name}]" for code, name in _BIDI.items()}
-    # A browser cannot be given half of a surrogate pair.
-    | {code: "\ufffd" for code in range(0xD800, 0xE000)}
-)
-_HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _VISIBLE) + "]")
 _FOR_SCRIPT = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
-
-
-def visible(text: str) -> str:
-    """The text with control characters and marks of direction as signs that can be seen and do nothing."""
-    return text.translate(_VISIBLE) if _HOSTILE.search(text) else text
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> tuple[str, int]:

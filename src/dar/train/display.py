@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dar.evaluate.alerts import Alert
+from dar.shown import one_line, visible
 
 _SUMMARY = (
     ("reward", "reward", "{:+.3f}"),
@@ -140,16 +141,5 @@ class Display:
         for heading in ("prompt", "before", "after"):
             table.add_column(heading, ratio=1)
         for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+            table.add_row(*(Text(visible(cell)) for cell in row))
         self.console.print(table)
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """The text on one line, at most `limit` characters."""
-    joined = " ".join(printable(text).split())
-    return joined if len(joined) <= limit else joined[:limit] + "…"
-
-
-def printable(text: str) -> str:
-    """Control characters removed: a completion must not drive the terminal."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")

@@ -1,0 +1,47 @@
+"""Text from outside on its way out, to a terminal, an error, a page or a card: it does nothing and tells no secret."""
+
+from __future__ import annotations
+
+import re
+
+_BIDI = {
+    0x061C: "ALM", 0x200E: "LRM", 0x200F: "RLM", 0x202A: "LRE", 0x202B: "RLE", 0x202C: "PDF", 0x202D: "LRO",
+    0x202E: "RLO", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI",
+}  # fmt: skip
+_VISIBLE = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "\u2421"}
+    | {code: f"[U+{code:04X}]" for code in range(0x80, 0xA0)}
+    | {code: f"[{name}]" for code, name in _BIDI.items()}
+    # Neither a terminal nor a browser can be given half of a surrogate pair.
+    | {code: "\ufffd" for code in range(0xD800, 0xE000)}
+)
+_HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _VISIBLE) + "]")
+_secrets: set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """From now on the value is never shown or written: `visible` and `redacted` put `***` in its place."""
+    if value:
+        _secrets.add(value)
+
+
+def redacted(text: str) -> str:
+    """The text without the secrets this process knows."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def visible(text: str) -> str:
+    """The text with control characters and marks of direction as signs that can be seen and do nothing; `\\n` and `\\t`
+    stay, secrets do not."""
+    text = redacted(text)
+    return text.translate(_VISIBLE) if _HOSTILE.search(text) else text
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """The text, made visible, on one line of at most `limit` characters."""
+    # Only so much is looked at: a message about a text of megabytes must not take as long as reading it.
+    joined = " ".join(visible(text[: 4 * limit]).split())
+    return joined if len(joined) <= limit and len(text) <= 4 * limit else joined[:limit] + "…"
