@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli import main
-from dar.errors import ConfigError
+from dar.shown import visible
 
 Write = Callable[..., Path]
 
@@ -139,7 +139,7 @@ def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: s
 def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
     found = run("train", tmp_path / "absent.yaml")
     assert (found.code, found.out) == (2, "")
-    assert found.err.startswith(f"dar: cannot read the recipe {tmp_path / 'absent.yaml'}: ")
+    assert found.err.startswith(f"dar: {tmp_path / 'absent.yaml'} cannot be read: ")
     assert found.err.count("\n") == 1
 
 
@@ -173,17 +173,17 @@ def test_text_in_square_brackets_is_printed_as_it_is(run: Run, tmp_path: Path):
     assert "[red]absent.yaml" in found.err
 
 
-def test_debug_shows_the_traceback(write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(write_recipe(steps=0))])
-    with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1"):
-        main()
+def test_debug_shows_the_traceback(run: Run, write_recipe: Write):
+    found = run("--debug", "plan", write_recipe(steps=0))
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("Traceback (most recent call last):\n")
+    assert "dar.errors.ConfigError: " in found.err
+    assert "steps: Input should be greater than or equal to 1" in found.err
 
 
-def test_debug_of_one_call_does_not_last(run: Run, write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
+def test_debug_of_one_call_does_not_last(run: Run, write_recipe: Write):
     recipe = write_recipe(steps=0)
-    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(recipe)])
-    with pytest.raises(ConfigError):
-        main()
+    assert run("--debug", "plan", recipe).code == 1
     assert run("plan", recipe).code == 2
 
 
@@ -347,7 +347,7 @@ def test_samples_as_json(run: Run, tiny_folder: Path):
     assert found["prompt"] == [{"role": "user", "content": "say a"}]
     assert len(found["completions"]) == 3
     for number, row in enumerate(found["completions"], start=1):
-        assert f"── {number} ({row['finish_reason']}) ──\n{row['completion']}\n" in shown.out
+        assert f"── {number} ({row['finish_reason']}) ──\n{visible(row['completion'])}\n" in shown.out
 
 
 def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

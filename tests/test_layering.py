@@ -16,7 +16,7 @@ SOURCE = Path(dar.__file__).parent
 # are two faces of the same height: each stands on `build`, and neither sees the other.
 FLOORS = (
     ("shown",),
-    ("errors",),
+    ("console", "errors"),
     ("intake",),
     ("paths", "tables", "transcripts"),
     ("verifiable",),

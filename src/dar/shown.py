@@ -17,6 +17,7 @@ _VISIBLE = (
     | {code: "\ufffd" for code in range(0xD800, 0xE000)}
 )
 _HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _VISIBLE) + "]")
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|~$#@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _secrets: set[str] = set()
 
 
@@ -38,6 +39,17 @@ def visible(text: str) -> str:
     stay, secrets do not."""
     text = redacted(text)
     return text.translate(_VISIBLE) if _HOSTILE.search(text) else text
+
+
+def markdown(text: str) -> str:
+    """The text, made visible, as one line of Markdown that shows just that: no heading, link, table or HTML."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(visible(text).split()))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """The text, made visible, as a block of code in Markdown that it cannot end."""
+    fence = max(["``", *re.findall("`{3,}", text)], key=len) + "`"
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"
 
 
 def one_line(text: str, limit: int = 300) -> str:

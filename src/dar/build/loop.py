@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from dar.build.algorithm import build_algorithm, require_reference_is_read
 from dar.build.data import build_data, context_length
 from dar.build.device import build_accelerator, resolve_precision
@@ -16,6 +14,7 @@ from dar.build.policy import build_null_space, build_policy
 from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.build.reward import build_reward
 from dar.config import ActorCriticSpec, RunSpec, TRACESpec
+from dar.console import Console
 from dar.data import LoggedSet, PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation

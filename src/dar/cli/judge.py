@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dar.cli.common import spec_of
+from dar.cli.common import print_json, spec_of
+from dar.console import Console
 from dar.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def judge(
     results = _judged(spec, rows, needed)
     if as_json:
         for result in results:
-            typer.echo(json.dumps(result, ensure_ascii=False))
+            print_json(result, indent=None)
     else:
         Console().print(_summary(results, file))
     if any("failed" in result for result in results):

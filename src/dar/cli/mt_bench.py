@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dar.cli.common import AsJson, hide_file_progress, spec_of
+from dar.cli.common import AsJson, hide_file_progress, print_json, spec_of
 from dar.cli.evaluate_options import MaxTokens, Out, Seed, note
+from dar.console import Console
 
 
 def mt_bench(
@@ -62,6 +61,6 @@ def mt_bench(
     files = Files(questions, references, judge_prompts)
     result = run_mt_bench(model, files, judge, out, Answering(max_tokens, temperature, seed, num_questions), note)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
+        print_json(dataclasses.asdict(result))
     else:
         print_mt_bench(Console(), f"MT-Bench: {model}, judged by {judge_model}", result)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from dar.cli.common import Overrides, Recipe, hide_file_progress
+from dar.cli.common import Overrides, Recipe, hide_file_progress, print_json
+from dar.console import Console
 
 
 def reward_model(
@@ -37,7 +35,7 @@ def reward_model(
     loop = build_reward_model_loop(spec, resume=resume, quiet=as_json)
     result = run_reward_model(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
+        print_json(dataclasses.asdict(result))
     elif "after" in result.evaluation:
         Console().print(_table(result.evaluation, result.output_dir))
     if result.steps < result.num_steps:
@@ -63,7 +61,7 @@ def _table(evaluation: dict[str, Any], title: str) -> Table:
     table.add_section()
     for first, last in zip(before["by_length_difference"], after["by_length_difference"], strict=True):
         cells = [f"{row['accuracy']:.1%} ± {row['se']:.1%}" for row in (first, last)]
-        table.add_row(Text(f"chosen longer by {_range(last)} ({last['num_pairs']})"), *cells)
+        table.add_row(f"chosen longer by {_range(last)} ({last['num_pairs']})", *cells)
     return table
 
 

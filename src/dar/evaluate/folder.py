@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
+from dar.paths import expanded
 
 _SETTINGS = "settings.json"
 
@@ -26,7 +27,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+        self.path = path = Path(expanded(path))
         wanted = json.loads(json.dumps(settings))
         file = path / _SETTINGS
         if file.exists():

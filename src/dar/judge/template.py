@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import yaml
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dar.errors import ConfigError, RewardError
+from dar.errors import ConfigError, DataError, RewardError
+from dar.intake import read_text
 from dar.paths import resolve_path
+from dar.recipe import parse_yaml
 
 Mode = Literal["pointwise", "pairwise"]
 
@@ -109,18 +110,15 @@ def load_template(name: str, mode: Mode) -> Template:
     own = _FOLDER / f"{name}.{mode}.yaml"
     path = own if name in template_names(mode) else Path(resolve_path(name))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except DataError as error:
         known = template_names(mode)
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
         raise ConfigError(
             f"judge template '{name}'{hint}: neither one of {', '.join(known)} nor a file that can be read: {error}"
         ) from error
-    try:
-        parts = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"judge template {path} is not YAML: {' '.join(str(error).split())}") from error
+    parts = parse_yaml(text, f"judge template {path}")
     if not isinstance(parts, dict) or set(parts) != {"system", "user"} or not all(map(_is_text, parts.values())):
         raise ConfigError(f"judge template {path}: expected the two keys system and user, each with a text")
     _check_variables(path, parts, mode)

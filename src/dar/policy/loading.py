@@ -32,8 +32,6 @@ def resolve_model(spec: ModelSourceSpec) -> str:
     if spec.path == TOY:
         return str(toy_folder())
     path = resolve_path(spec.path)
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
     if path.endswith(".gguf"):
         return str(converted(Path(path), sha256=spec.sha256))
     if spec.sha256:

@@ -14,6 +14,7 @@ from dar.report.results import final_prompt_rewards
 from dar.report.run import Run
 from dar.report.statistics import Estimate, Share, mean_interval, win_share
 from dar.report.text import Form
+from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")
 _SEED = re.compile(r"(.+)-seed\d+")
@@ -139,7 +140,11 @@ def _name(group: Sequence[Run], mine: dict[str, str], everyone: Sequence[dict[st
     method = group[0].spec.algorithm.type
     others = [settings for settings in everyone if settings["algorithm.type"] == mine["algorithm.type"]]
     apart = [key for key in mine if key != "algorithm.type" and len({other.get(key) for other in others}) > 1]
-    return f"{method}, " + ", ".join(f"{key.rpartition('.')[2]} {mine[key]}" for key in apart[:3]) if apart else method
+    return (
+        f"{method}, " + ", ".join(one_line(f"{key.rpartition('.')[2]} {mine[key]}", 60) for key in apart[:3])
+        if apart
+        else method
+    )
 
 
 def _final(run: Run, column: Column) -> float | None:

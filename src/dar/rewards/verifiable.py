@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
 import referencing
-import yaml
 from jsonschema.validators import validator_for
 
 from dar.errors import ConfigError, RewardError
+from dar.recipe import read_yaml
 from dar.rewards.builtin import completion_text
 from dar.rewards.function import RewardFunction, Score
 from dar.rewards.sandbox import Limits, Sandbox
@@ -102,13 +101,11 @@ def json_schema(path: str) -> RewardFunction:
         ConfigError: it cannot be read, or is no JSON schema.
     """
     try:
-        schema = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        schema = read_yaml(path)
         if not isinstance(schema, dict):
             raise ConfigError(f"{path} is not a JSON schema: expected a mapping, found {schema!r:.100}")
         kind = validator_for(schema)
         kind.check_schema(schema)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the JSON schema {path} cannot be read: {error}") from error
     except jsonschema.SchemaError as error:
         raise ConfigError(f"{path} is not a JSON schema: {error.message}") from error
     # An empty registry: without it, a reference to an address would be fetched.

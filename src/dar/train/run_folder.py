@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from dar.config import RewardModelSpec, RunSpec
 from dar.errors import CheckpointError, NonFiniteError
+from dar.paths import expanded
 from dar.recipe import dump_recipe, flatten, load_recipe
 
 _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")
@@ -33,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(expanded(path))
 
     @property
     def checkpoints(self) -> Path:
@@ -49,7 +50,7 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        return os.path.isfile(self.path / "config.yaml")
 
     def require_new(self) -> None:
         """Creates the folder, empty of any run.

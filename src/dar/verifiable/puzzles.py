@@ -30,11 +30,11 @@ def puzzle_rows(path: str) -> list[dict[str, Any]]:
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := given.keys() - _DEFAULTS.keys():
         raise DataError(f"{path}: unknown {', '.join(sorted(unknown))}; expected {PREFIX}TASK?size=1000&seed=0")
-    if not all(value.isdecimal() for value in given.values()):
+    if not all(re.fullmatch("[0-9]{1,18}", value) for value in given.values()):
         raise DataError(f"{path}: size and seed are whole numbers")
     settings = _DEFAULTS | {name: int(value) for name, value in given.items()}
-    if settings["size"] == 0:
-        raise DataError(f"{path}: size is at least 1")
+    if not 1 <= settings["size"] <= 1_000_000:
+        raise DataError(f"{path}: size is 1 to 1,000,000")
     questions = _questions(task, settings["size"], settings["seed"])
     return [
         {
