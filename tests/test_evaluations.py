@@ -161,7 +161,7 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
     path.write_text("")
     with pytest.raises(ConfigError, match=r"expected a mapping of keys to values \(found None\)"):
         read_judge(str(path))
-    with pytest.raises(ConfigError, match="cannot be read: "):
+    with pytest.raises(ConfigError, match=r"cannot be read: "):
         read_judge(str(tmp_path / "none.yaml"))
 
 

@@ -10,16 +10,11 @@ from rich.text import Text
 
 from dar.shown import visible
 
-_LONGEST_RECORD = 8_000
-
 
 class Console(rich.console.Console):
-    """rich's console for text from anywhere: brackets are no markup, `:words:` no emoji, control characters are signs.
+    """rich's console, on which brackets are no markup, `:words:` no emoji, and control characters are signs.
 
-    Strings alone are made harmless, wherever they stand (in lines, cells, titles), so nothing else is to be printed.
-
-    Args:
-        settings: of rich's console.
+    That is so of strings, wherever they stand (in lines, cells, titles); nothing else is to be printed.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -30,8 +25,7 @@ class Console(rich.console.Console):
 
 
 class LogHandler(logging.Handler):
-    """Shows log records on standard error, a line each: what a command prints may be read by another program."""
+    """Shows log records on standard error: what a command prints may be read by another program."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = f"{record.levelname} {self.format(record)}"
-        Console(stderr=True).print(text[:_LONGEST_RECORD], soft_wrap=True)
+        Console(stderr=True).print(f"{record.levelname} {self.format(record)}"[:8_000], soft_wrap=True)

@@ -19,11 +19,7 @@ def cache_root() -> Path:
 
 
 def expanded(path: str | Path) -> str:
-    """The path with a leading `~` or `~name` replaced by the home folder it stands for.
-
-    Raises:
-        ConfigError: there is no such user.
-    """
+    """The path with a leading `~` or `~name` written out. Raises ConfigError where there is no such user."""
     try:
         return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     except RuntimeError as error:

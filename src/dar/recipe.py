@@ -18,11 +18,8 @@ from dar.intake import read_text
 from dar.paths import expanded
 from dar.shown import one_line
 
-_LONGEST = 500_000
-"""Characters of a YAML text."""
-_MOST_VALUES = 20_000
-_DEEPEST = 100
-_MOST_PROBLEMS = 20
+MAX_YAML_BYTES = 500_000
+_MOST_VALUES, _DEEPEST, _MOST_PROBLEMS = 20_000, 100, 20
 
 
 class _Loader(yaml.SafeLoader):
@@ -234,7 +231,7 @@ def read_yaml(path: str | Path) -> Any:
         ConfigError: it cannot be read, or as `parse_yaml`.
     """
     try:
-        return parse_yaml(read_text(Path(expanded(path)), max_bytes=4 * _LONGEST), str(path))
+        return parse_yaml(read_text(Path(expanded(path)), max_bytes=MAX_YAML_BYTES), str(path))
     except DataError as error:
         raise ConfigError(str(error)) from error
 
@@ -243,27 +240,23 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text, in bounded time and memory.
 
     Raises:
-        ConfigError: it is not YAML, has the same key twice, or is too long, too deep or, its aliases written out, too
-            much; the message begins with `where`.
+        ConfigError: it is not YAML, has a key twice, is too deep or, its aliases written out, too long.
     """
     try:
-        if len(text) > _LONGEST:
-            raise ConfigError(f"more than {_LONGEST:,} characters are no recipe")
         loader = _Loader(text)
         root = loader.get_single_node()
+        if root is None:
+            return None
         _check(root)
-        return None if root is None else loader.construct_document(root)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: lists and mappings are nested more than {_DEEPEST} deep") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {one_line(str(error), 600)}") from error
+        return loader.construct_document(root)
+    except (ConfigError, RecursionError, yaml.YAMLError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error), 600)
+        raise ConfigError(f"{where} is not YAML that can be read: {problem}") from error
 
 
-def _check(root: yaml.Node | None) -> None:
+def _check(root: yaml.Node) -> None:
     """Raises ConfigError where a key stands twice, or there is too much; an alias counts wherever it is used."""
-    todo, num_values = [(root, 1)] if root else [], 0
+    todo, num_values = [(root, 1)], 0
     while todo:
         node, depth = todo.pop()
         num_values += 1

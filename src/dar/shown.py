@@ -17,7 +17,7 @@ _VISIBLE = (
     | {code: "\ufffd" for code in range(0xD800, 0xE000)}
 )
 _HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _VISIBLE) + "]")
-_MARKUP = re.compile(r"[\\`*_\[\]<>&|~$#@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|~$#@]|:(?=//|\w+:)|(?<=www)\.", re.IGNORECASE)
 _secrets: set[str] = set()
 
 

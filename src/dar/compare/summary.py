@@ -126,18 +126,12 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
         look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
         roots = [math.sqrt(max(kl, 0.0)) for kl, _ in points]
         rewards = [reward for _, reward in points]
-        axes.plot(
-            roots, rewards, **look, alpha=0.6, linewidth=1.2, label=None if name in labelled else one_line(name, 60)
-        )
+        label = None if name in labelled else one_line(name, 60)
+        axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=label)
         axes.plot(roots[-1], rewards[-1], "o", color=look["color"])
-        if name not in labelled:
+        if label is not None:
             axes.annotate(
-                one_line(name, 60),
-                (roots[-1], rewards[-1]),
-                (5, -3),
-                textcoords="offset points",
-                fontsize=8,
-                color=look["color"],
+                label, (roots[-1], rewards[-1]), (5, -3), textcoords="offset points", fontsize=8, color=look["color"]
             )
         labelled.add(name)
     ticks = [tick for tick in (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if math.sqrt(tick) <= axes.get_xlim()[1]]

@@ -43,23 +43,18 @@ class Spec(BaseModel):
     @field_validator("*")
     @classmethod
     def _can_be_used(cls, value: Any) -> Any:
-        _require_usable(value)
+        if isinstance(value, str) and ("\0" in value or not is_text(value)):
+            raise ValueError(f"'{one_line(value)}' has a NUL character or half of a surrogate pair, as no file can")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("no number here may be as large as 2**63")
+        for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+            cls._can_be_used(part)
         return value
 
     @classmethod
     def unknown_key(cls, key: object, type: object) -> str:
         """What is wrong with a key that the spec does not have; `type` is what the mapping says it is."""
         return unknown_key_message(key, list(cls.model_fields))
-
-
-def _require_usable(value: Any) -> None:
-    """Raises ValueError for a text that no file, path or request can hold, and a number that no tensor can."""
-    if isinstance(value, str) and ("\0" in value or not is_text(value)):
-        raise ValueError(f"'{one_line(value)}' has a NUL character or half of a surrogate pair, as no file or path can")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError("this number is too large: 2**63 and more is nothing's count")
-    for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_usable(part)
 
 
 def unknown_key_message(key: object, allowed: list[str]) -> str:

@@ -18,9 +18,6 @@ from dar.config.regression import DARSpec
 from dar.config.rewards import AnyReward, expand_rewards, require_distinct_names, reward_name
 from dar.paths import expanded
 
-_MOST_TOKENS = 10**10
-"""Of a step: room for all of them is made at once."""
-
 
 class EvaluationSpec(Spec):
     """Sampling on held-out prompts. Always done before the first and after the last step when `data.heldout` is set."""
@@ -206,12 +203,8 @@ class RunSpec(Spec):
         leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
         if leaves_out and self.num_generations < 2:
             raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
-        tokens = self.prompts_per_step * self.num_generations * self.sampling.max_completion_length
-        if tokens > _MOST_TOKENS:
-            raise ValueError(
-                f"prompts_per_step × num_generations × sampling.max_completion_length is {tokens:,} tokens a step, "
-                f"more than {_MOST_TOKENS:,}"
-            )
+        if self.prompts_per_step * self.num_generations > 10**7:
+            raise ValueError("prompts_per_step × num_generations is more than ten million completions a step")
         require_distinct_names(self.rewards)
         if self.evaluation.rewards and self.data.heldout is None:
             raise ValueError("evaluation.rewards measure held-out completions, but data.heldout names no prompts")

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from dar.errors import ConfigError, DataError, RewardError
 from dar.intake import read_text
 from dar.paths import resolve_path
-from dar.recipe import parse_yaml
+from dar.recipe import MAX_YAML_BYTES, parse_yaml
 
 Mode = Literal["pointwise", "pairwise"]
 
@@ -110,7 +110,7 @@ def load_template(name: str, mode: Mode) -> Template:
     own = _FOLDER / f"{name}.{mode}.yaml"
     path = own if name in template_names(mode) else Path(resolve_path(name))
     try:
-        text = read_text(path)
+        text = read_text(path, max_bytes=MAX_YAML_BYTES)
     except DataError as error:
         known = template_names(mode)
         nearest = difflib.get_close_matches(name, known, n=1)

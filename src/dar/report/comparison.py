@@ -62,7 +62,7 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     taken = [
         name if names.count(name) == 1 else f"{name} ({group[0].name})" for name, group in zip(names, groups.values())
     ]
-    return [Arm(name, tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
+    return [Arm(one_line(name, 150), tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
 
 
 def final_figures(arm: Arm) -> dict[str, Estimate]:
@@ -140,11 +140,7 @@ def _name(group: Sequence[Run], mine: dict[str, str], everyone: Sequence[dict[st
     method = group[0].spec.algorithm.type
     others = [settings for settings in everyone if settings["algorithm.type"] == mine["algorithm.type"]]
     apart = [key for key in mine if key != "algorithm.type" and len({other.get(key) for other in others}) > 1]
-    return (
-        f"{method}, " + ", ".join(one_line(f"{key.rpartition('.')[2]} {mine[key]}", 60) for key in apart[:3])
-        if apart
-        else method
-    )
+    return f"{method}, " + ", ".join(f"{key.rpartition('.')[2]} {mine[key]}" for key in apart[:3]) if apart else method
 
 
 def _final(run: Run, column: Column) -> float | None:

@@ -34,8 +34,8 @@ def reward_model_card(spec: RewardModelSpec, evaluation: dict[str, Any], *, num_
         f"# A reward model from {markdown(spec.model.path)}",
         "",
         f"Trained with `dar reward-model` on {num_pairs} preference pairs from {markdown(spec.data.train.path)}. One "
-        "output: the higher, the better the last message of the conversation; only differences between completions of the "
-        "same prompt mean something.",
+        "output: the higher, the better the last message of the conversation; only differences between completions of "
+        "the same prompt mean something.",
         "",
     ]
     if "before" in evaluation and "after" in evaluation:
