@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, cast, overload
 import yaml
 from pydantic import ValidationError
 
-from dar.config import RunSpec, Spec, expand_reward
+from dar.config import RunSpec, Spec, expand_reward, unknown_name_message
 from dar.errors import ConfigError, DataError
 from dar.intake import read_text
 from dar.paths import expanded
@@ -181,10 +180,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         if found["type"] == "union_tag_invalid":
             context = found.get("ctx", {})
             allowed = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-            tag = str(context.get("tag", ""))
-            nearest = difflib.get_close_matches(tag, allowed, n=1)
-            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            message = f"unknown type '{tag}'{hint}; allowed: {', '.join(allowed)}"
+            message = unknown_name_message("type", context.get("tag", ""), allowed)
         elif found["type"] == "union_tag_not_found":
             message = "the key 'type' is required"
         elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):

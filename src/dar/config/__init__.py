@@ -18,7 +18,7 @@ from dar.config.alerts import (
 )
 from dar.config.algorithm import AlgorithmSpec, ClipHigh, concrete_specs
 from dar.config.algorithms import ALGORITHM_SPECS, AnyAlgorithm
-from dar.config.base import Count, Fraction, NotNegative, Positive, Spec, unknown_key_message
+from dar.config.base import Count, Fraction, NotNegative, Positive, Spec, unknown_name_message
 from dar.config.data import (
     AnyFormat,
     DataSpec,
@@ -204,5 +204,5 @@ __all__ = [
     "expand_rewards",
     "require_distinct_names",
     "reward_name",
-    "unknown_key_message",
+    "unknown_name_message",
 ]

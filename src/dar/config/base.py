@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -54,16 +55,12 @@ class Spec(BaseModel):
     @classmethod
     def unknown_key(cls, key: object, type: object) -> str:
         """What is wrong with a key that the spec does not have; `type` is what the mapping says it is."""
-        return unknown_key_message(key, list(cls.model_fields))
+        return unknown_name_message("key", key, cls.model_fields)
 
 
-def unknown_key_message(key: object, allowed: list[str]) -> str:
-    """`unknown key 'alhpa' (did you mean 'alpha'?); allowed: …`"""
-    return unknown_name_message("key", one_line(str(key), 80), allowed)
-
-
-def unknown_name_message(what: str, name: object, allowed: list[str]) -> str:
+def unknown_name_message(what: str, name: object, allowed: Iterable[str]) -> str:
     """`unknown metric 'eval/rewrad' (did you mean 'eval/reward'?); allowed: …`"""
-    nearest = difflib.get_close_matches(str(name), allowed, n=1)
+    name = one_line(str(name), 80)
+    nearest = difflib.get_close_matches(name, allowed, n=1)
     hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
     return f"unknown {what} '{name}'{hint}; allowed: {', '.join(allowed)}"
