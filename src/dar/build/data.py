@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from dar.build.objects import Objects
@@ -42,6 +46,35 @@ class RunData:
     logged: LoggedSet | None
     heldout: PromptSet | None
     gold: LoggedSet | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a run's numbers depend on, for a resumed run to compare."""
+        gold = None if self.gold is None else self.gold.prompts
+        found: dict[str, str] = {}
+        for name, prompts, logged in (
+            ("data.train", self.train, self.logged),
+            ("data.heldout", self.heldout, None),
+            ("algorithm.gold", gold, self.gold),
+        ):
+            rows = prompts.prompts if prompts else ()
+            groups = logged.groups if logged else ()
+            texts = (*rows, *(completion for group in groups for completion in group.completions))
+            found[f"{name} (its rows)"] = fingerprint((row.position, row.content, row.columns) for row in rows)
+            tokens = fingerprint(each.token_ids for each in texts)
+            found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
+        return found
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, skipkeys=True, default=_described).encode())
+    return digest.hexdigest()[:16]
+
+
+def _described(value: Any) -> str:
+    return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__
 
 
 def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:
