@@ -78,9 +78,8 @@ def test_in_other_threads_the_block_just_runs() -> None:
     found: list[int] = []
 
     def work() -> None:
-        with Bounded(seconds=0.05):
-            time.sleep(0.1)
-            found.append(1)
+        bounded(lambda: time.sleep(0.1), seconds=0.05)
+        found.append(1)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -379,8 +379,8 @@ def joining_tokenizer() -> Any:
     model = models.BPE(vocab={**alphabet, "ĊĊ": len(alphabet)}, merges=[("Ċ", "Ċ")])
     tokenizer.backend_tokenizer.model = model  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.chat_template = (
-        "{% for message in messages %}{{ message.role }}:\\n{{ message.content }}<eos>{% endfor %}"
-        "{% if add_generation_prompt %}assistant:\\n{% endif %}"
+        "{% for message in messages %}{{ message.role }}:\n{{ message.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
     return tokenizer
 
@@ -427,8 +427,8 @@ def test_verdicts_may_be_the_words_of_a_csv_file(verdict: Any):
 def test_verdict_that_is_neither_is_refused(verdict: Any):
     row = {"prompt": "hi", "chosen": "a", "rejected": "b", "chosen_complies": verdict, "rejected_complies": False}
     assert problem([row], "verdicts") == (
-        "rows.jsonl: row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, found "
-        f"{verdict!r}"
+        "rows.jsonl: row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
+        f"found {verdict!r}"
     )
 
 

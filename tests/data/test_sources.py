@@ -147,7 +147,7 @@ def test_missing_file_is_refused(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("rows.jsonl", ""), ("rows.jsonl", "\n \n"), ("rows.json", "[]"), ("rows.csv", "prompt\n")] + [("rows.csv", "")],
+    [("rows.jsonl", ""), ("rows.jsonl", "\n \n"), ("rows.json", "[]"), ("rows.csv", "prompt\n"), ("rows.csv", "")],
 )
 def test_file_without_rows_is_refused(tmp_path: Path, name: str, content: str):
     path = write(tmp_path / name, content)
@@ -215,7 +215,10 @@ def test_rows_are_copies():
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        (datasets.DatasetDict(test=datasets.Dataset.from_list(ROWS)), "is a DatasetDict of test, and no table of rows"),
+        (
+            datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}),
+            "is a DatasetDict of test, and no table of rows",
+        ),
         ({"prompt": ["a"]}, "is a dict of prompt, and no table of rows"),
         (Path("rows.jsonl"), "is a PosixPath; expected a list of rows"),
         (5, "is a int; expected a list of rows"),

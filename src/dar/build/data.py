@@ -49,17 +49,13 @@ class RunData:
 
     def fingerprints(self) -> dict[str, str]:
         """Of all that a run's numbers depend on, for a resumed run to compare."""
-        gold = None if self.gold is None else self.gold.prompts
         found: dict[str, str] = {}
-        for name, prompts, logged in (
-            ("data.train", self.train, self.logged),
-            ("data.heldout", self.heldout, None),
-            ("algorithm.gold", gold, self.gold),
-        ):
-            rows = prompts.prompts if prompts else ()
-            groups = logged.groups if logged else ()
-            texts = (*rows, *(completion for group in groups for completion in group.completions))
-            found[f"{name} (its rows)"] = fingerprint((row.position, row.content, row.columns) for row in rows)
+        tables = {"data.train": self.logged or self.train, "data.heldout": self.heldout, "algorithm.gold": self.gold}
+        for name, table in tables.items():
+            groups = table.groups if isinstance(table, LoggedSet) else ()
+            prompts = table.prompts if isinstance(table, PromptSet) else [group.prompt for group in groups]
+            texts = (*prompts, *(completion for group in groups for completion in group.completions))
+            found[f"{name} (its rows)"] = fingerprint((each.position, each.content, each.columns) for each in prompts)
             tokens = fingerprint(each.token_ids for each in texts)
             found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
         return found
@@ -69,11 +65,11 @@ def fingerprint(items: Iterable[Any]) -> str:
     """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(json.dumps(item, skipkeys=True, default=_described).encode())
+        digest.update(json.dumps(item, skipkeys=True, default=_text_of).encode())
     return digest.hexdigest()[:16]
 
 
-def _described(value: Any) -> str:
+def _text_of(value: Any) -> str:
     return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__
 
 

@@ -27,11 +27,7 @@ _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.m
 
 
 class RunFolder:
-    """One run's folder.
-
-    Args:
-        path: of the folder.
-        data: fingerprints of the run's data, by what they are of.
+    """One run's folder; `data` has fingerprints of the run's data, by what they are of.
 
     Raises (all methods):
         CheckpointError: a file cannot be written or read.
