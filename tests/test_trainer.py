@@ -508,6 +508,34 @@ def test_run_is_not_resumed_with_other_settings(tmp_path: Path):
         make_trainer(tmp_path, settings={**LONGER, "learning_rate": 2e-2}).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"train_dataset": [*ROWS[:3], {**ROWS[3], "word": "other"}]}, ["data.train (its rows)"]),
+        ({"train_dataset": ROWS[::-1]}, ["data.train (its rows)", "data.train (its tokens"]),
+        ({"eval_dataset": ROWS[:1]}, ["data.heldout (its rows)", "data.heldout (its tokens"]),
+        ({"processing_class": "dated"}, ["data.heldout (its tokens", "data.train (its tokens"]),
+    ],
+)
+def test_run_is_not_resumed_with_other_data_unless_it_may(tmp_path: Path, changes: dict[str, Any], changed: list[str]):
+    make_trainer(tmp_path, settings=LONGER, eval_dataset=ROWS[:2]).train()
+    if "processing_class" in changes:
+        # As of a chat template that writes today's date, on the next day.
+        changes["processing_class"] = make_tokenizer()
+        changes["processing_class"].chat_template = "Wednesday. {{ messages[-1].content }}"
+
+    def resume(*, allow: bool = False) -> None:
+        other = make_trainer(tmp_path, settings=LONGER, **{"eval_dataset": ROWS[:2]} | changes)
+        other.train(resume_from_checkpoint=True, allow_changed_recipe=allow)
+
+    with pytest.raises(CheckpointError) as caught:
+        resume()
+    _, *lines, _ = str(caught.value).splitlines()
+    assert [line for line, start in zip(lines, changed, strict=True) if line.startswith(f"  {start}")] == lines
+    resume(allow=True)
+    resume()
+
+
 def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
     make_trainer(tmp_path).train()
     with pytest.raises((CheckpointError, ConfigError), match="no/such/checkpoint"):

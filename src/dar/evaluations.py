@@ -11,6 +11,7 @@ from typing import Any
 from dar.batch import Prompt
 from dar.build import build_generator, build_judging_reward, check_reward, read_judge, read_prompts
 from dar.config import JudgeEndpointSpec, RuntimeSpec
+from dar.data.messages import text_of
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
@@ -73,6 +74,7 @@ def run_win_rate(
     column = against.removeprefix(_COLUMN)
     needed = [prompt_column, *([column] if is_column else [])]
     require_columns(rows, needed + ([category_column] if category_column else []), str(prompts))
+    given = [text_of(row[column], f"{prompts}: row {number}") for number, row in enumerate(rows) if is_column]
     folder = EvaluationFolder(
         out,
         {
@@ -92,7 +94,7 @@ def run_win_rate(
         for name, path in (("model", model), ("baseline", against))[: 1 if is_column else 2]
     }
     texts = sampled["model"].texts(note)
-    others = [str(row[column]) for row in rows] if is_column else sampled["baseline"].texts(note)
+    others = given or sampled["baseline"].texts(note)
     pairs = [
         PairToJudge(
             key=str(number),
@@ -216,4 +218,5 @@ class _Completions:
                 seed=self.sampling.seed,
             )
             generator.complete(self.prompts, self.lines, note)
-        return [self.lines.rows[(str(number),)]["completion"] for number in range(self.num_rows)]
+        rows = [self.lines.rows[(str(number),)] for number in range(self.num_rows)]
+        return [text_of(row.get("completion"), f"{self.lines.path}: row {row['key']}: 'completion'") for row in rows]

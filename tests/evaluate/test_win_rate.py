@@ -165,7 +165,7 @@ def test_category_and_index_of_annotations_are_kept():
     [
         ({"preference": 3}, "row 1: preference is 3; AlpacaEval's is 1"),
         ({"preference": True}, "row 1: preference is True"),
-        ({"preference": "1"}, "row 1: preference is '1'"),
+        ({"preference": "one"}, "row 1: preference is 'one'"),
         ({"output_2": None}, "row 1: output_2 must be text, found None"),
         ({"generator_2": "other"}, r"more than one model \(generator_2\): m, other"),
         ({"index": 0}, "pair '0' has 2 judgements"),
@@ -198,6 +198,8 @@ def test_judgements_survive_the_way_through_a_file(tmp_path: Path):
     [
         ({"preference": 1.5}, r"row 0: preference must be a number in \[0, 1\] or null, found 1.5"),
         ({"preference": math.nan}, "preference must be a number"),
+        ({"model_first": "yes"}, "row 0: model_first must be true, false or null, found 'yes'"),
+        ({"category": ["a"]}, r"row 0: category must be text or null, found \['a'\]"),
         ({"model_length": -1}, "model_length must be a count of characters, found -1"),
         ({"model_first": "yes"}, "model_first must be true, false or null, found 'yes'"),
         ({"winner": "a"}, "is not a judgement: unknown winner"),

@@ -58,7 +58,7 @@ def test_plain_text_is_joined(tmp_path: Path):
     reward = build(save_classifier(tmp_path / "rm", chat=False))
     ids = make_tokenizer()("2 + 2 = 4")["input_ids"]
     assert reward(["2 + 2 = "], ["4"]) == pytest.approx([plain_score(ids)], rel=1e-4, abs=1e-5)
-    with pytest.raises(ConfigError, match="reward model's tokenizer has no chat template"):
+    with pytest.raises(ConfigError, match="the reward model: prompts are messages, but the tokenizer has no"):
         reward([USER], [said("4")])
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from dar.build.objects import Objects
@@ -42,6 +46,31 @@ class RunData:
     logged: LoggedSet | None
     heldout: PromptSet | None
     gold: LoggedSet | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a run's numbers depend on, for a resumed run to compare."""
+        found: dict[str, str] = {}
+        tables = {"data.train": self.logged or self.train, "data.heldout": self.heldout, "algorithm.gold": self.gold}
+        for name, table in tables.items():
+            groups = table.groups if isinstance(table, LoggedSet) else ()
+            prompts = table.prompts if isinstance(table, PromptSet) else [group.prompt for group in groups]
+            texts = (*prompts, *(completion for group in groups for completion in group.completions))
+            found[f"{name} (its rows)"] = fingerprint((each.position, each.content, each.columns) for each in prompts)
+            tokens = fingerprint(each.token_ids for each in texts)
+            found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
+        return found
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, skipkeys=True, default=_text_of).encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(value: Any) -> str:
+    return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__
 
 
 def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:

@@ -77,7 +77,7 @@ def build_loop(
     data, oracle = build_data(spec, objects, tokenizer, config), build_oracle(spec)
     rewards = [build_reward(reward, objects.reward_functions, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
-    folder = RunFolder(spec.output_dir)
+    folder = RunFolder(spec.output_dir, data.fingerprints())
     if resume:
         folder.require_same_recipe(spec, allow_changes=allow_changed_recipe)
     elif accelerator.is_main_process:

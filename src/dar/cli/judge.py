@@ -89,15 +89,11 @@ def _require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], 
 
 
 def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
-    from dar.data.messages import is_conversation
+    from dar.data.messages import text_of
 
     for number, row in enumerate(rows):
         for name in columns:
-            if not isinstance(row[name], str) and not is_conversation(row[name]):
-                raise DataError(
-                    f"{file}: row {number}: {name} must be text or a list of messages with role and content, found "
-                    f"{row[name]!r:.100}"
-                )
+            text_of(row[name], f"{file}: row {number}: {name}")
 
 
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:

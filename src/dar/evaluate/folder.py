@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
+from dar.intake import parse_json, read_text
 from dar.paths import expanded
 
 _SETTINGS = "settings.json"
@@ -76,7 +77,7 @@ class Lines:
             os.truncate(path, len(whole))
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                self._keep(json.loads(line))
+                self._keep(parse_json(line.decode(), "the text"))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: line {number} is not a row of this evaluation: {error}") from error
 
@@ -104,11 +105,11 @@ def file_digest(path: Path) -> dict[str, str]:
 
 def _read_settings(file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}. Choose another --out.") from error
+        found = parse_json(read_text(file), str(file))
+    except DataError as error:
+        raise ConfigError(f"{error}. Choose another --out.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} holds a {type(found).__name__}. Choose another --out.")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dar.config import RunSpec
-from dar.errors import CheckpointError, ConfigError
+from dar.errors import CheckpointError, ConfigError, DataError
+from dar.intake import parse_json, read_text
 from dar.recipe import load_recipe
 from dar.shown import one_line
 from dar.train.run_folder import RunFolder
@@ -153,9 +153,9 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
+        return parse_json(read_text(file), str(file))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _alert(folder: RunFolder, row: dict[str, Any]) -> Alert:

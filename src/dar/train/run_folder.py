@@ -1,6 +1,6 @@
 """The run folder: everything a run writes, and the only code that knows its layout.
 
-config.yaml  environment.json  metrics.jsonl  alerts.jsonl  completions/step-*.parquet  checkpoints/step-N/
+config.yaml  data.json  environment.json  metrics.jsonl  alerts.jsonl  completions/step-*.parquet  checkpoints/step-N/
 best/  model/  and, of a method that triages its data, triage.parquet
 """
 
@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dar.config import RewardModelSpec, RunSpec
-from dar.errors import CheckpointError, NonFiniteError
+from dar.errors import CheckpointError, DataError, NonFiniteError
+from dar.intake import parse_json, read_text
 from dar.paths import expanded
 from dar.recipe import dump_recipe, flatten, load_recipe
 
@@ -27,14 +28,15 @@ _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.m
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder; `data` has fingerprints of the run's data, by what they are of.
 
     Raises (all methods):
         CheckpointError: a file cannot be written or read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: Mapping[str, str] | None = None) -> None:
         self.path = Path(expanded(path))
+        self.data = data or {}
 
     @property
     def checkpoints(self) -> Path:
@@ -75,18 +77,19 @@ class RunFolder:
         """Makes it the folder of a run. Raises as `require_new`."""
         self.require_new()
         self._write("environment.json", json.dumps(environment, indent=2) + "\n")
-        self._write("config.yaml", dump_recipe(spec))
+        self.record_recipe(spec)
 
     def require_same_recipe(self, spec: RunSpec | RewardModelSpec, *, allow_changes: bool) -> None:
-        """Compares the recipe with the one the run was started with.
+        """Compares the recipe and its data with those the run was started with.
 
         Raises:
-            CheckpointError: the folder holds no run, or the recipe differs in something a run's numbers depend on and
+            CheckpointError: the folder holds no run, or one of them differs in something a run's numbers depend on and
                 `allow_changes` is False; the message lists the differences.
         """
         if not self.is_run:
             raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Start without --resume.")
-        before, now = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))), flatten(spec)
+        before = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))) | self._json("data.json")
+        now = flatten(spec) | dict(self.data)
         changed = [
             f"  {key}: {before.get(key, '(absent)')!r} → {now.get(key, '(absent)')!r}"
             for key in sorted(before.keys() | now.keys())
@@ -94,13 +97,15 @@ class RunFolder:
         ]
         if changed and not allow_changes:
             raise CheckpointError(
-                f"the recipe differs from the one {self.path} was started with:\n" + "\n".join(changed) + "\n"
-                "Undo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
+                f"the recipe or its data differs from what {self.path} was started with:\n"
+                + "\n".join(changed)
+                + "\nUndo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
                 "(the result is then that of neither recipe)."
             )
 
     def record_recipe(self, spec: RunSpec | RewardModelSpec) -> None:
         """Writes the recipe a resumed run goes on with; to be called once the run really goes on."""
+        self._write("data.json", json.dumps(self.data, indent=2) + "\n")
         self._write("config.yaml", dump_recipe(spec))
 
     def write_evaluation(self, found: Mapping[str, Any]) -> None:
@@ -109,12 +114,7 @@ class RunFolder:
 
     def evaluation(self) -> dict[str, Any]:
         """What evaluation.json holds; empty where there is none."""
-        try:
-            return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.path / 'evaluation.json'}: {error}; remove it") from error
+        return self._json("evaluation.json")
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Adds one line to metrics.jsonl.
@@ -187,6 +187,14 @@ class RunFolder:
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(f"{file} cannot be read: {error}. Start a new run in another output_dir.") from error
 
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"cannot read {self.path / name}: {error}; remove it") from error
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         try:
             with (self.path / name).open("a", encoding="utf-8") as stream:
@@ -198,15 +206,12 @@ class RunFolder:
         file = self.path / name
         if not file.exists():
             return []
-        lines = file.read_text(encoding="utf-8").split("\n")
-        rows = []
-        # What follows the last newline was being written when the run was killed.
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise CheckpointError(f"{file}: line {number} is not JSON ({error}): {line[:120]}") from error
-        return rows
+        try:
+            # What follows the last newline was being written when the run was killed.
+            lines = read_text(file).split("\n")[:-1]
+            return [parse_json(line, f"{file}: line {number}") for number, line in enumerate(lines, start=1)]
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
 
     def _write(self, name: str, text: str) -> None:
         # Written beside and renamed, so a kill leaves the old file or the new one, never half of one.
