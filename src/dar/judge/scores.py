@@ -6,12 +6,12 @@ import math
 import re
 from dataclasses import dataclass
 
-from dar.judge.reply import Reply, Token
+from dar.judge.reply import Reply, Token, answer_start, answer_tokens, token_at
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
-_OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+(?:\.0+)?\b|\b\d+\s*(?:-|–|to)\s*\d+\b", re.IGNORECASE)
-_BRACKETED = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+# No part of a pattern is tried twice on the same characters: a judge's answer may be anything, of any length.
+_NUMBER = re.compile(r"(?<![\w.])-?\d++(?:\.\d++)?(?!\w)")
+_OUT_OF = re.compile(r"(?<!\s)\s*+(?:/|out of)\s*+\d++(?:\.0++)?\b|\b\d++\s*+(?:-|–|to)\s*+\d++\b", re.IGNORECASE)
+_BRACKETED = re.compile(r"\[\[\s*+(-?\d++(?:\.\d++)?)\s*+\]\]")
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def read_score(reply: Reply, scale: Scale, *, min_mass: float) -> Score | None:
     stated = stated_number(reply.text)
     if stated is not None and not scale.low <= stated.value <= scale.high:
         return None
-    if reply.tokens and (stated is None or stated.value.is_integer()):
-        place = 0 if stated is None else _token_at(reply, stated.start)
-        masses = score_masses(reply.tokens, place, scale) if place is not None else {}
-        mass = math.fsum(masses.values())
-        if mass > 0 and mass >= min_mass:
-            expectation = math.fsum(int(score) * p for score, p in masses.items()) / mass
-            return Score(expectation, min(mass, 1.0), reply.text)
+    tokens = answer_tokens(reply) if stated is None or stated.value.is_integer() else ()
+    place = token_at(tokens, answer_start(reply.text) if stated is None else stated.start)
+    masses = score_masses(tokens, place, scale) if place is not None else {}
+    mass = math.fsum(masses.values())
+    if mass > 0 and mass >= min_mass:
+        expectation = math.fsum(int(score) * p for score, p in masses.items()) / mass
+        return Score(expectation, min(mass, 1.0), reply.text)
     return None if stated is None else Score(stated.value, None, reply.text)
 
 
@@ -81,8 +81,7 @@ def stated_number(text: str) -> _Stated | None:
     `[[7]]` wins over every other number; `/10`, `out of 10` and `1 to 10` are the scale and not a score; what stands
     before `</think>` is not the answer. Of several equal numbers the first counts.
     """
-    thoughts = _THOUGHTS.match(text)
-    offset = thoughts.end() if thoughts else 0
+    offset = answer_start(text)
     answer = text[offset:]
     bracketed = [(float(found[1]), found.start(1)) for found in _BRACKETED.finditer(answer)]
     # Blanked and not cut, so that places stay where they are.
@@ -91,16 +90,6 @@ def stated_number(text: str) -> _Stated | None:
     if len({value for value, _ in numbers}) != 1:
         return None
     return _Stated(numbers[0][0], offset + numbers[0][1])
-
-
-def _token_at(reply: Reply, place: int) -> int | None:
-    """Index of the token that holds the text's character `place`; None where tokens and text differ."""
-    end = 0
-    for index, token in enumerate(reply.tokens):
-        end += len(token.text)
-        if place < end:
-            return index
-    return None
 
 
 def score_masses(tokens: tuple[Token, ...], place: int, scale: Scale) -> dict[str, float]:

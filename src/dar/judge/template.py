@@ -34,7 +34,7 @@ _REQUIRED: dict[Mode, tuple[str, ...]] = {
 _COMPUTING = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template may raise beside Jinja's own errors."""
 _DELIMITERS = re.compile(
-    r"<(?=\s*/?\s*(?:prompt|completion|completion_a|completion_b|rubric|reference)\b)"  # the templates' own
+    r"<(?=\s*+(?:/\s*+)?+(?:prompt|completion|completion_a|completion_b|rubric|reference)\b)"  # the templates' own
     r"|<(?=[|｜])|<(?=/?s>)|<(?=(?:start|end)_of_turn>)|<(?=</?SYS>>)"  # turn markers of chat formats
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT)\])",
     re.IGNORECASE,

@@ -16,8 +16,9 @@ from dar.judge.client import Session
 from dar.judge.judge import ask_all
 from dar.rewards import Failed
 
-_RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-_BARE_RATING = re.compile(r"\[(\d+\.?\d*)\]")
+# Possessive, so that a million digits are not tried over and over.
+_RATING = re.compile(r"\[\[(\d++(?:\.\d*+)?)\]\]")
+_BARE_RATING = re.compile(r"\[(\d++(?:\.\d*+)?)\]")
 LOW, HIGH = 1, 10
 
 
