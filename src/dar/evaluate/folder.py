@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
+from dar.shown import redacted
 
 _SETTINGS = "settings.json"
 
@@ -84,13 +85,13 @@ class Lines:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rows and has them on the disk when it returns."""
-        rows = [dict(row) for row in rows]
+        lines = [redacted(json.dumps(row, ensure_ascii=False)) for row in rows]
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.writelines(line + "\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
-        for row in rows:
-            self._keep(row)
+        for line in lines:
+            self._keep(json.loads(line))
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[tuple(row[name] for name in self.key)] = row

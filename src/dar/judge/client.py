@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from urllib.parse import urlsplit
 from dar.errors import ConfigError, RewardError
 from dar.judge.budget import Budget
 from dar.judge.counts import Counts
-from dar.judge.exchange import Answer, post
 from dar.judge.reply import MalformedReply, Reply, read_reply
 from dar.judge.retry import Backoff, Outage, retry_after_seconds
 from dar.judge.template import Messages
@@ -22,7 +22,7 @@ from dar.rewards import Failed
 from dar.shown import keep_secret, one_line
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient
+    from httpx2 import AsyncClient, Response
 
 _MALFORMED_TRIES = 3
 """How often a request may be answered with what is no chat completion: such answers may have to be paid for."""
@@ -30,8 +30,10 @@ _RETRIED = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may pass by themselves."""
 _HOPELESS = frozenset({401, 403, 404})
 """Statuses that every other request would get too."""
-_LEAST_BYTES, _MOST_BYTES, _CANDIDATE_BYTES = 4 << 20, 64 << 20, 512
+_LEAST_BYTES, _MOST_BYTES, _CANDIDATE_BYTES = 2 << 20, 64 << 20, 512
 """What an answer may hold whatever was asked for, at most, and for each candidate of each token."""
+_ERROR_BYTES = 64 << 10
+_MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Client:
         # Some tenths of a second that only those who ask a judge need to wait.
         from httpx2 import AsyncClient, Limits  # noqa: PLC0415
 
-        headers = {"Accept-Encoding": "gzip, deflate"}
+        headers = {"Accept-Encoding": "gzip, deflate", "Content-Type": "application/json"}
         if self.endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
         # Neither the clock nor the number of connections is left to the client: see `_attempt` and `ask`.
@@ -204,17 +206,17 @@ class Session:
         try:
             # The deadline is on the whole: a server that sends a byte now and then never makes a read time out.
             async with asyncio.timeout(endpoint.timeout):
-                answer = await post(self._connection, url, question, max_bytes=endpoint.max_bytes())
+                status, body, retry_after = await self._post(url, json.dumps(question, ensure_ascii=False).encode())
         except TimeoutError:
             raise _Unanswered(f"no answer within {endpoint.timeout:g} s") from None
         except UnicodeEncodeError as error:
             raise _Refused(f"the question cannot be sent: {error.reason}") from None
         except HTTPError as error:
             raise _Unanswered(one_line(f"{type(error).__name__}: {error}")) from None
-        if not 200 <= answer.status < 300:
-            raise self._judged(answer)
+        if not 200 <= status < 300:
+            raise self._judged(status, body, retry_after)
         self._outage.answered()
-        reply = read_reply(answer.body)
+        reply = read_reply(body)
         client.counts.answered(
             latency=time.monotonic() - started,
             prompt_tokens=reply.prompt_tokens,
@@ -223,10 +225,29 @@ class Session:
         client.budget.spend(reply.prompt_tokens + reply.completion_tokens)
         return reply
 
-    def _judged(self, answer: Answer) -> Exception:
+    async def _post(self, url: str, question: bytes) -> tuple[int, bytes, str | None]:
+        """Status, body and Retry-After of what comes back; redirects are followed within the origin."""
+        request = self._connection.build_request("POST", url, content=question)
+        for _ in range(_MAX_REDIRECTS):
+            response = await self._connection.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                following = response.next_request
+                if following is None:
+                    body = await _body(response, self._client.endpoint.max_bytes())
+                    return response.status_code, body, response.headers.get("retry-after")
+            here, there = (f"{sent.url.scheme}://{sent.url.netloc.decode()}" for sent in (request, following))
+            if request.url.origin != following.url.origin:
+                raise RewardError(
+                    f"the judge's server {here} redirects to {there}, and prompts and completions are sent to no other "
+                    "origin than that of base_url. If the judge is there, set base_url to it."
+                )
+            request = following
+        raise MalformedReply(f"a redirect, after {_MAX_REDIRECTS - 1} others")
+
+    def _judged(self, status: int, body: bytes, retry_after: str | None) -> Exception:
         """What an error status means for this request, and for the others."""
-        endpoint, status = self._client.endpoint, answer.status
-        message, code = _error(answer.body)
+        endpoint = self._client.endpoint
+        message, code = _error(body)
         said = one_line(f"{status}: {message}")
         if status in _HOPELESS or code == "insufficient_quota":
             return RewardError(
@@ -234,8 +255,32 @@ class Session:
                 "Check base_url, model and the environment variable that api_key_env names."
             )
         if status in _RETRIED or status >= 500:
-            return _Unanswered(said, retry_after_seconds(answer.retry_after))
+            return _Unanswered(said, retry_after_seconds(retry_after))
         return _Refused(said)
+
+
+async def _body(response: Response, max_bytes: int) -> bytes:
+    """The body, decompressed; of an answer with an error status its beginning is enough.
+
+    Raises:
+        MalformedReply: it is longer, or cannot be decompressed.
+    """
+    limit = max_bytes if response.is_success else _ERROR_BYTES
+    body = bytearray()
+    async with contextlib.aclosing(response.aiter_raw()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > limit:
+                break
+    is_long = len(body) > limit
+    if response.headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate"):
+        try:
+            body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, limit + 1)
+        except zlib.error:
+            raise MalformedReply("not compressed as it says") from None
+    if response.is_success and (is_long or len(body) > limit):
+        raise MalformedReply(f"longer than {limit:,} bytes, more than the tokens that were asked for come to")
+    return bytes(body[:limit])
 
 
 def _error(body: bytes) -> tuple[str, Any]:
@@ -243,10 +288,7 @@ def _error(body: bytes) -> tuple[str, Any]:
     text = body.decode(errors="replace")
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = found.get("error", found)
+        return str(found["message"]), found.get("code")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return text, None
-    found = found.get("error", found) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        return text, None
-    message = found.get("message")
-    return message if isinstance(message, str) else text, found.get("code")

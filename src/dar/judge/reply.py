@@ -6,19 +6,19 @@ import codecs
 import json
 import math
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from dar.shown import redacted
 
-_UNSAID = re.compile(r"\s*|<[^<>\s]+>")
-"""Tokens at the end of an answer that are no part of its text, such as `<|im_end|>`."""
-_MOST_UNSAID = 4
+_UNSAID = re.compile(r"(?:\s|<[^<>\s]++>)*+")
+"""What tokens at the end may say beyond the text, such as `<|im_end|>`."""
 _END_OF_THOUGHTS = "</think>"
+CUT_OFF = "cut off at its limit of tokens (a judge that thinks first needs more: raise max_tokens of its endpoint)"
+"""What is said of an answer from which nothing could be read, and which had no room to end."""
 
 
 class MalformedReply(Exception):
@@ -62,28 +62,22 @@ def answer_start(text: str) -> int:
 
 
 def answer_tokens(reply: Reply) -> tuple[Token, ...]:
-    """The tokens that the text was made of: they join to it, but for white space at its end.
+    """The tokens that the text was made of, from its first character on.
 
     Servers that keep reasoning out of the text may leave it among the tokens, and add markers of the end. Empty where
     the last tokens are not the text: then there are no log-probabilities of it.
     """
-    text, tokens = reply.text.strip(string.whitespace), reply.tokens
-    while not (joined := "".join(token.text for token in tokens).rstrip(string.whitespace)).endswith(text):
-        dropped = len(reply.tokens) - len(tokens)
-        if not tokens or dropped == _MOST_UNSAID or not _UNSAID.fullmatch(tokens[-1].text):
-            return ()
-        tokens = tokens[:-1]
-    if not text:
+    text = reply.text.strip()
+    before, found, rest = "".join(token.text for token in reply.tokens).rpartition(text or "\0")
+    index = token_at(reply.tokens, len(before))
+    if not found or not _UNSAID.fullmatch(rest) or index is None:
         return ()
-    start, index = len(joined) - len(text), 0
-    while start >= len(tokens[index].text):
-        start -= len(tokens[index].text)
-        index += 1
-    first = tokens[index]
-    if first.text[:start].strip():
+    first = reply.tokens[index]
+    inside = len(before) - sum(len(token.text) for token in reply.tokens[:index])
+    if first.text[:inside].strip():
         return ()  # it begins in what was said before
-    lead = reply.text[: len(reply.text) - len(reply.text.lstrip(string.whitespace))]
-    return (Token(lead + first.text[start:], first.candidates), *tokens[index + 1 :])
+    lead = reply.text.partition(text)[0]
+    return (Token(lead + first.text[inside:], first.candidates), *reply.tokens[index + 1 :])
 
 
 def token_at(tokens: Sequence[Token], place: int) -> int | None:
@@ -98,11 +92,7 @@ def token_at(tokens: Sequence[Token], place: int) -> int | None:
 
 # What is read of a chat completion, and nothing else: servers differ in the rest. One wrong item of a list is enough:
 # an error for each of a million would fill the memory.
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Candidate(_Part):
+class _Candidate(BaseModel):
     token: str
     # A little above 0 by rounding; far above it, it is no log-probability.
     logprob: Annotated[float, Field(le=0.01)]
@@ -113,26 +103,26 @@ class _Token(_Candidate):
     top_logprobs: list[_Candidate] | None = Field(None, fail_fast=True)
 
 
-class _Logprobs(_Part):
+class _Logprobs(BaseModel):
     content: list[_Token] | None = Field(None, fail_fast=True)
 
 
-class _Message(_Part):
+class _Message(BaseModel):
     content: str | None = None
 
 
-class _Choice(_Part):
+class _Choice(BaseModel):
     message: _Message
     logprobs: _Logprobs | None = None
     finish_reason: Any = None
 
 
-class _Usage(_Part):
+class _Usage(BaseModel):
     prompt_tokens: Annotated[int, Field(ge=0)] | None = None
     completion_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
-class _ChatCompletion(_Part):
+class _ChatCompletion(BaseModel):
     choices: list[_Choice] = Field(min_length=1, fail_fast=True)
     usage: _Usage | None = None
 
@@ -148,12 +138,10 @@ def read_reply(body: bytes) -> Reply:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
+        kind = "not a chat completion"
         if "logprobs" in problem["loc"]:
-            raise MalformedReply(
-                f"without log-probabilities that can be read ({where}: {problem['msg']}); with top_logprobs: 0 in its "
-                "endpoint none are asked for, and its text alone counts"
-            ) from error
-        raise MalformedReply(f"not a chat completion: {where + ': ' if where else ''}{problem['msg']}") from error
+            kind = "without log-probabilities that can be read (with top_logprobs: 0 none are asked for)"
+        raise MalformedReply(f"{kind}: {where + ': ' if where else ''}{problem['msg']}") from error
     choice, usage = found.choices[0], found.usage or _Usage()
     content = (choice.logprobs.content if choice.logprobs else None) or []
     reply = Reply(
@@ -164,9 +152,8 @@ def read_reply(body: bytes) -> Reply:
         is_cut=choice.finish_reason == "length",
     )
     # A server may repeat the key, and a reply is kept and shown.
-    if redacted(whole := to_json(reply)) != whole:
-        return replace(reply, text=redacted(reply.text), tokens=())
-    return reply
+    said = "\n".join([reply.text, *(name for token in reply.tokens for name, _ in token.candidates)])
+    return reply if redacted(said) == said else replace(reply, text=redacted(reply.text), tokens=())
 
 
 def _texts(tokens: Sequence[_Token]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dar.judge.reply import Reply, Token, answer_start, answer_tokens, token_at
@@ -61,7 +62,11 @@ def read_score(reply: Reply, scale: Scale, *, min_mass: float) -> Score | None:
         return None
     tokens = answer_tokens(reply) if stated is None or stated.value.is_integer() else ()
     place = token_at(tokens, answer_start(reply.text) if stated is None else stated.start)
-    masses = score_masses(tokens, place, scale) if place is not None else {}
+    masses = score_masses(tokens[place:], scale) if place is not None else {}
+    # A "1" at which the answer was cut off may be 10, unless 10 is a token.
+    longer = _longer(reply.text[stated.start :], scale.names()) if reply.is_cut and stated is not None else set()
+    if longer and (place is None or not longer & {text.strip() for text, _ in tokens[place].candidates}):
+        return None
     mass = math.fsum(masses.values())
     if mass > 0 and mass >= min_mass:
         expectation = math.fsum(int(score) * p for score, p in masses.items()) / mass
@@ -92,44 +97,37 @@ def stated_number(text: str) -> _Stated | None:
     return _Stated(numbers[0][0], offset + numbers[0][1])
 
 
-def score_masses(tokens: tuple[Token, ...], place: int, scale: Scale) -> dict[str, float]:
-    """Probability of each score that was seen at a token.
+def score_masses(tokens: Sequence[Token], scale: Scale) -> dict[str, float]:
+    """Probability of each score that was seen at the first of these tokens.
 
     A score of several tokens ("1", "0") needs the next token's candidates, and these are known only after the token
     that the judge did say. "1" among the others is then 1 or the beginning of 10, and which one is unknown: it is left
     out, unless "10" is a candidate too, and so a token of its own.
     """
-    names = scale.names()
+    return _continued("", tokens, scale.names())
+
+
+def _continued(begun: str, tokens: Sequence[Token], names: frozenset[str]) -> dict[str, float]:
+    """Probability of each score that begins with digits that were said. Where the answer ends, so does the number."""
     candidates: dict[str, float] = {}
-    for text, logprob in tokens[place].candidates:
-        name = text.strip()
-        if name in names:
+    digits = 0.0
+    for text, logprob in tokens[0].candidates if tokens else ():
+        # Ten tokens for "0" cannot be; but "0" and "0." can.
+        number = re.match(r"\d*", text) if begun else None
+        digits += math.exp(logprob) if number and number[0] else 0.0
+        name = begun + (number[0] if number else text.strip())
+        if name in names and name != begun:
             candidates[name] = candidates.get(name, 0.0) + math.exp(logprob)
-    said = tokens[place].text.strip()
-    masses: dict[str, float] = {}
+    masses = {begun: max(0.0, 1.0 - digits)} if begun else {}
     for name, probability in candidates.items():
-        longer = {other for other in names if other != name and other.startswith(name)}
+        longer = _longer(name, names)
         if not longer or longer & candidates.keys():
-            masses[name] = masses.get(name, 0.0) + probability
-        elif name == said:
-            for score, share in _continued(name, tokens[place + 1 : place + 2], names).items():
-                masses[score] = masses.get(score, 0.0) + probability * share
+            masses[name] = probability
+        elif name == begun + tokens[0].text.strip():
+            further = _continued(name, tokens[1:], names)
+            masses |= {score: probability * share for score, share in further.items()}
     return masses
 
 
-def _continued(name: str, following: tuple[Token, ...], names: frozenset[str]) -> dict[str, float]:
-    """What a score that others begin with turned out to be: {score: share of its probability}."""
-    if not following:
-        # The answer ends here, and so does the number.
-        return {name: 1.0}
-    shares: dict[str, float] = {}
-    digits = 0.0
-    for text, logprob in following[0].candidates:
-        if text[:1].isdigit():
-            digits += math.exp(logprob)
-            # Ten tokens for "0" cannot be; but "0" and "0." can.
-            number = re.match(r"\d+", text)
-            score = name + number[0] if number else ""
-            if score in names:
-                shares[score] = shares.get(score, 0.0) + math.exp(logprob)
-    return shares | {name: max(0.0, 1.0 - digits)}
+def _longer(name: str, names: frozenset[str]) -> set[str]:
+    return {other for other in names if other != name and other.startswith(name)}
