@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dar.shown import redacted
 
-_UNSAID = re.compile(r"(?:\s|<[^<>\s]++>)*+")
-"""What tokens at the end may say beyond the text, such as `<|im_end|>`."""
+_UNSAID = re.compile(r"(?:\s|<(?!/?(?:think|reason))[^<>\s]++>)*+")
+"""What tokens at the end may say beyond the text, such as `<|im_end|>`. The end of thoughts is the end of no answer."""
 _END_OF_THOUGHTS = "</think>"
 CUT_OFF = "cut off at its limit of tokens (a judge that thinks first needs more: raise max_tokens of its endpoint)"
 """What is said of an answer from which nothing could be read, and which had no room to end."""
