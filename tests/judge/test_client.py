@@ -369,8 +369,8 @@ def test_log_probabilities_that_are_none_are_named():
     with ScriptedJudge(lambda sent, before: Answer(json.dumps(body).encode())) as server:
         failed = ask_one(make_client(server.url))
     assert failed == Failed(
-        "the judge's answer was 3 times without log-probabilities that can be read (with top_logprobs: 0 none are asked "
-        "for): choices.0.logprobs.content.0.logprob: Input should be a valid number"
+        "the judge's answer was 3 times without log-probabilities that can be read (with top_logprobs: 0 none are "
+        "asked for): choices.0.logprobs.content.0.logprob: Input should be a valid number"
     )
 
 

@@ -66,7 +66,14 @@ def body(text: str, tokens: Sequence[tuple[str, Any]], **changes: Any) -> bytes:
 
 def test_a_character_of_several_tokens_is_one():
     emoji = list("😀".encode())
-    parts = [("I", None), (" 7", [32, 55]), (" ", [32]), (r"\xf0\x9f", emoji[:2]), (r"\x98\x80", emoji[2:]), ("!", [33])]
+    parts = [
+        ("I", None),
+        (" 7", [32, 55]),
+        (" ", [32]),
+        (r"\xf0\x9f", emoji[:2]),
+        (r"\x98\x80", emoji[2:]),
+        ("!", [33]),
+    ]
     reply = read_reply(body("7 😀!", parts))
     assert [token.text for token in answer_tokens(reply)] == ["7", " ", "", "😀", "!"]
 

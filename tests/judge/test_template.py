@@ -141,7 +141,7 @@ def test_a_template_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_row_may_make_a_template_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dar.judge.template._SECONDS", 0.5)
-    path = write(tmp_path, 'system: s\nuser: "{{ completion }}{{ \'a\' * row.number }}"\n')
+    path = write(tmp_path, "system: s\nuser: \"{{ completion }}{{ 'a' * row.number }}\"\n")
     template = load_template(path, "pointwise")
     assert template.render(completion="", row={"number": 3}).user == "aaa"
     with pytest.raises(RewardError, match=r"own\.yaml cannot be filled: MemoryError"):
