@@ -351,6 +351,7 @@ def test_millions_of_wrong_items_are_one_error():
         b'{"error": {"message": "x", "code": ' + b"9" * 5000 + b"}}",
         b'{"error": "no"}',
         b'["no"]',
+        b'{"error": {"message": null, "code": "no"}}',
         b"\xff\xfe no",
         b"",
     ],
@@ -360,7 +361,8 @@ def test_an_error_may_be_anything(body: bytes):
     with ScriptedJudge(lambda sent, before: Answer(body, status=400, headers=headers)) as server:
         failed = ask_one(make_client(server.url))
     assert isinstance(failed, Failed)
-    assert failed.reason.startswith("the judge refused the request: 400:")
+    assert failed.reason.startswith("the judge refused the request: 400: ")
+    assert "no" in failed.reason or "[[" in failed.reason or '"x"' in failed.reason
 
 
 def test_log_probabilities_that_are_none_are_named():

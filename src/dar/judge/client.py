@@ -285,10 +285,10 @@ async def _body(response: Response, max_bytes: int) -> bytes:
 
 def _error(body: bytes) -> tuple[str, Any]:
     """What the server says of an error, and its name for it."""
-    text = body.decode(errors="replace")
+    text = body.decode(errors="replace") or "no more than that"
     try:
         found = json.loads(text)
         found = found.get("error", found)
-        return str(found["message"]), found.get("code")
+        return str(found["message"] or text), found.get("code")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return text, None
