@@ -471,6 +471,8 @@ def test_a_judge_reward_survives_the_run_folder(tmp_path: Path):
             judge({"base_url": "127.0.0.1:8000"}),
             "rewards.0.endpoint.base_url: expected a URL such as http://127.0.0.1:8000/v1",
         ),
+        (judge({"base_url": "http://ho st/v1"}), "expected a URL such as http://127.0.0.1:8000/v1"),
+        (judge({"base_url": "http://host:99999/v1"}), "rewards.0.endpoint.base_url: Port out of range"),
         (judge({"base_url": "http://me:pw@host/v1"}), "put the key into an environment variable"),
         (judge({"base_url": "http://host/v1?key=pw"}), "put the key into an environment variable"),
         (judge({"api_key_env": "sk-pw"}), "expected the name of an environment variable, such as OPENAI_API_KEY"),

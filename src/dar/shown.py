@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 
 _BIDI = {
@@ -19,18 +21,23 @@ _VISIBLE = (
 _HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _VISIBLE) + "]")
 _MARKUP = re.compile(r"[\\`*_\[\]<>&|~$#@]|:(?=//|\w+:)|(?<=www)\.", re.IGNORECASE)
 _secrets: set[str] = set()
+_SECRET_VARIABLES = ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
+_SHORTEST_SECRET = 8
+"""What is shorter is no secret but a placeholder, such as EMPTY, and may be a word of any text."""
 
 
 def keep_secret(value: str) -> None:
-    """From now on the value is never shown or written: `visible` and `redacted` put `***` in its place."""
-    if value:
-        _secrets.add(value)
+    """From now on the value is never shown or written, unless it has fewer than 8 characters: `visible` and `redacted`
+    put `***` in its place."""
+    _secrets.update({value, json.dumps(value)[1:-1]})
 
 
 def redacted(text: str) -> str:
-    """The text without the secrets this process knows."""
-    for secret in sorted(_secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
+    """The text without the secrets this process knows: those kept, and those that the environment has for servers."""
+    known = _secrets | {os.environ.get(name, "") for name in _SECRET_VARIABLES}
+    for secret in sorted(known, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
     return text
 
 
@@ -54,6 +61,7 @@ def fenced(text: str, language: str = "") -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """The text, made visible, on one line of at most `limit` characters."""
+    text = redacted(text)  # before anything is cut, so that half a secret is not left
     # Only so much is looked at: a message about a text of megabytes must not take as long as reading it.
     joined = " ".join(visible(text[: 4 * limit]).split())
     return joined if len(joined) <= limit and len(text) <= 4 * limit else joined[:limit] + "…"

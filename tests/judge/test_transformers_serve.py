@@ -24,8 +24,8 @@ from dar.judge.template import Messages
 from dar.rewards import Failed
 
 pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")),
-    reason="transformers serve needs fastapi and uvicorn, which the dev group has",
+    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+    reason="transformers serve needs fastapi, uvicorn and openai, which the dev group has",
 )
 OUTAGE_SECONDS = float(os.environ.get("DAR_TEST_OUTAGE_SECONDS", "0"))
 """How long the server stays away, beside the time it takes to start."""

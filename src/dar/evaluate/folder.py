@@ -12,6 +12,7 @@ from typing import Any
 from dar.errors import ConfigError, DataError
 from dar.intake import parse_json, read_text
 from dar.paths import expanded
+from dar.shown import redacted
 
 _SETTINGS = "settings.json"
 
@@ -86,13 +87,13 @@ class Lines:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rows and has them on the disk when it returns."""
-        rows = [dict(row) for row in rows]
+        lines = [redacted(json.dumps(row, ensure_ascii=False)) for row in rows]
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.writelines(line + "\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
-        for row in rows:
-            self._keep(row)
+        for line in lines:
+            self._keep(json.loads(line))
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[tuple(row[name] for name in self.key)] = row

@@ -124,10 +124,14 @@ def token_columns(
     Args:
         groups: the completions, B rows.
         logprobs, ref_logprobs: [B, T] nats, or None.
-        tokenizer: turns each token into text on its own; a token that is a part of a character becomes U+FFFD.
+        tokenizer: turns each token into its text behind another; one that is a part of a character becomes U+FFFD.
     """
     ids, mask = groups.completion_ids, groups.mask
-    text = {token: tokenizer.decode([token]) for token in ids[mask].unique().tolist()}
+    # Some tokenizers leave out the space that the first token of a text begins with.
+    twice = {
+        token: (tokenizer.decode([token]), tokenizer.decode([token, token])) for token in ids[mask].unique().tolist()
+    }
+    text = {token: second.removeprefix(first) for token, (first, second) in twice.items()}
     columns: dict[str, Any] = {
         "tokens": [[text[token] for token in row[keep].tolist()] for row, keep in zip(ids, mask, strict=True)]
     }

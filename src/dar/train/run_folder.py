@@ -22,6 +22,7 @@ from dar.errors import CheckpointError, DataError, NonFiniteError
 from dar.intake import parse_json, read_text
 from dar.paths import expanded
 from dar.recipe import dump_recipe, flatten, load_recipe
+from dar.shown import redacted
 
 _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")
 """Keys that change nothing a resumed run computes."""
@@ -198,7 +199,7 @@ class RunFolder:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         try:
             with (self.path / name).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, allow_nan=False) + "\n")
+                stream.write(redacted(json.dumps(row, allow_nan=False)) + "\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path / name}: {error}") from error
 
@@ -218,7 +219,7 @@ class RunFolder:
         scratch = self.path / f".{name}.tmp"
         try:
             with scratch.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+                stream.write(redacted(text))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(scratch, self.path / name)
@@ -231,7 +232,15 @@ def _write_table(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     scratch = file.with_name(f".{file.stem}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pa.table(dict(columns)), scratch)
+        pyarrow.parquet.write_table(pa.table({name: _shown(values) for name, values in columns.items()}), scratch)
         os.replace(scratch, file)
     except OSError as error:
         raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
+
+
+def _shown(values: Sequence[Any]) -> Sequence[Any]:
+    return (
+        [redacted(value) if isinstance(value, str) else value for value in values]
+        if isinstance(values, list)
+        else values
+    )
