@@ -139,17 +139,24 @@ def judgement_of(row: Row, number: int, where: str) -> Judgement:
             )
         )
     value: Any = row["preference"]
-    if value is not None and not (_is_number(value) and 0 <= value <= 1):
+    preference = unit(value) if is_number(value) else None
+    if value is not None and preference is None:
         raise DataError(f"{where}: row {number}: preference must be a number in [0, 1] or null, found {value!r}")
     for name in ("model_length", "baseline_length"):
         if not isinstance(row[name], int) or row[name] < 0:
             raise DataError(f"{where}: row {number}: {name} must be a count of characters, found {row[name]!r}")
     if not isinstance(row.get("model_first"), bool | None):
         raise DataError(f"{where}: row {number}: model_first must be true, false or null, found {row['model_first']!r}")
-    return Judgement(**{**row, "pair": str(row["pair"])})
+    return Judgement(**{**row, "pair": str(row["pair"]), "preference": preference})
 
 
-def _is_number(value: Any) -> bool:
+def unit(value: float) -> float | None:
+    """The value in [0, 1], where sums of probabilities may be off by rounding; None where it is not in there."""
+    return min(1.0, max(0.0, value)) if -1e-9 <= value <= 1 + 1e-9 else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
