@@ -12,7 +12,7 @@ from dar.errors import ConfigError
 from dar.rewards.failure import Failed
 from dar.rewards.function import RewardFunction, Score
 
-_MAX_SECONDS = 5.0
+_MAX_SECONDS = 2.0
 
 
 def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
@@ -66,11 +66,7 @@ def sentiment() -> RewardFunction:
             "the sentiment reward needs the package vaderSentiment: pip install vaderSentiment"
         ) from error
     analyzer = SentimentIntensityAnalyzer()
-
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [analyzer.polarity_scores(completion_text(completion))["compound"] for completion in completions]
-
-    return score
+    return in_time(lambda text: analyzer.polarity_scores(text)["compound"], "VADER")
 
 
 def length(target: int) -> RewardFunction:
