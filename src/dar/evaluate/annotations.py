@@ -71,7 +71,7 @@ def alpaca_eval_judgements(rows: Sequence[Row], *, where: str) -> list[Judgement
 def _preference(value: Any, where: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    preference = 0.5 if value == 0 else unit(value - 1.0) if is_number(value) else None
+    preference = (0.5 if value == 0 else unit(value - 1.0)) if is_number(value) else None
     if preference is not None:
         return preference
     raise DataError(

@@ -14,8 +14,8 @@ from dar.verifiable.instructions import CHECKS, Check
 
 def check_instructions(
     text: str,
-    instruction_ids: Sequence[str],
-    arguments: Sequence[Mapping[str, Any] | None],
+    instruction_ids: Sequence[str] | str,
+    arguments: Sequence[Mapping[str, Any] | str | None] | str | None,
     *,
     loose: bool = False,
 ) -> list[bool]:
@@ -32,7 +32,8 @@ def check_instructions(
     Args:
         text: the completion.
         instruction_ids: such as `punctuation:no_comma`, the column `instruction_id_list` of the published data.
-        arguments: one mapping per instruction, the column `kwargs`; keys whose value is None are absent ones.
+        arguments: one mapping per instruction, the column `kwargs`; keys whose value is None are absent ones. Both may
+            be JSON text, and whole numbers floats, as other files than the published one have them.
         loose: see above.
 
     Returns:
@@ -49,13 +50,9 @@ def check_instructions(
 
 
 def read_instructions(instruction_ids: Any, arguments: Any) -> list[tuple[Check, dict[str, Any]]]:
-    """The checks of a row with their arguments, which may be JSON text, and whole numbers that were made floats.
-
-    Raises:
-        DataError: as `check_instructions`.
-    """
+    """The checks of a row with their arguments. Raises as `check_instructions`, whose arguments these are."""
     ids = as_list(instruction_ids, "instruction_id_list")
-    given = as_list(arguments or [None] * len(ids), "kwargs")
+    given = as_list([None] * len(ids) if arguments is None else arguments, "kwargs")
     if len(ids) != len(given):
         raise DataError(f"{len(ids)} IFEval instructions came with {len(given)} sets of arguments")
     return [_resolve(*pair) for pair in zip(ids, given, strict=True)]
@@ -91,8 +88,11 @@ def _resolve(instruction_id: Any, given: Any) -> tuple[Check, dict[str, Any]]:
             f"{', '.join(sorted(kwargs)) or 'none'}"
         )
     for name, value in kwargs.items():
-        if not _KINDS["relation" if name.endswith("relation") else expected[name]](value):
-            raise DataError(f"{name} of the IFEval instruction '{instruction_id}' cannot be {value!r:.200}")
+        wanted, is_one = _KINDS["relation" if name.endswith("relation") else expected[name]]
+        if not is_one(value):
+            raise DataError(
+                f"{name} of the IFEval instruction '{instruction_id}' must be {wanted}, found {value!r:.200}"
+            )
     return check, kwargs
 
 
@@ -100,10 +100,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
-    "Sequence[str]": lambda value: isinstance(value, list | tuple) and all(isinstance(each, str) for each in value),
-    "relation": lambda value: value in ("at least", "less than"),
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "Sequence[str]": (
+        "a list of texts",
+        lambda value: isinstance(value, list | tuple) and all(isinstance(each, str) for each in value),
+    ),
+    "relation": ("'at least' or 'less than'", lambda value: value in ("at least", "less than")),
 }
 """What an argument may be, by its annotation."""

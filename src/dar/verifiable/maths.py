@@ -52,7 +52,8 @@ def gold_text(gold: Any) -> str:
         DataError: it is neither text nor a finite number, or there is no answer in it.
     """
     is_number = isinstance(gold, numbers.Real) and not isinstance(gold, bool) and math.isfinite(gold)
-    if not (is_number or isinstance(gold, str)) or not _readings(str(gold)).keys() - {"", "nan"}:
+    said = [each for each in _readings(str(gold)) if re.search(r"[^\W_]|\\|[^\x00-\x7f]", each) and each != "nan"]
+    if not (is_number or isinstance(gold, str)) or not said:
         raise DataError(f"no answer can be read from the gold answer {gold!r:.200}; it must be text or a finite number")
     return str(gold)
 
