@@ -301,7 +301,10 @@ def test_gsm8k_counts_right_answers(tiny_folder: Path, tmp_path: Path):
 
 def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_path: Path):
     prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
-    with pytest.raises(DataError, match="row 0: no mathematical answer can be read"):
+    with pytest.raises(
+        DataError,
+        match="row 0 cannot be scored by the reward 'math': no answer can be read from the gold answer '#### '",
+    ):
         run_gsm8k("/no/such/model", prompts, tmp_path / "e", TINY, quiet)
 
 

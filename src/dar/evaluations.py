@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dar.batch import Prompt
-from dar.build import build_generator, build_judging_reward, check_reward, read_judge, read_prompts
-from dar.config import JudgeEndpointSpec, RuntimeSpec
+from dar.build import build_generator, build_judging_reward, check_reward, check_rows, read_judge, read_prompts
+from dar.config import IFEvalRewardSpec, JudgeEndpointSpec, MathRewardSpec, RuntimeSpec
 from dar.data.messages import text_of
 from dar.errors import RewardError
-from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
+from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
@@ -70,6 +70,7 @@ def run_win_rate(
     """
     rows = _rows(prompts, sampling)
     check_reward(read_judge(judge), RuntimeSpec())
+    check_rows([read_judge(judge)], list(enumerate(rows)), str(prompts))
     is_column = against.startswith(_COLUMN)
     column = against.removeprefix(_COLUMN)
     needed = [prompt_column, *([column] if is_column else [])]
@@ -113,8 +114,8 @@ def run_win_rate(
 def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> IFEval:
     """IFEval of a model. Raises as `run_win_rate`."""
     rows = _rows(prompts, sampling)
-    require_columns(rows, ("prompt", "instruction_id_list", "kwargs"), str(prompts))
-    ifeval(rows, [""] * len(rows))  # an unknown instruction is to be found now, and not after hours
+    require_columns(rows, ("prompt", "instruction_id_list"), str(prompts))
+    check_rows([IFEvalRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("ifeval", model, prompts, sampling))
     completions = _Completions.of(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
     result = ifeval(rows, completions.texts(note))
@@ -129,7 +130,7 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: No
     """
     rows = _rows(prompts, sampling)
     require_columns(rows, ("question", "answer"), str(prompts))
-    require_gold_answers(rows, str(prompts))
+    check_rows([MathRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
     completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
     texts = completions.texts(note)

@@ -39,7 +39,7 @@ def test_mathematics_in_a_sandbox() -> None:
 
 def test_unreadable_gold_answer_names_itself() -> None:
     reward = verifiable.math("answer", num_workers=1, limits=LIMITS)
-    with pytest.raises(RewardError, match="no mathematical answer can be read from the gold answer"):
+    with pytest.raises(RewardError, match="no answer can be read from the gold answer"):
         scored(reward, ["18"], answer=["####"])
 
 

@@ -10,6 +10,7 @@ from dar.build.policy import build_policy
 from dar.build.realignment import build_oracle
 from dar.build.reward import build_reward, check_reward
 from dar.build.reward_model import build_reward_model_loop
+from dar.build.rows import check_rows
 
 __all__ = [
     "Objects",
@@ -25,6 +26,7 @@ __all__ = [
     "build_reward",
     "build_reward_model_loop",
     "check_reward",
+    "check_rows",
     "context_length",
     "read_judge",
     "read_prompts",

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from dar.build.objects import Objects
+from dar.build.rows import check_rows
 from dar.config import (
     AnyAlgorithm,
     ChiPOSpec,
@@ -83,7 +84,7 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         config: the model's transformers configuration.
 
     Raises:
-        DataError: a file or row cannot be used, or prompts are too long.
+        DataError: a file or row cannot be used or scored, or prompts are too long.
         ConfigError: no room for a prompt is left, or a token has no embedding.
     """
     context = context_length(config)
@@ -101,6 +102,11 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         gold=_gold(spec, objects, tokenizer, context),
     )
     _require_vocabulary(config, data.train, data.heldout, data.logged)
+    if data.logged is None:
+        check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
+    if data.heldout is not None and spec.data.heldout is not None:
+        rows = [(each.position, each.columns) for each in data.heldout.prompts]
+        check_rows([*spec.rewards, *spec.evaluation.rewards], rows, spec.data.heldout.path)
     if data.gold is not None:
         _require_vocabulary(config, data.gold.prompts, None, data.gold)
     return data

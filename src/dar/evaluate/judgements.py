@@ -140,7 +140,8 @@ def judgement_of(row: Row, number: int | str, where: str) -> Judgement:
         )
     numbers = {name: typed(row.get(name)) for name in ("preference", "model_length", "baseline_length", "model_first")}
     value = numbers["preference"]
-    if value is not None and not (_is_number(value) and 0 <= value <= 1):
+    numbers["preference"] = unit(value) if is_number(value) else None
+    if value is not None and numbers["preference"] is None:
         raise DataError(f"{where}: row {number}: preference must be a number in [0, 1] or null, found {value!r}")
     for name in ("model_length", "baseline_length"):
         if not isinstance(numbers[name], int) or numbers[name] < 0:
@@ -153,7 +154,13 @@ def judgement_of(row: Row, number: int | str, where: str) -> Judgement:
     return Judgement(**{**row, **numbers, "pair": str(row["pair"])})
 
 
-def _is_number(value: Any) -> bool:
+def unit(value: float) -> float | None:
+    """The value in [0, 1], where sums of probabilities may be off by rounding; None where it is not in there."""
+    return min(1.0, max(0.0, value)) if -1e-9 <= value <= 1 + 1e-9 else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from dar.batch import Message
 from dar.bounded import Bounded
 from dar.errors import ConfigError, DataError
+
+_TAG = re.compile(r"</?[\w-]+>")
+
+
+def control_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Special tokens that are none of a text: all but tags, such as `<think>`, that have no role in the tokenizer."""
+    roles = {getattr(tokenizer, f"{role}_token", None) for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    special = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(index for index, text in special.items() if text in roles or not _TAG.fullmatch(text))
+
+
+def opened_tag(tokenizer: Any, prompt_ids: Sequence[int], completion: str) -> str:
+    """The tag a prompt ends with, if the completion closes it: a template may itself open `<think>`. Else nothing."""
+    found = re.search(r"<([\w-]++)>\s*+\Z", tokenizer.decode(prompt_ids[-64:])) if "</" in completion else None
+    before, closed, _ = completion.partition(f"</{found[1]}>") if found else ("", "", "")
+    return found[0] if found and closed and f"<{found[1]}>" not in before else ""
 
 
 def render(tokenizer: Any, prompt: str | Sequence[Message], completion: str | Sequence[Message]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from jsonschema.validators import validator_for
 
 from dar.errors import ConfigError, RewardError
 from dar.recipe import read_yaml
-from dar.rewards.builtin import completion_text
+from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
 from dar.rewards.sandbox import Limits, Sandbox
 from dar.verifiable import check_instructions
@@ -78,10 +78,10 @@ def ifeval(*, strictness: Literal["strict", "loose"], credit: Literal["share", "
     Reads the columns `instruction_id_list` and `kwargs` of the published data.
     """
 
-    def one(text: str, ids: Sequence[str] | None, arguments: Sequence[Any] | None) -> float | None:
+    def one(text: str, ids: Any, arguments: Any) -> float | None:
         if not ids:
             return None
-        followed = check_instructions(text, ids, arguments or [{}] * len(ids), loose=strictness == "loose")
+        followed = check_instructions(text, ids, arguments, loose=strictness == "loose")
         return float(all(followed)) if credit == "all" else sum(followed) / len(followed)
 
     def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
@@ -111,17 +111,14 @@ def json_schema(path: str) -> RewardFunction:
     # An empty registry: without it, a reference to an address would be fetched.
     validator = kind(schema, registry=referencing.Registry())
 
-    def is_valid(text: str) -> bool:
-        fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)```", text.strip(), re.DOTALL | re.IGNORECASE)
+    def is_valid(text: str) -> float:
+        fenced = re.fullmatch(r"```(?:json)?[^\S\n]*+\n(.*)```", text.strip(), re.DOTALL | re.IGNORECASE)
         try:
-            return validator.is_valid(json.loads(fenced[1] if fenced else text))
+            return float(validator.is_valid(json.loads(fenced[1] if fenced else text)))
         except (ValueError, RecursionError):
-            return False
+            return 0.0
 
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [float(is_valid(completion_text(completion))) for completion in completions]
-
-    return score
+    return in_time(is_valid, f"the JSON schema {path}")
 
 
 def tag_format(tags: Sequence[str]) -> RewardFunction:
@@ -133,10 +130,10 @@ def tag_format(tags: Sequence[str]) -> RewardFunction:
     def one(text: str) -> float:
         end, placed = 0, 0
         for tag in tags:
-            found = re.search(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", text, re.DOTALL)
             is_single = text.count(f"<{tag}>") == text.count(f"</{tag}>") == 1
-            if found and is_single and found[1].strip() and found.start() >= end:
-                end = found.end()
+            start, close = text.find(f"<{tag}>"), text.find(f"</{tag}>")
+            if is_single and start >= end and text[start + len(tag) + 2 : close].strip():
+                end = close
                 placed += 1
         return placed / len(tags)
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from dar.errors import ConfigError, DataError
+from dar.verifiable.maths import last_tagged
 
 PREFIX = "reasoning_gym:"
 COLUMN = "reasoning_gym"
 """Column that says which question a row is."""
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _DEFAULTS = {"size": 1000, "seed": 0}
 
 
@@ -56,9 +55,15 @@ def score_answer(text: str, origin: Mapping[str, Any]) -> float:
         origin: the row's column `reasoning_gym`.
     """
     questions = _questions(origin["task"], origin["size"], origin["seed"])
-    tagged = _TAGGED.findall(text)
-    answer = (tagged[-1] if tagged else text).strip()
-    return float(questions.score_answer(answer, questions[origin["index"]]))
+    return float(questions.score_answer(last_tagged(text).strip(), questions[origin["index"]]))
+
+
+def check_origin(origin: Any) -> None:
+    """Raises DataError where a row's column `reasoning_gym` does not say which question the row is."""
+    if not isinstance(origin, Mapping) or not origin.keys() >= {"task", "index", *_DEFAULTS}:
+        raise DataError(
+            f"{COLUMN} must have task, size, seed and index, as {PREFIX}TASK makes it; found {origin!r:.200}"
+        )
 
 
 @functools.lru_cache(maxsize=8)
