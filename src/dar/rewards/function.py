@@ -120,7 +120,7 @@ def _checked(name: str, value: Any, row: int, completion: Any, where: str) -> Sc
     # An array of several values, where one is due, refuses and is then shown as it is.
     with contextlib.suppress(RuntimeError, ValueError):
         value = value.item() if hasattr(value, "item") else value
-    number = _finite_float(value)
+    number = finite_float(value)
     if number is None:
         shown = str(completion)
         shown = shown if len(shown) <= 300 else shown[:300] + "…"
@@ -135,7 +135,7 @@ _LARGEST = 3.4e38
 """Rewards are kept in fp32, where anything larger would be infinite."""
 
 
-def _finite_float(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """The value as a float, or None where it is not a number that fp32 can hold."""
     try:
         number = float(value) if isinstance(value, numbers.Real) else math.nan
