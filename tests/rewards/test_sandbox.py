@@ -38,6 +38,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         yield
+        assert not sandboxed_processes()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,14 @@ def pool() -> Iterator[Sandbox]:
     pool = Sandbox("verifiers:behave", num_workers=2, limits=LIMITS)
     yield pool
     pool.close()
-    assert not sandboxed_processes()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Sandbox]:
+    """One worker, so that what a call leaves to it meets the next."""
+    pool = Sandbox("verifiers:behave", num_workers=1, limits=LIMITS)
+    yield pool
+    pool.close()
 
 
 def sandboxed_processes() -> set[int]:
@@ -88,9 +96,9 @@ def _name(pid: int) -> str:
 
 
 def assert_only_workers_are_left() -> None:
-    """Of two workers a keeper and a loader each. A killed process may take a moment to be gone."""
+    """Of three workers a keeper and a loader each. A killed process may take a moment to be gone."""
     patience = time.monotonic() + 30
-    while len(sandboxed_processes()) > 4:
+    while len(sandboxed_processes()) > 6:
         assert time.monotonic() < patience
         time.sleep(0.05)
 
@@ -153,10 +161,9 @@ WRITE = "import os\nfor end in range(3, 256):\n    try: os.write(end, {})\n    e
         "import os\nprint('{\"value\": 99}\\n' * 1000, flush=True)\nos.write(0, b'x')",
     ],
 )
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_call_can_spoil_no_other_score(code: str, num_workers: int) -> None:
-    with fresh("verifiers:behave", num_workers) as pool:
-        found = ask(pool, "a", f"run: {code}", "bb", "ccc", f"run: {code}", "pppp", "")
+def test_a_call_can_spoil_no_other_score(pool: Sandbox, alone: Sandbox, code: str) -> None:
+    for each in pool, alone:
+        found = ask(each, "a", f"run: {code}", "bb", "ccc", f"run: {code}", "pppp", "")
         assert [*found[:1], *found[2:4], *found[5:]] == [1.0, 2.0, 3.0, 4.0, 0.0]
 
 
@@ -287,7 +294,7 @@ def test_no_daemon_outlives_a_call_that_took_too_long() -> None:
 def test_no_daemon_outlives_its_worker(victim: str) -> None:
     with fresh("verifiers:behave") as pool:
         pool.start()
-        keeper = psutil.Process(pool._workers[0].pid)
+        keeper = psutil.Process(pool._workers[0].process.pid)
         killed = keeper if victim == "keeper" else keeper.children()[0]
 
         def kill() -> None:

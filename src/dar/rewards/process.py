@@ -79,10 +79,6 @@ class Worker:
     score: float | Failed | None = None
     has_answered: bool = False
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
     def ask(self, row: int, request: dict[str, Any], timeout_seconds: float) -> None:
         """Sends a request; an answer is due before the time is over."""
         own, theirs = socket.socketpair()
@@ -142,8 +138,7 @@ def start_worker(hello: dict[str, Any], timeout_seconds: float) -> Worker:
                 [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), json.dumps(hello)],
                 pass_fds=(theirs.fileno(),),
                 env=environment,
-                # A group of its own: Ctrl-C in the terminal is for the run, and the group can be killed as one.
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C in the terminal is for the run
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -157,7 +152,7 @@ def start_worker(hello: dict[str, Any], timeout_seconds: float) -> Worker:
 def num_processes(worker: Worker) -> int:
     """How many processes the worker has started, directly or not, that still run."""
     try:
-        return len(psutil.Process(worker.pid).children(recursive=True))
+        return len(psutil.Process(worker.process.pid).children(recursive=True))
     except psutil.Error:
         return 0
 
@@ -181,7 +176,7 @@ def end_worker(worker: Worker) -> None:
 
 def _family(worker: Worker) -> set[int]:
     """The worker, whoever else has its token in the environment, and all that these have started."""
-    found = {worker.pid} if worker.process.poll() is None else set()
+    found = {worker.process.pid} if worker.process.poll() is None else set()
     parents: dict[int, int] = {}
     for process in psutil.process_iter(["ppid", "environ", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -194,9 +189,5 @@ def _family(worker: Worker) -> set[int]:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    """To the process, and at once to its whole group, if the group is a sandbox's and not ours."""
     with contextlib.suppress(OSError):
-        group = os.getpgid(pid)
-        if group != os.getpgid(0):
-            os.killpg(group, number)
         os.kill(pid, number)

@@ -51,7 +51,7 @@ def main() -> None:
         os._exit(0)
     threading.Thread(target=_end_with_sandbox, args=(channel, loader), daemon=True).start()
     _, status = os.waitpid(loader, 0)
-    _end_descendants(spared=set())
+    _end_descendants(set())
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -67,6 +67,7 @@ def _serve(channel: socket.socket, hello: dict[str, Any]) -> None:
     except BaseException as error:  # whatever an import may raise, SystemExit included
         _say(channel, {"error": _described(error)})
         return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else an import may have us hear of no end
     gc.freeze()  # what is never collected is never written to, and stays shared with the calls' processes
     spared = _descendants()
     _say(channel, {"parameters": parameters})
@@ -81,7 +82,9 @@ def _serve(channel: socket.socket, hello: dict[str, Any]) -> None:
                 ends = socket.recv_fds(channel, 1, 1)[1]
             os._exit(0)
         os.close(ends[0])
-        _, status = os.waitpid(call, 0)
+        pid = status = 0
+        while pid != call:  # orphans are ours now, and end too
+            pid, status = os.waitpid(-1, 0)
         with contextlib.suppress(OSError):
             os.killpg(call, signal.SIGKILL)
         _end_descendants(spared)
@@ -198,43 +201,29 @@ def _adopt_orphans() -> None:
 
 def _end_descendants(spared: Set[int]) -> None:
     """Kills all that this process has started, until none is left: what a killed one leaves behind becomes ours."""
-    while _has_children():
-        found = _descendants() - spared
+    while found := _descendants(spared):
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        if not any(map(_is_running, found)):
-            return
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         time.sleep(0.001)
 
 
-def _has_children() -> bool:
-    """Whether anything is left to wait for; what has ended is reaped."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
-
-
-def _descendants() -> set[int]:
+def _descendants(spared: Set[int] = frozenset()) -> set[int]:
+    """All but some and theirs."""
     found: set[int] = set()
     fresh = {os.getpid()}
     while fresh:
-        children: set[int] = set()
-        for path in (path for pid in fresh for path in glob.glob(f"/proc/{pid}/task/*/children")):
+        paths = [path for pid in fresh for path in glob.glob(f"/proc/{pid}/task/*/children")]
+        fresh = set()
+        for path in paths:
             with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
-                children.update(map(int, stream.read().split()))
-        fresh = children - found
+                fresh.update(map(int, stream.read().split()))
+        fresh -= found | spared
         found |= fresh
     return found
-
-
-def _is_running(pid: int) -> bool:
-    """Whether it is more than an entry that waits for its parent."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-        return not stream.read().rpartition(") ")[2].startswith("Z")
-    return False
 
 
 def _end_with_sandbox(channel: socket.socket, loader: int) -> None:
