@@ -278,17 +278,24 @@ class Weighted:
         """Groups start…stop−1."""
         return self.select(self.groups.rows_of(start, stop))
 
-    def carries_weight(self, negligible_share: float) -> Tensor:
-        """[B] bool: all rows but the lightest, which together carry at most `negligible_share` of Σ weight · length.
+    def carries_weight(self, loads: Tensor | None, negligible_share: float) -> Tensor:
+        """[B] bool: all rows but those of weight 0, and but the lightest by what they move.
 
-        A row's gradient is its weight times a sum over its tokens, so this bounds what leaving the others out can
-        change. Rows of weight 0 never carry any.
+        What is left out together moves at most `negligible_share` of what the batch would move if its tokens' parts
+        were at right angles: Σ loads left out ≤ share · √(Σ loads²).
+
+        Args:
+            loads: [B, T] ≥ 0, the length of each token's part of the gradient, or None where it is not known.
+            negligible_share: in [0, 1).
         """
-        load = self.weights.double() * self.groups.lengths()
-        order = load.argsort()
-        keep = torch.empty(len(load), dtype=torch.bool)
-        keep[order] = load[order].cumsum(0) > negligible_share * load.sum()
-        return keep & (self.weights > 0)
+        # Written so that what is not a number is kept: the loss then says so.
+        keep = self.weights != 0
+        if loads is None or negligible_share == 0:
+            return keep
+        rows = loads.double().sum(1)
+        order = rows.argsort()
+        keep[order] &= ~(rows[order].cumsum(0) <= negligible_share * loads.double().norm())
+        return keep
 
     def split_by_tokens(self, max_tokens: int) -> list[Weighted]:
         """Micro-batches of whole groups, in order, as `split_by_tokens` says."""

@@ -147,11 +147,11 @@ def test_pairs_without_impact_are_left_out_whole():
     logprobs, kl, experience = batch_of([INVERT, PUNISH, INVERT], impact=[0.0, 3.0, 0.0])
     algorithm = TRACE(TRACESpec())
     batch, _ = algorithm.weigh(experience)
-    assert batch.carries_weight(0.0).tolist() == [False, False, True, True, False, False]
+    assert batch.carries_weight(None, 0.0).tolist() == [False, False, True, True, False, False]
     # All are still counted where the mean is taken.
     assert_close(batch.weights, [0, 0, 1, 1, 0, 0], rtol=1e-7)
-    rest = batch.select(batch.carries_weight(0.0))
-    keep, width = batch.carries_weight(0.0), rest.mask.shape[1]
+    rest = batch.select(batch.carries_weight(None, 0.0))
+    keep, width = batch.carries_weight(None, 0.0), rest.mask.shape[1]
     whole = terms_of(algorithm, logprobs, kl, batch)
     part = terms_of(algorithm, logprobs[keep, :width], kl[keep, :width], rest)
     assert_close(part.losses, whole.losses[keep], rtol=1e-12)

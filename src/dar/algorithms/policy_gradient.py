@@ -282,9 +282,11 @@ class R2VPO(Algorithm):
         return Terms(losses, {"r2vpo/variance": Mean.of(variance, batch.mask)})
 
     def finish_update(self, means: Metrics) -> Metrics:
-        self.penalty = dual_step(
-            self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
-        )
+        # A batch that trains nothing has no variance.
+        if "r2vpo/variance" in means:
+            self.penalty = dual_step(
+                self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
+            )
         return {"r2vpo/penalty": self.penalty}
 
     def state(self) -> dict[str, float]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from dar.config import AdafactorSpec, AdamWSpec
-from dar.errors import NonFiniteError
+from dar.errors import ConfigError, NonFiniteError
 
 
 def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -60,19 +60,35 @@ def learning_rate_factor(
             return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def require_gradient(loss: Tensor, where: str) -> None:
+    """Raises ConfigError where nothing that is trained takes part in a loss."""
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"the loss at {where} depends on nothing that is trained: the parameters with requires_grad (an adapter's "
+            "target modules, say) are none that the model's outputs come from. Train others."
+        )
+
+
 def clipped_step(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], max_grad_norm: float, *, where: str
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    max_grad_norm: float,
+    *,
+    where: str,
+    constrain: Callable[[], None] = lambda: None,
 ) -> float:
     """One step on the gradients, scaled down to a norm; they are gone afterwards.
 
     Args:
         where: for messages, such as `step 7`.
+        constrain: changes the weights once more after the step.
 
     Returns:
         Their norm before clipping.
 
     Raises:
-        NonFiniteError: it is NaN or infinite; the weights are then untouched.
+        NonFiniteError: it is NaN or infinite, and the weights are untouched; or the weights, or what the optimizer keeps
+            of the gradients, are so after the step.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
@@ -83,7 +99,24 @@ def clipped_step(
         )
     optimizer.step()
     optimizer.zero_grad()
+    constrain()
+    _require_finite(optimizer, where)
     return norm
+
+
+@torch.no_grad()
+def _require_finite(optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Raises NonFiniteError where a step has overflowed, so that nobody saves what it left."""
+    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
+    for what, tensors in ("weights", weights), ("optimizer's moments", moments):
+        # The norm is read in a tenth of the time, but overflows before they do.
+        if not nn.utils.get_total_norm(tensors).isfinite() and not all(each.isfinite().all() for each in tensors):
+            raise NonFiniteError(
+                f"the {what} are not finite after the update at {where}: it overflowed. Nothing of it was saved; try a "
+                "lower optim.learning_rate or optim.weight_decay, and continue from the checkpoint before with "
+                "--resume if there is one."
+            )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -154,7 +154,7 @@ class RunFolder:
         return any(row["step"] == step and "eval/reward" in row for row in self.metrics())
 
     def forget_after(self, step: int) -> None:
-        """Removes metrics, alerts, completions and the best policy of steps after `step`.
+        """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left half done.
 
         A resumed run writes them anew. One that is resumed with other settings comes to another policy, so that the
         best one must not be left over from what did not happen.
@@ -169,6 +169,8 @@ class RunFolder:
         best = self.best_record()
         if best is not None and best["step"] > step:
             shutil.rmtree(self.best)
+        remove_rests(self.path)
+        remove_rests(self.checkpoints)
 
     def write_completions(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes completions/<name>.parquet."""
@@ -244,3 +246,9 @@ def _shown(values: Sequence[Any]) -> Sequence[Any]:
         if isinstance(values, list)
         else values
     )
+
+
+def remove_rests(folder: Path) -> None:
+    """Removes what a killed run was writing or removing in a folder: it has no other name by now."""
+    for rest in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+        shutil.rmtree(rest, ignore_errors=True)

@@ -21,10 +21,14 @@ from dar.policy.compiling import compiled_layers
 from dar.policy.divergence import HeldTokens
 from dar.policy.policy import Precision
 from dar.train.null_space import NullSpaceConstraint
-from dar.train.optim import clipped_step
+from dar.train.optim import clipped_step, require_gradient
+from dar.train.selftest import require_parity
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""
+
+GAP = "rollout/logprob_gap"
+"""Name among an update's means of how far the sampler's log-probabilities are from the trainer's."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Updater:
         *,
         on_policy: bool,
         where: str,
+        max_gap: float | None = None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> UpdateResult:
         """Forward, backward and optimizer step on this rank's rows.
@@ -87,20 +92,28 @@ class Updater:
             on_policy: the weights are still π_t's, so this pass's own log-probabilities are the old ones and every
                 ratio is exactly 1; the sampler's, equal but for rounding, would make a bf16 sequence ratio noisy.
             where: for messages, such as `step 7`.
+            max_gap: nats per token by which the old log-probabilities, the sampler's, may differ from this pass's on
+                average; None where nothing was sampled.
             progress: told the tokens of each finished micro-batch.
 
         Raises:
-            NonFiniteError: the loss of some rows or the gradient is NaN or infinite; the weights are then untouched.
+            NonFiniteError: the loss of some rows or the gradient is NaN or infinite, and the weights are untouched; or
+                the weights are so after the step.
+            RolloutError: the gap is larger; the weights are untouched.
+            ConfigError: nothing that is trained takes part in the loss.
         """
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
         self.module.train()
         with compiled_layers(self.module) if self.compile_layers else contextlib.nullcontext():
             total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
         self.module.eval()
-        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where)
-        if self.constraint is not None:
-            self.constraint.apply()
+        if max_gap is not None and batch.weights.any():
+            means[GAP] = Mean.of((logprobs - batch.old_logprobs).abs(), batch.mask)
         total, means = self._over_ranks(total, means)
+        if max_gap is not None and GAP in means:
+            require_parity(means[GAP].value, max_gap, where)
+        constrain = (lambda: None) if self.constraint is None else self.constraint.apply
+        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where, constrain=constrain)
         return UpdateResult(total, grad_norm, {name: mean.value for name, mean in means.items()}, logprobs)
 
     def _accumulate(
@@ -126,10 +139,12 @@ class Updater:
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
                     raise _non_finite("loss", terms.losses, where)
+                require_gradient(loss, where)
                 # DDP averages gradients over ranks; the denominator is already that of the global batch.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.item()
-            for name, mean in terms.means.items():
+            # A row of weight 0 is here only so that every rank takes part, and has nothing to report.
+            for name, mean in terms.means.items() if micro.weights.any() else ():
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
