@@ -15,6 +15,9 @@ attention, Liu et al. 2023, arXiv:2310.01889).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,20 +25,58 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from dar.policy.decode_cache import DecodeCache
+from dar.policy.decode_cache import DecodeCache, Sight
 from dar.policy.packing import PackedGroups, Segments
 
 NAME = "dar"
 """What the implementation is called in transformers' registry."""
+
+_num_positions: ContextVar[int | None] = ContextVar("num_positions", default=None)
 
 
 def register() -> None:
     """Makes `attn_implementation="dar"` known to transformers."""
     # torch's compiler leaves it alone: its kernels are torch's own, and its loops follow the layout of each batch.
     AttentionInterface.register(NAME, torch.compiler.disable(dar_attention_forward))
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, dar_mask)
+
+
+@contextmanager
+def flat_row(num_positions: int) -> Iterator[None]:
+    """Inside, models read a flat row of tokens at positions below `num_positions`: `dar_mask` makes rules, not masks."""
+    token = _num_positions.set(num_positions)
+    try:
+        yield
+    finally:
+        _num_positions.reset(token)
+
+
+def dar_mask(**asked: Any) -> Any:
+    """transformers' mask function: SDPA's mask, or inside `flat_row` the rule that the mask would be made from.
+
+    A model makes one for each kind of layer it has, so a layer's window, chunk, … is what the model says it is, whether
+    its attention is told of it or not.
+
+    Args:
+        asked: as of `sdpa_mask`.
+
+    Returns:
+        What the attention of these layers is given; None in a flat row where each token sees all before it.
+
+    Raises:
+        ValueError: the rule is none of positions alone, or the model reads the mask itself.
+    """
+    num_positions = _num_positions.get()
+    if num_positions is None:
+        return sdpa_mask(**asked)
+    if asked["use_vmap"] or not asked["allow_is_causal_skip"]:
+        raise ValueError("its attention mask depends on more than positions")
+    size = asked.get("local_size")
+    if asked["mask_function"] is causal_mask_function or (size is not None and size >= num_positions):
+        return None
+    return Sight(asked["mask_function"])
 
 
 def dar_attention_forward(
@@ -43,13 +84,13 @@ def dar_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     *,
     packed: PackedGroups | None = None,
     decoding: DecodeCache | None = None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: SDPA, or with `packed` the shared-prefix attention.
@@ -57,16 +98,22 @@ def dar_attention_forward(
     Args:
         query: [1, H, N, D] (packed).
         key, value: [1, G, N, D], G dividing H.
+        attention_mask: `dar_mask`'s.
         packed: the layout of the N tokens.
         decoding: the sampler's cache: with `packed` it keeps the prompts' keys and values, without it the N tokens are
             the newest of its rows.
         scaling: of the scores, 1/√D by default.
-        sliding_window: keys further back than this many positions are not seen.
         softcap: scores become c·tanh(score/c).
+        s_aux: attention sinks, which only transformers' own eager attention has.
 
     Returns:
         ([1, N, H, D] output, None).
+
+    Raises:
+        ValueError: a soft cap without a layout, or sinks.
     """
+    if s_aux is not None:
+        raise ValueError("attention sinks are not implemented")
     if packed is None and decoding is None:
         if softcap is not None:
             raise ValueError("softcapped attention runs packed or decoding only")
@@ -77,17 +124,13 @@ def dar_attention_forward(
     if packed is None:
         assert decoding is not None
         output = decoding.attend(
-            module.layer_idx, query, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap
+            module.layer_idx, query, key, value, scale=scale, sight=attention_mask, softcap=softcap
         )
         return output.unsqueeze(0), None
     if decoding is not None:
         decoding.add_prompts(module.layer_idx, key, value, packed)
-    if sliding_window is not None and sliding_window > int(packed.positions.max()):
-        sliding_window = None
-    if softcap is not None or sliding_window is not None:
-        output = masked_attention(
-            query, key, value, packed, scale=scale, sliding_window=sliding_window, softcap=softcap
-        )
+    if softcap is not None or attention_mask is not None:
+        output = masked_attention(query, key, value, packed, scale=scale, sight=attention_mask, softcap=softcap)
     elif query.device.type == "cpu":
         output = _FlashSharedPrefix.apply(query, key, value, packed, scale)
     else:
@@ -137,10 +180,10 @@ def masked_attention(
     packed: PackedGroups,
     *,
     scale: float,
-    sliding_window: int | None = None,
+    sight: Sight | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """The definition: dense scores per group with an explicit mask; any window, any soft cap.
+    """The definition: dense scores per group with an explicit mask; any rule of who sees whom, any soft cap.
 
     Args and result as `sdpa_attention`. Memory grows with the square of a group's tokens.
     """
@@ -152,10 +195,9 @@ def masked_attention(
         tokens = torch.cat(spans)
         segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
         position = packed.positions[tokens]
-        back = position.unsqueeze(1) - position.unsqueeze(0)
-        visible = (back >= 0) & ((segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0))
-        if sliding_window is not None:
-            visible &= back < sliding_window
+        sees = sight or Sight(causal_mask_function)
+        visible = (segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0)
+        visible &= sees(position.unsqueeze(1), position.unsqueeze(0))
         scores = torch.einsum("qhd,khd->hqk", query[tokens].float(), key[tokens].float()) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

@@ -110,16 +110,16 @@ def hidden_states(model: Any, **inputs: Any) -> Tensor:
 
 def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
     """[N, D] last hidden states of a flat row of tokens, who sees whom said by `packed` or `decoding`."""
-    # A ready-made 4-D mask keeps transformers from making one of its own; `dar`'s attention does not read it.
-    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-    return hidden_states(
-        model,
-        input_ids=ids.unsqueeze(0),
-        position_ids=positions.unsqueeze(0),
-        attention_mask=no_mask,
-        use_cache=False,
-        **layout,
-    )[0]
+    with attention.flat_row(int(positions.max()) + 1):
+        return hidden_states(
+            model,
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            # Without one, transformers takes positions that start again for other sequences.
+            attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=ids.device),
+            use_cache=False,
+            **layout,
+        )[0]
 
 
 def packed_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
