@@ -15,9 +15,8 @@ attention, Liu et al. 2023, arXiv:2310.01889).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +26,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from dar.policy.decode_cache import DecodeCache, Sight
-from dar.policy.packing import PackedGroups, Segments
+from dar.policy.decode_cache import DecodeCache
+from dar.policy.packing import PackedGroups, Segments, Sight
 
 NAME = "dar"
 """What the implementation is called in transformers' registry."""
 
-_num_positions: ContextVar[int | None] = ContextVar("num_positions", default=None)
+row_length: ContextVar[int | None] = ContextVar("row_length", default=None)
+"""Set while a model reads a flat row: no token of it has so high a position."""
 
 
 def register() -> None:
@@ -43,40 +43,24 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, dar_mask)
 
 
-@contextmanager
-def flat_row(num_positions: int) -> Iterator[None]:
-    """Inside, models read a flat row of tokens at positions below `num_positions`: `dar_mask` makes rules, not masks."""
-    token = _num_positions.set(num_positions)
-    try:
-        yield
-    finally:
-        _num_positions.reset(token)
-
-
 def dar_mask(**asked: Any) -> Any:
-    """transformers' mask function: SDPA's mask, or inside `flat_row` the rule that the mask would be made from.
+    """transformers' mask function: SDPA's mask, or for a flat row the rule (`Sight`) that a mask would be made from.
 
-    A model makes one for each kind of layer it has, so a layer's window, chunk, … is what the model says it is, whether
-    its attention is told of it or not.
-
-    Args:
-        asked: as of `sdpa_mask`.
-
-    Returns:
-        What the attention of these layers is given; None in a flat row where each token sees all before it.
+    A model asks once for each kind of layer, so windows, chunks, … are what it says, told to its attention or not.
 
     Raises:
-        ValueError: the rule is none of positions alone, or the model reads the mask itself.
+        ValueError: what is seen depends on more than positions, or the model reads the mask itself.
     """
-    num_positions = _num_positions.get()
-    if num_positions is None:
+    longest = row_length.get()
+    if longest is None:
         return sdpa_mask(**asked)
     if asked["use_vmap"] or not asked["allow_is_causal_skip"]:
         raise ValueError("its attention mask depends on more than positions")
-    size = asked.get("local_size")
-    if asked["mask_function"] is causal_mask_function or (size is not None and size >= num_positions):
+    rule, size = asked["mask_function"], asked.get("local_size")
+    if rule is causal_mask_function or (size is not None and size >= longest):
         return None
-    return Sight(asked["mask_function"])
+    zero = torch.zeros((), dtype=torch.int64, device=asked["device"])
+    return partial(rule, zero, zero)
 
 
 def dar_attention_forward(
@@ -104,13 +88,10 @@ def dar_attention_forward(
             the newest of its rows.
         scaling: of the scores, 1/√D by default.
         softcap: scores become c·tanh(score/c).
-        s_aux: attention sinks, which only transformers' own eager attention has.
+        s_aux: attention sinks; refused.
 
     Returns:
         ([1, N, H, D] output, None).
-
-    Raises:
-        ValueError: a soft cap without a layout, or sinks.
     """
     if s_aux is not None:
         raise ValueError("attention sinks are not implemented")
@@ -195,9 +176,8 @@ def masked_attention(
         tokens = torch.cat(spans)
         segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
         position = packed.positions[tokens]
-        sees = sight or Sight(causal_mask_function)
         visible = (segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0)
-        visible &= sees(position.unsqueeze(1), position.unsqueeze(0))
+        visible &= (sight or torch.ge)(position.unsqueeze(1), position.unsqueeze(0))
         scores = torch.einsum("qhd,khd->hqk", query[tokens].float(), key[tokens].float()) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,22 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dar.policy.packing import PackedGroups
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """Which keys a query sees, by their positions in their row.
-
-    rule: transformers' function of (batch, head, query, key).
-    """
-
-    rule: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        """Bool of the shape the positions broadcast to."""
-        zero = torch.zeros((), dtype=torch.int64, device=query.device)
-        return self.rule(zero, zero, query, key)
+from dar.policy.packing import PackedGroups, Sight
 
 
 @dataclass
@@ -72,6 +56,8 @@ class DecodeCache:
 
     def add_prompts(self, layer: int, keys: Tensor, values: Tensor, packed: PackedGroups) -> None:
         """Called by the attention of each layer while new prompts are read: [N, G, D] keys and values."""
+        if layer in self._fresh:
+            raise ValueError("a layer attends twice")
         self._fresh[layer] = (
             packed.prompts.pad(keys).transpose(1, 2).contiguous(),
             packed.prompts.pad(values).to(keys.dtype).transpose(1, 2).contiguous(),

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from dar.batch import TokenGroups, TokenOutputs, pad_rows
 from dar.policy import attention
 from dar.policy.critic import Critic
+from dar.policy.decode_cache import DecodeCache
 from dar.policy.divergence import HeldTokens, forward_kl
-from dar.policy.head import head_logits, head_logprobs
+from dar.policy.head import decoder_of, head_logits, head_logprobs
 from dar.policy.packing import pack
+from dar.policy.rotary import fixed_length, require_fixed
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,8 @@ class LogprobModel(nn.Module):
 
     def states(self, model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
         """([M, D] hidden states before each sampled token, [M] those tokens), by the layout this module uses."""
+        prompts = (len(prompt) for prompt in groups.row_prompts())
+        require_fixed(model, max(map(sum, zip(prompts, groups.lengths().tolist()))))
         return packed_states(model, groups) if self.is_packed else padded_states(model, groups)
 
 
@@ -113,27 +117,32 @@ def _unflattened(flat: Tensor, mask: Tensor) -> Tensor:
 
 def hidden_states(model: Any, **inputs: Any) -> Tensor:
     """Last hidden states of the decoder, before the head."""
-    return model.get_decoder()(**inputs).last_hidden_state
+    return decoder_of(model)(**inputs).last_hidden_state
 
 
 def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
     """[N, D] last hidden states of a flat row of tokens, who sees whom said by `packed` or `decoding`."""
-    with attention.flat_row(int(positions.max()) + 1):
+    ids = ids.to(model.device).unsqueeze(0)
+    token = attention.row_length.set(int(positions.max()) + 1)
+    try:
         return hidden_states(
             model,
-            input_ids=ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
+            input_ids=ids,
+            position_ids=positions.to(model.device).unsqueeze(0),
             # Without one, transformers takes positions that start again for other sequences.
-            attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=ids.device),
+            attention_mask=torch.ones_like(ids),
             use_cache=False,
             **layout,
         )[0]
+    finally:
+        attention.row_length.reset(token)
 
 
-def packed_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
+def packed_states(model: Any, groups: TokenGroups, **layout: Any) -> tuple[Tensor, Tensor]:
     """([M, D] states that predict each sampled token, [M] those tokens), by the shared-prefix layout."""
     packed = pack(groups).to(model.device)
-    return flat_hidden_states(model, packed.ids, packed.positions, packed=packed)[packed.sources], packed.targets
+    states = flat_hidden_states(model, packed.ids, packed.positions, packed=packed, **layout)
+    return states[packed.sources], packed.targets
 
 
 def padded_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
@@ -160,6 +169,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+@torch.no_grad()
 def can_pack(model: Any) -> bool:
     """Switches the model to `dar`'s attention, and finds out by trying whether the packed pass is the padded one.
 
@@ -183,57 +193,48 @@ def can_pack(model: Any) -> bool:
     return False
 
 
-@torch.no_grad()
 def _packed_differs(model: Any) -> str | None:
     """What is wrong with the packed pass on a few tokens, or None; the model is left with `dar`'s attention.
 
     What takes effect only behind many tokens (a window, how many keys are kept, from where a scale grows) is a number
-    of the configuration. So each is made small in turn, and wherever that changes the padded pass, the packed one must
-    agree. A number without which the model does not run is a size of its weights, and says nothing.
+    of the configuration. So each is made small in turn, and the passes must still agree wherever the padded one runs:
+    it does not without a size of its weights, which says nothing.
     """
     config = model.config.get_text_config()
-    tokens = torch.arange(37) % config.vocab_size
+    tokens = torch.arange(30) % config.vocab_size
+    room = (fixed_length(config) or 14) - 6
     groups = TokenGroups(
-        prompt_ids=(tuple(tokens[:6].tolist()), (int(tokens[6]),)),
+        prompt_ids=(tuple(tokens[:6].tolist()), (int(tokens[5]),)),
         group_sizes=(2, 1),
-        completion_ids=tokens[7:].view(3, 10),
-        mask=torch.arange(10) < torch.tensor([[4], [10], [3]]),
+        completion_ids=tokens[6:].view(3, 8),
+        mask=torch.arange(8) < torch.tensor([[3], [8], [2]]).clamp(max=max(1, room)),
     )
-    plain = _padded_definition(model, groups)
-    problem = _gap(model, groups, plain)
-    for name, value in config.to_dict().items():
-        if problem is None and type(value) is int and value > _SMALL * 2 and not _SIZES.search(name):
-            with _made_small(model, name, value):
-                try:
-                    padded = _padded_definition(model, groups)
-                except Exception:
+    numbers = {name: n for name, n in config.to_dict().items() if type(n) is int and n > _SMALL}
+    for name in ("", *(name for name in numbers if not _SIZES.search(name))):
+        with _made_small(model, name, numbers.get(name)):
+            # Eager attention is the architecture's definition; SDPA leaves out what it has no argument for (soft caps).
+            model.set_attn_implementation("eager")
+            try:
+                padded, _ = padded_states(model, groups)
+            except Exception:
+                if name:
                     continue
-                if padded.isfinite().all() and not torch.equal(padded, plain):
-                    problem = _gap(model, groups, padded, f"with {name}={_SMALL} ")
+                raise
+            model.set_attn_implementation(attention.NAME)
+            packed, _ = packed_states(model, groups, decoding=DecodeCache(0))
+        gap = float((packed - padded).abs().max() / padded.abs().max())
+        # Written so that NaN fails too, unless a number made small is what brought it about.
+        if not gap < (1e-3 if padded.dtype == torch.float32 else 1e-2) and (not name or padded.isfinite().all()):
+            return f"its hidden states differ by {gap:.2g}" + (f" with {name}={_SMALL}" if name else "")
     model.set_attn_implementation(attention.NAME)
-    return problem
-
-
-def _padded_definition(model: Any, groups: TokenGroups) -> Tensor:
-    """Eager attention is the architecture's definition; SDPA leaves out what it has no argument for (soft caps)."""
-    model.set_attn_implementation("eager")
-    return padded_states(model, groups)[0]
-
-
-def _gap(model: Any, groups: TokenGroups, padded: Tensor, variant: str = "") -> str | None:
-    """How the packed pass differs from the padded one, or None."""
-    model.set_attn_implementation(attention.NAME)
-    packed, _ = packed_states(model, groups)
-    gap = float((packed - padded).abs().max() / padded.abs().max())
-    # Written so that NaN fails too.
-    return None if gap < (1e-3 if padded.dtype == torch.float32 else 1e-2) else f"{variant}its hidden states differ by {gap:.2g}"
+    return None
 
 
 @contextmanager
-def _made_small(model: nn.Module, name: str, value: int) -> Iterator[None]:
+def _made_small(model: nn.Module, name: str, value: Any) -> Iterator[None]:
     """Inside, a number of the configuration is `_SMALL`, as are the copies that modules have of it under its name."""
     holders = [vars(holder) for module in model.modules() for holder in (module, getattr(module, "config", module))]
-    changed = [holder for holder in holders if holder.get(name) == value]
+    changed = [holder for holder in holders if name in holder and holder[name] == value]
     try:
         for holder in changed:
             holder[name] = _SMALL
