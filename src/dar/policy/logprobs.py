@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from dar.policy.rotary import fixed_length, require_fixed
 
 log = logging.getLogger(__name__)
 
-_SMALL = 4
+_SMALL = 3
 """What a number of the configuration is made to find out whether it is one of tokens."""
 _SIZES = re.compile("_id$|vocab|hidden_size|intermediate_size|_dim$|(heads|layers|experts)$")
 """Numbers of the configuration that are none of tokens, by name; to try them would only take time."""
@@ -197,8 +197,8 @@ def _packed_differs(model: Any) -> str | None:
     """What is wrong with the packed pass on a few tokens, or None; the model is left with `dar`'s attention.
 
     What takes effect only behind many tokens (a window, how many keys are kept, from where a scale grows) is a number
-    of the configuration. So each is made small in turn, and the passes must still agree wherever the padded one runs:
-    it does not without a size of its weights, which says nothing.
+    of the configuration. So each is made small in turn, then all together, and the passes must still agree wherever the
+    padded one runs: it does not without a size of its weights, which says nothing.
     """
     config = model.config.get_text_config()
     tokens = torch.arange(30) % config.vocab_size
@@ -210,35 +210,43 @@ def _packed_differs(model: Any) -> str | None:
         mask=torch.arange(8) < torch.tensor([[3], [8], [2]]).clamp(max=max(1, room)),
     )
     numbers = {name: n for name, n in config.to_dict().items() if type(n) is int and n > _SMALL}
-    for name in ("", *(name for name in numbers if not _SIZES.search(name))):
-        with _made_small(model, name, numbers.get(name)):
+    numbers = {name: n for name, n in numbers.items() if not _SIZES.search(name)}
+    harmless: dict[str, int] = {}
+    for small in ({}, *({name: n} for name, n in numbers.items()), harmless):
+        with _made_small(model, small):
             # Eager attention is the architecture's definition; SDPA leaves out what it has no argument for (soft caps).
             model.set_attn_implementation("eager")
             try:
                 padded, _ = padded_states(model, groups)
             except Exception:
-                if name:
-                    continue
-                raise
+                if not small:
+                    raise
+                continue
             model.set_attn_implementation(attention.NAME)
             packed, _ = packed_states(model, groups, decoding=DecodeCache(0))
+        if small and not padded.isfinite().all():
+            continue
         gap = float((packed - padded).abs().max() / padded.abs().max())
-        # Written so that NaN fails too, unless a number made small is what brought it about.
-        if not gap < (1e-3 if padded.dtype == torch.float32 else 1e-2) and (not name or padded.isfinite().all()):
-            return f"its hidden states differ by {gap:.2g}" + (f" with {name}={_SMALL}" if name else "")
+        # Written so that NaN fails too.
+        if not gap < (1e-3 if padded.dtype == torch.float32 else 1e-2):
+            where = f" with {_SMALL} for {', '.join(small)}" if small else ""
+            return f"its hidden states differ by {gap:.2g}{where}"
+        harmless |= small
     model.set_attn_implementation(attention.NAME)
     return None
 
 
 @contextmanager
-def _made_small(model: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Inside, a number of the configuration is `_SMALL`, as are the copies that modules have of it under its name."""
-    holders = [vars(holder) for module in model.modules() for holder in (module, getattr(module, "config", module))]
-    changed = [holder for holder in holders if name in holder and holder[name] == value]
+def _made_small(model: nn.Module, numbers: Mapping[str, int]) -> Iterator[None]:
+    """Inside, numbers of the configuration are `_SMALL`, as are the copies that modules have under the same names."""
+    holders = {
+        id(holder): vars(holder) for module in model.modules() for holder in (module, getattr(module, "config", module))
+    }
+    changed = [(holder, name, n) for holder in holders.values() for name, n in numbers.items() if holder.get(name) == n]
     try:
-        for holder in changed:
+        for holder, name, _ in changed:
             holder[name] = _SMALL
         yield
     finally:
-        for holder in changed:
-            holder[name] = value
+        for holder, name, number in changed:
+            holder[name] = number
