@@ -31,6 +31,7 @@ from dar.policy.loading import (
     eos_token_ids,
     load_generation_config,
 )
+from dar.policy.rotary import fixed_length
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,10 @@ def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
 
 
 def context_length(config: Any) -> int | None:
-    """Most tokens a model reads, or None when its configuration does not say."""
+    """Most tokens a model reads with the rotary factors of short rows, or None when its configuration does not say."""
     text = config.get_text_config()
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    told = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return fixed_length(config) or told
 
 
 def _require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:

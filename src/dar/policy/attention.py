@@ -15,6 +15,8 @@ attention, Liu et al. 2023, arXiv:2310.01889).
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,20 +24,43 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from dar.policy.decode_cache import DecodeCache
-from dar.policy.packing import PackedGroups, Segments
+from dar.policy.packing import PackedGroups, Segments, Sight
 
 NAME = "dar"
 """What the implementation is called in transformers' registry."""
+
+row_length: ContextVar[int | None] = ContextVar("row_length", default=None)
+"""Set while a model reads a flat row: no token of it has so high a position."""
 
 
 def register() -> None:
     """Makes `attn_implementation="dar"` known to transformers."""
     # torch's compiler leaves it alone: its kernels are torch's own, and its loops follow the layout of each batch.
     AttentionInterface.register(NAME, torch.compiler.disable(dar_attention_forward))
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, dar_mask)
+
+
+def dar_mask(**asked: Any) -> Any:
+    """transformers' mask function: SDPA's mask, or for a flat row the rule (`Sight`) that a mask would be made from.
+
+    A model asks once for each kind of layer, so windows, chunks, … are what it says, told to its attention or not.
+
+    Raises:
+        ValueError: what is seen depends on more than positions, or the model reads the mask itself.
+    """
+    longest = row_length.get()
+    if longest is None:
+        return sdpa_mask(**asked)
+    if asked["use_vmap"] or not asked["allow_is_causal_skip"]:
+        raise ValueError("its attention mask depends on more than positions")
+    rule, size = asked["mask_function"], asked.get("local_size")
+    if rule is causal_mask_function or (size is not None and size >= longest):
+        return None
+    zero = torch.zeros((), dtype=torch.int64, device=asked["device"])
+    return partial(rule, zero, zero)
 
 
 def dar_attention_forward(
@@ -43,13 +68,13 @@ def dar_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     *,
     packed: PackedGroups | None = None,
     decoding: DecodeCache | None = None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: SDPA, or with `packed` the shared-prefix attention.
@@ -57,16 +82,19 @@ def dar_attention_forward(
     Args:
         query: [1, H, N, D] (packed).
         key, value: [1, G, N, D], G dividing H.
+        attention_mask: `dar_mask`'s.
         packed: the layout of the N tokens.
         decoding: the sampler's cache: with `packed` it keeps the prompts' keys and values, without it the N tokens are
             the newest of its rows.
         scaling: of the scores, 1/√D by default.
-        sliding_window: keys further back than this many positions are not seen.
         softcap: scores become c·tanh(score/c).
+        s_aux: attention sinks; refused.
 
     Returns:
         ([1, N, H, D] output, None).
     """
+    if s_aux is not None:
+        raise ValueError("attention sinks are not implemented")
     if packed is None and decoding is None:
         if softcap is not None:
             raise ValueError("softcapped attention runs packed or decoding only")
@@ -77,17 +105,13 @@ def dar_attention_forward(
     if packed is None:
         assert decoding is not None
         output = decoding.attend(
-            module.layer_idx, query, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap
+            module.layer_idx, query, key, value, scale=scale, sight=attention_mask, softcap=softcap
         )
         return output.unsqueeze(0), None
     if decoding is not None:
         decoding.add_prompts(module.layer_idx, key, value, packed)
-    if sliding_window is not None and sliding_window > int(packed.positions.max()):
-        sliding_window = None
-    if softcap is not None or sliding_window is not None:
-        output = masked_attention(
-            query, key, value, packed, scale=scale, sliding_window=sliding_window, softcap=softcap
-        )
+    if softcap is not None or attention_mask is not None:
+        output = masked_attention(query, key, value, packed, scale=scale, sight=attention_mask, softcap=softcap)
     elif query.device.type == "cpu":
         output = _FlashSharedPrefix.apply(query, key, value, packed, scale)
     else:
@@ -137,10 +161,10 @@ def masked_attention(
     packed: PackedGroups,
     *,
     scale: float,
-    sliding_window: int | None = None,
+    sight: Sight | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """The definition: dense scores per group with an explicit mask; any window, any soft cap.
+    """The definition: dense scores per group with an explicit mask; any rule of who sees whom, any soft cap.
 
     Args and result as `sdpa_attention`. Memory grows with the square of a group's tokens.
     """
@@ -152,10 +176,8 @@ def masked_attention(
         tokens = torch.cat(spans)
         segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
         position = packed.positions[tokens]
-        back = position.unsqueeze(1) - position.unsqueeze(0)
-        visible = (back >= 0) & ((segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0))
-        if sliding_window is not None:
-            visible &= back < sliding_window
+        visible = (segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0)
+        visible &= (sight or torch.ge)(position.unsqueeze(1), position.unsqueeze(0))
         scores = torch.einsum("qhd,khd->hqk", query[tokens].float(), key[tokens].float()) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

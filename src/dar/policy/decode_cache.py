@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dar.policy.packing import PackedGroups
+from dar.policy.packing import PackedGroups, Sight
 
 
 @dataclass
@@ -56,6 +56,8 @@ class DecodeCache:
 
     def add_prompts(self, layer: int, keys: Tensor, values: Tensor, packed: PackedGroups) -> None:
         """Called by the attention of each layer while new prompts are read: [N, G, D] keys and values."""
+        if layer in self._fresh:
+            raise ValueError("a layer attends twice")
         self._fresh[layer] = (
             packed.prompts.pad(keys).transpose(1, 2).contiguous(),
             packed.prompts.pad(values).to(keys.dtype).transpose(1, 2).contiguous(),
@@ -126,7 +128,7 @@ class DecodeCache:
         value: Tensor,
         *,
         scale: float,
-        sliding_window: int | None,
+        sight: Sight | None,
         softcap: float | None,
     ) -> Tensor:
         """Attention of each row's newest token to its prompt and to its own tokens, this one included.
@@ -147,9 +149,9 @@ class DecodeCache:
                 room[self._rows, :, self.lengths] = new.to(room.dtype)
         grouped = query.to(cache.keys.dtype).unflatten(1, (key.shape[1], -1))
         own = cache.keys[:, :, : self._width], cache.values[:, :, : self._width]
-        if query.device.type == "cpu" and softcap is None and sliding_window is None:
+        if query.device.type == "cpu" and softcap is None and sight is None:
             return self._flash(cache, grouped, *own, scale=scale).flatten(1, 2)
-        return self._dense(cache, grouped, *own, scale=scale, window=sliding_window, softcap=softcap).flatten(1, 2)
+        return self._dense(cache, grouped, *own, scale=scale, sight=sight, softcap=softcap).flatten(1, 2)
 
     def _flash(self, cache: _Layer, grouped: Tensor, keys: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Both parts by torch's FlashAttention kernel for the CPU, joined through their log-sum-exps.
@@ -172,17 +174,17 @@ class DecodeCache:
         values: Tensor,
         *,
         scale: float,
-        window: int | None,
+        sight: Sight | None,
         softcap: float | None,
     ) -> Tensor:
-        """The definition, with scores written out: any window, any soft cap, any device."""
+        """The definition, with scores written out: any rule of who sees whom, any soft cap, any device."""
         repeats, width = grouped.shape[2], keys.shape[2]
         prompt_scores = self._by_slot(grouped) @ cache.prompt_keys.transpose(-1, -2)
         own_scores = grouped @ keys.transpose(-1, -2)
         scores = torch.cat([self._by_row(prompt_scores, repeats), own_scores], -1) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        weights = functional.softmax(scores + self._bias(width, window, scores), dim=-1)
+        weights = functional.softmax(scores + self._bias(width, sight, scores), dim=-1)
         length = prompt_scores.shape[-1]
         prompt = self._by_slot(weights[..., :length]) @ cache.prompt_values
         return weights[..., length:] @ values + self._by_row(prompt, repeats)
@@ -204,7 +206,7 @@ class DecodeCache:
         return rows if self._is_full else rows[self._slot_of_row]
 
     def _apart_biases(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """([P, 1, 1, L], [R, 1, 1, width]): `_bias` without a window, prompt and own keys apart; None hides nothing."""
+        """([P, 1, 1, L], [R, 1, 1, width]): `_bias` without a rule, prompt and own keys apart; None hides nothing."""
         if "apart" not in self._biases:
             self._biases["apart"] = (
                 _bias_from(self.prompt_lengths, like.dtype),
@@ -212,23 +214,23 @@ class DecodeCache:
             )
         return self._biases["apart"]
 
-    def _bias(self, width: int, sliding_window: int | None, like: Tensor) -> Tensor:
-        """[R, 1, 1, L + width] 0 where a key is seen, −∞ where it is padding or outside the window.
+    def _bias(self, width: int, sight: Sight | None, like: Tensor) -> Tensor:
+        """[R, 1, 1, L + width] 0 where a key is seen, −∞ where it is padding or out of sight.
 
-        The same for every layer of a step that has the same window.
+        The same for every layer of a step that has the same rule.
         """
-        if sliding_window in self._biases:
-            return self._biases[sliding_window]
+        if sight in self._biases:
+            return self._biases[sight]
         prompt_lengths = self.prompt_lengths[self.groups].unsqueeze(1)
         longest = int(self.prompt_lengths.max())
         own = torch.arange(width)
         at = torch.cat([torch.arange(longest).expand(self.num_rows, -1), prompt_lengths + own], 1)
         exists = torch.cat([torch.arange(longest) < prompt_lengths, own <= self.lengths.unsqueeze(1)], 1)
-        if sliding_window is not None:
-            exists &= self.positions().unsqueeze(1) - at < sliding_window
+        if sight is not None:
+            exists &= sight(self.positions().unsqueeze(1), at)
         bias = torch.zeros(exists.shape, dtype=like.dtype, device=like.device)
         bias = bias.masked_fill_(~exists.to(like.device), float("-inf"))[:, None, None]
-        self._biases[sliding_window] = bias
+        self._biases[sight] = bias
         return bias
 
 

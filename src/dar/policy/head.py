@@ -186,15 +186,32 @@ def look_up_sparsely(model: Any) -> None:
 
 
 @torch.no_grad()
+def decoder_of(model: Any) -> Any:
+    """What of a causal language model gives the states that its head reads."""
+    decoder = model.get_decoder()
+    # Where transformers' own look-up finds nothing, it returns the whole model.
+    return model.model if decoder is model and hasattr(model, "model") else decoder
+
+
 def check_head(model: Any) -> None:
     """Compares this file's idea of the head with the model's own logits on a few tokens.
 
     Raises:
         ConfigError: they differ, so log-probabilities computed here would not be the model's.
     """
-    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
-    own = logits_of(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
-    expected = model(input_ids=ids, use_cache=False).logits.float()
+    ids = torch.arange(5, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    expected = model(input_ids=ids[:, :4], use_cache=False).logits.float()
+    try:
+        # One more token, masked: padding must change nothing.
+        states = decoder_of(model)(
+            input_ids=ids, attention_mask=(torch.arange(5) < 4).long().to(ids).unsqueeze(0), use_cache=False
+        ).last_hidden_state[:, :4]
+        own = logits_of(model, states)
+    except Exception as error:  # whatever an unknown architecture raises
+        raise ConfigError(
+            f"{type(model).__name__} is no decoder with a linear head behind it, so its log-probabilities cannot be "
+            f"computed ({type(error).__name__}: {error}): take another architecture."
+        ) from error
     if not torch.allclose(own, expected, rtol=1e-3, atol=1e-3):
         raise ConfigError(
             f"{type(model).__name__} does something to its logits that dar does not know (largest difference "

@@ -10,13 +10,16 @@ tokens as a padded batch of *segments* (prompts, completions).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dar.batch import TokenGroups
+
+Sight = Callable[[Tensor, Tensor], Tensor]
+"""(positions of queries, of keys) -> which keys they see in their own row. In its place, None: all up to themselves."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dar.batch import TokenGroups, pad_rows
 from dar.policy.logprobs import can_pack, flat_hidden_states, hidden_states, unwrapped
 from dar.policy.packing import pack
 from dar.policy.policy import Precision
+from dar.policy.rotary import require_fixed
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class ScoreModel(nn.Module):
     def forward(self, units: Sequence[Unit]) -> Tensor:
         """[N] fp32 scores of the units' rows, in order."""
         rows = [self._trimmed(row) for unit in units for row in unit]
+        require_fixed(unwrapped(self.model), max(map(len, rows)))
         match self.way:
             case "packed":
                 return self._head(self._packed_states(regrouped(rows, map(len, units))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,9 +104,7 @@ class SharedPrefixDecoder:
 
     def _step(self, tokens: Tensor) -> Tensor:
         """[R, D] states after each row's newest token."""
-        device, model = self.module.device, unwrapped(self.module.model)
-        positions = self._cache.positions().to(device)
-        states = flat_hidden_states(model, tokens.to(device), positions, decoding=self._cache)
+        states = flat_hidden_states(unwrapped(self.module.model), tokens, self._cache.positions(), decoding=self._cache)
         self._cache.advance()
         return states
 
@@ -138,7 +137,9 @@ class PaddedDecoder:
             past_key_values=cache,
             use_cache=True,
         )[:, -1]
-        cache.batch_repeat_interleave(num_generations)
+        # Recurrent layers have no `batch_repeat_interleave`.
+        order: Any = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
+        cache.reorder_cache(order)
         states, attention = (x.repeat_interleave(num_generations, 0) for x in (states, attention))
         position = positions[:, -1:].repeat_interleave(num_generations, 0)
         rows = torch.arange(len(states))

@@ -15,6 +15,7 @@ from dar.policy import Policy
 from dar.policy.head import logits_of
 from dar.policy.logprobs import unwrapped
 from dar.policy.rendering import control_token_ids, opened_tag
+from dar.policy.rotary import require_fixed
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.sampling import SamplingKey, inverse_cdf
 from dar.rollout.truncation import PLAIN, Decoding
@@ -53,6 +54,7 @@ class Engine(Protocol):
 
         Raises:
             RolloutError: the model gave logits that are not finite.
+            ConfigError: a row may become longer than the model's rotary factors are fixed for.
         """
         ...
 
@@ -82,6 +84,8 @@ class InProcessEngine:
         progress: Progress | None = None,
         decoding: Decoding = PLAIN,
     ) -> Rollouts:
+        longest = max(len(prompt.token_ids) for prompt in prompts) + max_completion_length
+        require_fixed(unwrapped(self.policy.model), longest)
         uniforms = torch.stack(
             [key.uniforms(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
         )
