@@ -12,13 +12,16 @@ import functools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
 
 from dar.batch import TokenGroups
 from dar.config import LoraSpec
@@ -70,20 +73,43 @@ def adapted(model: Any, lora: LoraSpec | PeftConfig | None, *, seed: int) -> Any
         problem = f"trying it out ended in {first_line(error)}"
     if problem:
         raise ConfigError(
-            f"the adapter {_described(config)} cannot be trained here: {problem.rstrip('.')}. Leave out what is not plain, or take "
-            "model.lora or LoraConfig(r=…, lora_alpha=…, target_modules=…)"
+            f"the adapter {_described(config)} cannot be trained here: {problem.rstrip('.')}. Leave out what is not "
+            "plain, or take model.lora or LoraConfig(r=…, lora_alpha=…, target_modules=…)"
         )
     return model
+
+
+def require_named_base(model: Any) -> None:
+    """An adapter's folder names the model it belongs to; so a model given as an object must be what that name holds.
+
+    Raises:
+        ConfigError: its embeddings were resized, or its weights changed, since it was loaded from there.
+    """
+    inner = _bare(model) if has_adapter(model) else model
+    own, source = inner.state_dict(), inner.name_or_path
+    file = source and cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False,
+                                  _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    for weights in sorted(Path(file).parent.glob("*.safetensors")) if file else ():
+        with safe_open(weights, "pt") as saved:
+            # What is packed (8 bits and fewer) is unpacked by rules of its own, and not compared.
+            for name in sorted(own.keys() & set(saved.keys())):
+                part, mine = saved.get_slice(name), own[name]
+                if mine.ndim == 0 or part.get_dtype() not in ("F32", "BF16", "F16"):
+                    continue
+                # As it was saved, or rounded when it was loaded.
+                theirs = [part[:1].to(dtype).float() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+                if part.get_shape() != list(mine.shape) or not any(map(mine[:1].cpu().float().equal, theirs)):
+                    raise ConfigError(
+                        f"the model given is not the one in {source}, which it names as its source: {name} differs, "
+                        "so the adapter's folder would name another model as its base. Save it first, "
+                        "model.save_pretrained('base') and tokenizer.save_pretrained('base'), and pass 'base' as model"
+                    )
 
 
 def _problem(model: Any, read: Callable[[], Tensor], groups: TokenGroups, before: Tensor) -> str | None:
     """What is wrong with the adapter of a model, or None.
 
-    Args:
-        model: a peft model.
-        read: log-probabilities as the trainer computes them.
-        groups: of these tokens.
-        before: what they are without the adapter.
+    `read` gives the log-probabilities of `groups` as the trainer computes them; `before`, what they are without it.
     """
     if not hasattr(model, "merge_and_unload"):
         return "its kind cannot be merged into the model's weights"
@@ -124,7 +150,7 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 def _a_few_tokens(model: Any, config: Any) -> TokenGroups:
     """Two completions of a prompt, with tokens whose embeddings alone are trained among them, if there are any."""
     named = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
-    named = sum(named.values(), []) if isinstance(named, dict) else list(named)
+    named = [token for each in named.values() for token in each] if isinstance(named, dict) else list(named)
     tokens = torch.tensor([*named[:6], *range(1, 13)])[:12] % model.config.get_text_config().vocab_size
     return TokenGroups((tuple(tokens[:2].tolist()),), (2,), tokens[2:].view(2, 5), torch.ones(2, 5, dtype=torch.bool))
 
@@ -172,7 +198,7 @@ def _merging_compared(model: nn.Module) -> Iterator[list[str]]:
 
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
                 hook = functools.partial(compare, name)
                 hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield different

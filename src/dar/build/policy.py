@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from dar.build.adapter import adapted, has_adapter
+from dar.build.adapter import adapted, has_adapter, require_named_base
 from dar.build.data import build_prompts
 from dar.build.objects import Objects
 from dar.config import (
@@ -44,6 +44,8 @@ def build_policy(
     if lora is not None or has_adapter(model):
         if spec.reference_sync is not None:
             raise ConfigError("reference_sync needs a reference of its own, but with an adapter the base model is π₀")
+        if objects.model is not None:
+            require_named_base(model)
         model = adapted(model.to(precision.device), lora, seed=spec.seed)
     if spec.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from dar.config import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
@@ -105,6 +105,7 @@ def load_model(spec: ModelSourceSpec) -> Any:
     Raises:
         ConfigError: it cannot be had, or is no causal language model.
     """
+    load_generation_config(spec)
     model, missing = load_weights(spec, AutoModelForCausalLM)
     if missing:
         # transformers would fill them with random numbers and say so in a log line.
@@ -112,7 +113,6 @@ def load_model(spec: ModelSourceSpec) -> Any:
             f"{spec.path} is not a whole causal language model: {len(missing)} of its weights are missing, the first "
             f"is {missing[0]}"
         )
-    load_generation_config(spec)
     return model
 
 
@@ -163,10 +163,14 @@ def load_weights(
 
 
 def put_on(model: Any, adapter: str) -> Any:
-    """The model with a saved adapter on it. Raises whatever peft raises, and where a weight of the adapter is missing."""
+    """The model with a saved adapter on it. Raises whatever peft raises, and where one of its weights is missing."""
+    config = PeftConfig.from_pretrained(adapter)
+    if config.task_type == TaskType.CAUSAL_LM:
+        # peft would ask for a way to generate, which the layers under a reward model's head have not.
+        config.task_type = None
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")
-        return PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True)
+        return PeftModel.from_pretrained(model, adapter, config=config, low_cpu_mem_usage=True)
 
 
 def _names(model: Any) -> set[str]:
@@ -174,7 +178,7 @@ def _names(model: Any) -> set[str]:
 
 
 def _require_weights_for(config: Any, source: str, auto: Any, spec: ModelSourceSpec) -> None:
-    """Raises ConfigError where a configuration describes far more weights than there are: transformers makes them up."""
+    """Raises ConfigError where a configuration has far more weights than there are: transformers would make them up."""
     size = sum(file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in Path(source).glob(kind))
     with torch.device("meta"):
         count = sum(p.numel() for p in auto.from_config(config, trust_remote_code=spec.trust_remote_code).parameters())
@@ -269,15 +273,16 @@ def load_generation_config(spec: ModelSourceSpec) -> Any:
     """
     base, adapters = followed(spec)
     with explained(base, adapters):
-        found = _read_json(source := resolve_model(base), "generation_config.json", base)
+        source = resolve_model(base)
+        found = _read_json(source, "generation_config.json", base)
+        if found is None:
+            return GenerationConfig.from_model_config(load_config(base))
         try:
-            return (
-                GenerationConfig.from_model_config(load_config(base))
-                if found is None
-                else GenerationConfig.from_dict(found)
-            )
+            config = GenerationConfig.from_dict(found)
+            _token_ids(config.eos_token_id)
         except Exception as error:
             raise ConfigError(f"{source}/generation_config.json cannot be used: {first_line(error)}") from error
+        return config
 
 
 def eos_token_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -286,21 +291,20 @@ def eos_token_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     Raises:
         ConfigError: there is none, so no completion could ever end by itself, or one is no token id.
     """
-    found: list[Any] = []
-    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
-        if ids is not None:
-            found += ids if isinstance(ids, list | tuple) else [ids]
-    for wrong in (each for each in found if type(each) is not int or not 0 <= each < _MOST):
-        raise ConfigError(
-            f"{wrong!r} is no token id, but stands among those that end a completion: correct eos_token_id in the "
-            "model's generation_config.json (or config.json)"
-        )
+    found = [*_token_ids(tokenizer.eos_token_id), *_token_ids(getattr(generation_config, "eos_token_id", None))]
     if not found:
         raise ConfigError(
             "the model has no end-of-sequence token: neither its generation config nor its tokenizer names one, so no "
             "completion could end by itself. Set tokenizer.eos_token before saving the model."
         )
     return tuple(dict.fromkeys(found))
+
+
+def _token_ids(given: Any) -> list[int]:
+    found = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if wrong := [each for each in found if type(each) is not int or not 0 <= each < _MOST]:
+        raise ConfigError(f"eos_token_id is or holds {one_line(repr(wrong[0]), 60)}, which is no token's number")
+    return found
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, _Merged]]:
             inside_adapters.update(map(id, module.modules()))
             # Where the base is anything else, the layer's own forward serves.
             if type(module.get_base_layer()) is nn.Linear:
-                base = (module if module.disable_adapters else merged_copy(module)).get_base_layer()
+                base: Any = (module if module.disable_adapters else merged_copy(module)).get_base_layer()
                 yield module, _Merged(base.weight, base.bias)
         elif type(module) is nn.Linear:
             yield module, _Merged(module.weight, module.bias)
