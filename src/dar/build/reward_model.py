@@ -6,7 +6,6 @@ import os
 from dataclasses import astuple
 from typing import Any
 
-import torch
 from peft import TaskType
 
 from dar.build.data import context_length, fingerprint
@@ -82,9 +81,7 @@ def build_pairs(spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, conte
 def _made_trainable(model: Any, spec: RewardModelSpec) -> Any:
     lora = spec.model.lora
     if lora is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            model = add_lora(model, lora, TaskType.SEQ_CLS)
+        model = add_lora(model, lora, TaskType.SEQ_CLS, seed=spec.seed)
     if spec.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:

@@ -116,7 +116,7 @@ class Learner:
         return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered))))
 
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
-        """This rank's rows that carry weight; where none does, its first with weight 0, so that every rank takes part."""
+        """This rank's rows that carry weight; where none does, its first with weight 0: every rank takes part."""
         own = batch.groups.rows_of(*own_groups(len(batch.groups.group_sizes), self.accelerator))
         chosen = own & carrying
         if chosen.any():

@@ -87,8 +87,8 @@ def clipped_step(
         Their norm before clipping.
 
     Raises:
-        NonFiniteError: it is NaN or infinite, and the weights are untouched; or the weights, or what the optimizer keeps
-            of the gradients, are so after the step.
+        NonFiniteError: it is NaN or infinite, and the weights are untouched; or the weights, or what the optimizer
+            keeps of the gradients, are so after the step.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
