@@ -129,9 +129,12 @@ def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, name: str
     first = batch.groups.rows_of(0, 2)
     loop.learner.accelerator = SimpleNamespace(num_processes=2, process_index=1)  # pyright: ignore[reportAttributeAccessIssue]
     own = loop.learner._own_rows(batch, first)
-    assert own.groups.completion_ids.tolist() == batch.select(batch.groups.rows_of(2, 3)).groups.select(
-        torch.tensor([True] + [False] * 11)
-    ).completion_ids.tolist()
+    assert (
+        own.groups.completion_ids.tolist()
+        == batch.select(batch.groups.rows_of(2, 3))
+        .groups.select(torch.tensor([True] + [False] * 11))
+        .completion_ids.tolist()
+    )
     loop.learner.accelerator = loop.accelerator
     seen: list[UpdateTokens] = []
     begin = loop.algorithm.begin_update
@@ -143,7 +146,7 @@ def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, name: str
     loop.algorithm.begin_update = spy
     loop.learner._begun(own, is_first=True)
     assert [len(tokens.advantages) for tokens in seen] == ([0] if name == "bapo" else [])
-    result = loop.updater.step(loop.algorithm, own, on_policy=True, where="here", max_gap=1.0)
+    result = loop.updater.step(loop.algorithm, own, on_policy=True, where="here")
     assert (result.loss, result.grad_norm, result.means) == (0.0, 0.0, {})
 
 
@@ -166,5 +169,3 @@ def test_training_what_the_model_does_not_read_is_refused(tmp_path: Path, monkey
     loop = make_loop(tmp_path / "run", "dar")
     with pytest.raises(ConfigError, match=r"the loss at step 1 depends on nothing that is trained"):
         loop.step(1)
-
-

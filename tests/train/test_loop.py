@@ -417,7 +417,7 @@ def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_bef
     shutil.rmtree(tmp_path / "run" / "model")
     spec = load_recipe(recipe, ["steps=2", "optim.learning_rate=3e38", "optim.weight_decay=3e38"])
     loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
-    with pytest.raises(NonFiniteError, match=r"the weights are not finite after the update at step 2"):
+    with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
         run_loop(loop, resume=True, command="test")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
     assert not (tmp_path / "run" / "model").exists()

@@ -143,16 +143,9 @@ def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_bef
         return step(number)
 
     loop.step = hasty
-    with pytest.raises(NonFiniteError, match="the weights are not finite after the update at step 2"):
+    with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
         run_reward_model(loop, resume=False, command="test")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
-    assert not (tmp_path / "run" / "model").exists()
-
-
-def test_an_adapter_that_overflows_when_it_is_merged_is_not_saved(tmp_path: Path):
-    recipe = write_recipe(tmp_path, model={"path": str(tmp_path / "base"), "lora": {"rank": 4}})
-    with pytest.raises(NonFiniteError, match=r"the model is not saved to .*run/model: .* is not finite"):
-        train(recipe, "steps=1", "optim.learning_rate=1e30", "data.heldout=null")
     assert not (tmp_path / "run" / "model").exists()
 
 

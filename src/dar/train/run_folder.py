@@ -152,7 +152,7 @@ class RunFolder:
         return any(row["step"] == step and "eval/reward" in row for row in self.metrics())
 
     def forget_after(self, step: int) -> None:
-        """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left half done.
+        """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left behind.
 
         A resumed run writes them anew. One that is resumed with other settings comes to another policy, so that the
         best one must not be left over from what did not happen.
