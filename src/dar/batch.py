@@ -185,14 +185,13 @@ class Experience:
             return self
         groups = self.groups.select(keep)
         width = groups.mask.shape[1]
-        return Experience(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs[keep, :width],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
-            rewards=self.rewards,
             has_eos=self.has_eos[keep],
             values=None if self.values is None else self.values[keep, :width],
-            labels=self.labels,
         )
 
 
@@ -228,13 +227,13 @@ class Weighted:
         groups = replace(
             self.groups, completion_ids=self.groups.completion_ids.to(device), mask=self.groups.mask.to(device)
         )
-        return Weighted(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs.to(device),
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
             advantages=self.advantages.to(device),
             weights=self.weights.to(device),
-            denominator=self.denominator,
             tokens={name: values.to(device) for name, values in self.tokens.items()},
         )
 
@@ -242,13 +241,13 @@ class Weighted:
         """Only the rows where `keep` [B] is True (the denominator stays that of the global batch)."""
         groups = self.groups.select(keep)
         width = groups.mask.shape[1]
-        return Weighted(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs[keep, :width],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
             advantages=self.advantages[keep] if self.advantages.ndim == 1 else self.advantages[keep, :width],
             weights=self.weights[keep],
-            denominator=self.denominator,
             tokens={name: values[keep, :width] for name, values in self.tokens.items()},
         )
 
@@ -264,13 +263,13 @@ class Weighted:
             full[(keep,) if rows.ndim == 1 else (keep, slice(rows.shape[1]))] = rows
             return full
 
-        return Weighted(
+        return replace(
+            self,
             groups=experience.groups,
             old_logprobs=experience.old_logprobs,
             ref_logprobs=experience.ref_logprobs,
             advantages=spread(self.advantages),
             weights=spread(self.weights),
-            denominator=self.denominator,
             tokens={name: spread(values) for name, values in self.tokens.items()},
         )
 

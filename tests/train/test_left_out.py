@@ -146,7 +146,7 @@ def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, name: str
     loop.algorithm.begin_update = spy
     loop.learner._begun(own, is_first=True)
     assert [len(tokens.advantages) for tokens in seen] == ([0] if name == "bapo" else [])
-    result = loop.updater.step(loop.algorithm, own, on_policy=True, where="here", max_gap=1.0)
+    result = loop.updater.step(loop.algorithm, own, on_policy=True, where="here")
     assert (result.loss, result.grad_norm, result.means) == (0.0, 0.0, {})
 
 

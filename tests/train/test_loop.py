@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
 from dar.build import build_loop
-from dar.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
+from dar.errors import CheckpointError, ConfigError, DarError, DataError, NonFiniteError, RewardError
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
@@ -281,6 +284,24 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
     assert said.count("DistributedDataParallel") == said.count("at the end: None") == said.count(f"done: {steps}") == 2
 
 
+def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=1)
+    (tmp_path / "twice.py").write_text(
+        "import sys\n"
+        "from dar.build import build_loop\n"
+        "from dar.recipe import load_recipe\n"
+        "from dar.trainer import run_loop\n"
+        "for run in 'ab':\n"
+        "    loop = build_loop(load_recipe(sys.argv[1], [f'output_dir={run}']), quiet=True)\n"
+        "    print('done:', run_loop(loop, resume=False, command='').steps, loop.accelerator.num_processes)\n"
+    )
+    ranks = on_two_ranks("twice.py", str(recipe), cwd=tmp_path, port=29520)
+    assert ranks.returncode == 0, ranks.stdout.decode()
+    assert ranks.stdout.decode().count("done: 1 2") == 4
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
 def test_an_error_of_one_rank_ends_all_of_them_with_a_checkpoint(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "lonely_reward.py").write_text(
         "import os\n"
@@ -330,6 +351,86 @@ def test_failing_reward_stops_the_run_and_keeps_what_was_saved(
         train(recipe)
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
     assert len(metrics_of(tmp_path / "run")) == 2
+
+
+def disturb(owner: Any, name: str, call: int, disturbed: Callable[[Any], Any]) -> None:
+    """Replaces what one call of a method returns."""
+    original, calls = getattr(owner, name), iter(range(1000))
+
+    def method(*arguments: Any, **others: Any) -> Any:
+        found = original(*arguments, **others)
+        return disturbed(found) if next(calls) == call else found
+
+    setattr(owner, name, method)
+
+
+def unreadable(_: Any) -> Any:
+    raise DataError("row 3 cannot be read")
+
+
+def without_a_number(terms: Any) -> Any:
+    return replace(terms, losses=terms.losses * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "disturbed"),
+    [
+        ("algorithm", "weigh", 2, unreadable),
+        # The first call is the self-test's.
+        ("engine", "generate", 3, lambda rollouts: replace(rollouts, logprobs=rollouts.logprobs - 1.0)),
+        # Each step asks once what its rows move, and once for the loss.
+        ("algorithm", "terms", 5, without_a_number),
+    ],
+    ids=["data", "gap", "loss"],
+)
+def test_every_error_before_a_step_changes_anything_saves_the_step_before(
+    write_recipe: WriteRecipe, tmp_path: Path, owner: str, name: str, call: int, disturbed: Callable[[Any], Any]
+) -> None:
+    recipe = write_recipe(steps=4, checkpoint={"every": 0})
+    undisturbed = train(recipe, f"output_dir={tmp_path / 'undisturbed'}")
+    loop = build_loop(load_recipe(recipe), quiet=True)
+    disturb(getattr(loop, owner), name, call, disturbed)
+    with pytest.raises(DarError):
+        run_loop(loop, resume=False, command="test")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert train(recipe, resume=True) == undisturbed
+    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_an_error_in_the_midst_of_a_step_saves_no_half_of_it(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    algorithm = {"type": "grpo", "updates": 2}
+    loop = build_loop(load_recipe(write_recipe(algorithm=algorithm, checkpoint={"every": 0})), quiet=True)
+    # The fourth loss is that of the second update of step 2.
+    disturb(loop.algorithm, "terms", 3, without_a_number)
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 2"):
+        run_loop(loop, resume=False, command="test")
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_before(
+    write_recipe: WriteRecipe, tmp_path: Path, tiny_folder: Path, lora: bool
+) -> None:
+    model: Any = {"path": str(tiny_folder), "lora": {"rank": 2}} if lora else str(tiny_folder)
+    recipe = write_recipe(model=model, steps=1)
+    train(recipe)
+    shutil.rmtree(tmp_path / "run" / "model")
+    spec = load_recipe(recipe, ["steps=2", "optim.learning_rate=3e38", "optim.weight_decay=3e38"])
+    loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
+    with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
+        run_loop(loop, resume=True, command="test")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_resumed_run_sweeps_what_a_kill_left_half_removed(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=1)
+    train(recipe)
+    rests = [tmp_path / "run" / name for name in (".removing-best", "checkpoints/.removing-step-0", ".writing-model")]
+    for rest in rests:
+        rest.mkdir()
+    train(recipe, resume=True)
+    assert not any(rest.exists() for rest in rests)
 
 
 @pytest.mark.parametrize(

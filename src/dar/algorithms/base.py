@@ -60,13 +60,12 @@ class Algorithm(ABC):
 
             |∂ Σ losses / ∂ log π_θ(y_t)| · (1 − π_t(y_t))   at π_θ = π_t
 
-        ∇ log π(y) in the logits is e_y − π, no shorter than 1 − π(y) and no longer than √2 times that. It is not known
-        where rows are read together, beside a critic's loss (which has other units), for completions of the data
-        (whose π_t nobody knows), and beyond a first update (where clips close and penalties wake): there only rows of
-        weight 0 may be left out.
+        ∇ log π(y) in the logits is e_y − π, of length 1 − π(y) to √2 times that. Not known are the loads of rows read
+        together, beside a critic's loss, of the data's completions (π_t is NaN), and of later updates, where clips have
+        closed and penalties woken: there only rows of weight 0 may be left out.
         """
-        unknown = (batch.old_logprobs.isnan() & batch.mask).any()
-        if self.reads_rows_together or self.needs_values or self.updates + self.replay > 1 or unknown:
+        is_later = self.updates + self.replay > 1
+        if self.reads_rows_together or self.needs_values or is_later or batch.old_logprobs[batch.mask].isnan().any():
             return None
         logprobs, logits = (batch.old_logprobs.clone().requires_grad_() for _ in range(2))
         losses = self.terms(TokenOutputs(logprobs, logits=logits), batch).losses

@@ -55,9 +55,6 @@ class PairedPreference(Algorithm):
         assert batch.ref_logprobs is not None
         chosen, rejected = batch.advantages > 0, batch.advantages < 0
         current = masked_sum(outputs.logprobs, batch.mask)
-        if not chosen.any():
-            # Rows that only take part so that every rank does: no loss, but still a graph.
-            return Terms(current * 0.0, {})
         reference = masked_sum(batch.ref_logprobs, batch.mask)
         # One chosen and one rejected row in each group, so the i-th of each are a pair.
         losses = self.loss(current[chosen], current[rejected], reference[chosen], reference[rejected])

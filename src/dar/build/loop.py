@@ -123,6 +123,8 @@ def build_loop(
         correction_cap=spec.sampling.correction_cap,
         reference=policy.held_tokens,
         compile_layers=spec.runtime.compile_layers,
+        # What completions from the data were sampled with is not known, and nothing to agree with.
+        max_gap=None if spec.algorithm.is_offline else spec.runtime.max_logprob_gap,
     )
     if not resume and accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.

@@ -105,8 +105,8 @@ class RuntimeSpec(ComputeSpec):
     """Where and how it runs: speed and memory, not the method."""
 
     negligible_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
-    """Rows that together carry at most this share of Σ weight · length are left out of the update; 0 = only rows of
-    weight 0, whose gradient is exactly 0."""
+    """Rows that together move at most this share of √Σ load², over all tokens, are left out of the update
+    (docs/performance.md); 0 = only rows of weight 0, whose gradient is exactly 0."""
     max_cache_tokens: Count = 16384
     """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
     compile_layers: bool = False

@@ -60,8 +60,6 @@ class Learner:
     def _update(self, step: int, own: Weighted, where: str) -> Metrics:
         updates, optim = self.algorithm.updates, self.spec.optim
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
-        # What completions from the data were sampled with is not known, and nothing to agree with.
-        max_gap = None if self.spec.algorithm.is_offline else self.spec.runtime.max_logprob_gap
         for update in range(updates):
             factor = learning_rate_factor(
                 (step - 1) * updates + update,
@@ -72,15 +70,8 @@ class Learner:
             rate = optim.learning_rate * factor
             set_learning_rate(self.updater.optimizer, rate)
             begun = self._begun(own, is_first=update == 0)
-            # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
-            result = self.updater.step(
-                self.algorithm,
-                own,
-                on_policy=update == 0,
-                where=where,
-                max_gap=max_gap if update == 0 else None,
-                progress=self.progress,
-            )
+            # The first forward pass is of π_t itself.
+            result = self.updater.step(self.algorithm, own, on_policy=update == 0, where=where, progress=self.progress)
             if update == 0:
                 own = replace(own, old_logprobs=result.logprobs)
             losses.append(result.loss)
@@ -116,7 +107,7 @@ class Learner:
         return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered))))
 
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
-        """This rank's rows that carry weight; where none does, its first with weight 0: every rank takes part."""
+        """This rank's rows that carry weight; where none does, its first at weight 0, so that every rank takes part."""
         own = batch.groups.rows_of(*own_groups(len(batch.groups.group_sizes), self.accelerator))
         chosen = own & carrying
         if chosen.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from dar.config import AdafactorSpec, AdamWSpec
-from dar.errors import ConfigError, NonFiniteError
+from dar.errors import NonFiniteError
 
 
 def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -60,35 +60,19 @@ def learning_rate_factor(
             return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def require_gradient(loss: Tensor, where: str) -> None:
-    """Raises ConfigError where nothing that is trained takes part in a loss."""
-    if not loss.requires_grad:
-        raise ConfigError(
-            f"the loss at {where} depends on nothing that is trained: the parameters with requires_grad (an adapter's "
-            "target modules, say) are none that the model's outputs come from. Train others."
-        )
-
-
 def clipped_step(
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    max_grad_norm: float,
-    *,
-    where: str,
-    constrain: Callable[[], None] = lambda: None,
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], max_grad_norm: float, *, where: str
 ) -> float:
     """One step on the gradients, scaled down to a norm; they are gone afterwards.
 
     Args:
         where: for messages, such as `step 7`.
-        constrain: changes the weights once more after the step.
 
     Returns:
         Their norm before clipping.
 
     Raises:
-        NonFiniteError: it is NaN or infinite, and the weights are untouched; or the weights, or what the optimizer
-            keeps of the gradients, are so after the step.
+        NonFiniteError: it is NaN or infinite, and the weights are untouched; or weights or moments are so afterwards.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
@@ -99,24 +83,16 @@ def clipped_step(
         )
     optimizer.step()
     optimizer.zero_grad()
-    constrain()
-    _require_finite(optimizer, where)
-    return norm
-
-
-@torch.no_grad()
-def _require_finite(optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Raises NonFiniteError where a step has overflowed, so that nobody saves what it left."""
-    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
-    for what, tensors in ("weights", weights), ("optimizer's moments", moments):
+    with torch.no_grad():
+        moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
+        tensors = [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *moments]
         # The norm is read in a tenth of the time, but overflows before they do.
         if not nn.utils.get_total_norm(tensors).isfinite() and not all(each.isfinite().all() for each in tensors):
             raise NonFiniteError(
-                f"the {what} are not finite after the update at {where}: it overflowed. Nothing of it was saved; try a "
-                "lower optim.learning_rate or optim.weight_decay, and continue from the checkpoint before with "
-                "--resume if there is one."
+                f"the update at {where} overflowed: weights or the optimizer's moments are not finite, and nothing of "
+                "it was saved. Try a lower optim.learning_rate or optim.weight_decay, from the checkpoint before."
             )
+    return norm
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

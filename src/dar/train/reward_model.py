@@ -22,7 +22,7 @@ from dar.policy.score_model import ScoreModel
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.train.display import Display
 from dar.train.environment import peak_memory_gb
-from dar.train.optim import clipped_step, learning_rate_factor, require_gradient, set_learning_rate
+from dar.train.optim import clipped_step, learning_rate_factor, set_learning_rate
 from dar.train.run_folder import RunFolder
 from dar.train.stopping import signals_handled
 
@@ -136,7 +136,6 @@ class RewardModelLoop:
                 f"the loss is not finite at {where}; the weights were not changed. Try a lower optim.learning_rate or "
                 "runtime.precision=fp32."
             )
-        require_gradient(losses, where)
         (losses.sum() / self.spec.pairs_per_step).backward()
         lead = (chosen - rejected).detach()
         sums["loss"] += float(losses.detach().sum())
