@@ -240,3 +240,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
 def test_a_pair_is_judged_once_in_each_order(second: Judgement, message: str):
     with pytest.raises(DataError, match=message):
         pair_up([Judgement("a", 1.0, 1, 2, model_first=True), second], where="x")
+
+
+def test_judgements_and_annotations_may_be_csv(tmp_path: Path):
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    ours.write_text("pair,preference,model_length,baseline_length,model_first\na,0.5,1,2,true\na,,1,2,False\n")
+    theirs.write_text("preference,output_1,output_2,index\n1.75,a,bb,7\n,a,b,8\n")
+    assert read_judged_pairs(ours) == [JudgedPair((Judgement("a", 0.5, 1, 2, True), Judgement("a", None, 1, 2, False)))]
+    assert read_judged_pairs(theirs) == [
+        JudgedPair((Judgement("7", 0.75, 2, 1),)),
+        JudgedPair((Judgement("8", None, 1, 1),)),
+    ]
