@@ -235,6 +235,13 @@ def test_win_rate_of_a_model_against_a_column_and_against_itself(tiny_folder: Pa
     assert {pair.outcome for pair in itself} == {"tie"}
     with pytest.raises(ConfigError, match="other settings"):
         judged("column:reference", "itself")
+    prompts.write_text(json.dumps({"prompt": "a", "reference": [1, 2]}) + "\n")
+    with pytest.raises(DataError, match=r"row 0: 'reference' must be text or a list of messages .*, found \[1, 2\]"):
+        judged("column:reference", "no_text")
+    assert not (tmp_path / "no_text").exists()
+    prompts.write_text(json.dumps({"prompt": [{"role": "user", "content": ["a"]}], "reference": "a"}) + "\n")
+    with pytest.raises(DataError, match="row 0: 'prompt': message 0: 'content' must be text"):
+        judged("column:reference", "parts")
     with pytest.raises(DataError, match="row 0 has no refrence"):
         judged("column:refrence", "misspelled")
     assert not (tmp_path / "misspelled").exists()

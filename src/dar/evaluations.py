@@ -75,7 +75,8 @@ def run_win_rate(
     column = against.removeprefix(_COLUMN)
     needed = [prompt_column, *([column] if is_column else [])]
     require_columns(rows, needed + ([category_column] if category_column else []), str(prompts))
-    given = [text_of(row[column], f"{prompts}: row {number}") for number, row in enumerate(rows) if is_column]
+    here = f"'{column}'"
+    given = [text_of(row[column], f"{prompts}: row {number}: {here}") for number, row in enumerate(rows) if is_column]
     folder = EvaluationFolder(
         out,
         {

@@ -105,6 +105,26 @@ def test_label_says_which_column_is_chosen():
     ]
 
 
+@pytest.mark.parametrize(
+    ("columns", "label", "chosen"),
+    [
+        ({1: "first", 2: "second"}, 1.0, "one"),
+        ({1: "first", 2: "second"}, "2", "two"),
+        ({True: "first", False: "second"}, True, "one"),
+        ({True: "first", False: "second"}, "false", "two"),
+        ({"true": "first", "false": "second"}, "True", "one"),
+    ],
+)
+def test_labels_are_the_same_in_every_kind_of_file(columns: dict[Any, str], label: Any, chosen: str):
+    rows = [{"prompt": "p", "first": "one", "second": "two", "better": label}]
+    assert load_rows(source(format=LABELLED | {"columns": columns}), rows)[0]["chosen"] == chosen
+
+
+def test_a_label_that_is_none_is_shown():
+    with pytest.raises(DataError, match=r"none of the labels 1, 2 \(but such as '1\.0'\)"):
+        load_rows(source(format=LABELLED), [{"prompt": "p", "first": "one", "second": "two", "better": "1.0"}])
+
+
 def test_rows_without_a_label_are_skipped_and_counted_or_refused(caplog: pytest.LogCaptureFixture):
     rows = [{"prompt": "p", "first": "one", "second": "two", "better": label} for label in (1, None, "tie")]
     with caplog.at_level(logging.WARNING):

@@ -255,3 +255,14 @@ def test_rounding_at_the_ends_of_a_preference_is_forgiven():
     assert [one.preference for one in alpaca_eval_judgements(rows, where="x")] == [1.0, 0.0]
     row = {"pair": "a", "preference": 1.0000000000000002, "model_length": 1, "baseline_length": 2}
     assert judgement_of(row, 0, "x").preference == 1.0
+
+
+def test_judgements_and_annotations_may_be_csv(tmp_path: Path):
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    ours.write_text("pair,preference,model_length,baseline_length,model_first\na,0.5,1,2,true\na,,1,2,False\n")
+    theirs.write_text("preference,output_1,output_2,index\n1.75,a,bb,7\n,a,b,8\n")
+    assert read_judged_pairs(ours) == [JudgedPair((Judgement("a", 0.5, 1, 2, True), Judgement("a", None, 1, 2, False)))]
+    assert read_judged_pairs(theirs) == [
+        JudgedPair((Judgement("7", 0.75, 2, 1),)),
+        JudgedPair((Judgement("8", None, 1, 1),)),
+    ]
