@@ -53,7 +53,7 @@ class MathRewardSpec(SandboxSpec):
     type: Literal["math"] = "math"
     """`math`"""
     column: str = "answer"
-    """Column with the gold answer: a number, LaTeX, or a solution that ends in `#### number` (GSM8K)."""
+    """Column with the gold answer: a number, LaTeX, words, or a solution that ends in `#### number` (GSM8K)."""
 
 
 class ReasoningGymRewardSpec(SandboxSpec):

@@ -129,7 +129,7 @@ def _worth(latex: str) -> tuple[Any, ...]:
 
     config = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
     try:
-        value = parse_latex_cached(normalize_latex(latex.removesuffix("%"), config))
+        value: Any = parse_latex_cached(normalize_latex(latex.removesuffix("%"), config))
         return (value, value / 100) if latex.endswith("%") else (value,)
     except Exception:  # of whatever kind: what the parser cannot read is compared as text alone
         return ()

@@ -6,36 +6,21 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-_SIGNS = {
-    "−": "-",
-    "÷": "/",
-    "⁄": "/",
-    "∕": "/",
-    "×": "*",
-    "·": "*",
-    "⋅": "*",
-    "’": "'",
-    "`": "",
-    "√": "sqrt",
-    "~": " ",
-}
-_COMMANDS = {"π": "pi", "∞": "infty", "≤": "le", "≥": "ge", "≠": "ne", "∪": "cup", "∩": "cap", "∈": "in", "°": "^circ"}
-_CHARACTERS = str.maketrans(_SIGNS | {sign: f"\\{name} ".replace("\\^", "^\\") for sign, name in _COMMANDS.items()})
+_COMMANDS = {"π": "pi", "∞": "infty", "≤": "le", "≥": "ge", "≠": "ne", "∪": "cup", "∩": "cap", "∈": "in"}
+_CHARACTERS = str.maketrans("÷⁄∕×·⋅’~", "///***' ", "`") | str.maketrans(
+    {"√": "sqrt", "°": r"^\circ "} | {sign: f"\\{name} " for sign, name in _COMMANDS.items()}
+)
 _SCALES = {"dozen": "12", "thousand": "10^(3)", "million": "10^(6)", "billion": "10^(9)", "trillion": "10^(12)"}
 
 
-def _compatible(found: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", found[0]).replace("−", "-")
-
-
-def _joined(found: re.Match[str]) -> str:
-    return re.sub("[., ]", "", found[0])
+def _compatible(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("−", "-")
 
 
 _Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 _CHARACTER_RULES: _Rules = [
-    (r"[⁰¹²³⁴-⁹⁻]+", lambda found: f"^{{{_compatible(found)}}}"),
-    (r"[¼-¾⅐-⅞]", lambda found: f" {_compatible(found)}"),
+    (r"[⁰¹²³⁴-⁹⁻]+", lambda found: f"^{{{_compatible(found[0])}}}"),
+    (r"[¼-¾⅐-⅞]", lambda found: f" {_compatible(found[0])}"),
     (r"√\s?([\w.]++)", r"\\sqrt{\1}"),
 ]
 _RULES: _Rules = [
@@ -54,8 +39,8 @@ _RULES: _Rules = [
     (r"(?<![\d.,/^])(\d+)\s(?:and\s)?(\d+)\s?/\s?(\d+)(?![\d/]|\.\d)", r"(\1+\2/\3)"),
     # Thousands.
     (r"(?<=\d)(?:,\\!|\{,\}|\\[,;:! ]|[~'_])(?=\d{3}(?!\d))", ","),
-    (r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:(?:,\d{3})++|(?: \d{3})++)(?!\d)", _joined),
-    (r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}+(?![\d.,])", _joined),
+    (r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:(?:,\d{3})++|(?: \d{3})++)(?!\d)", lambda found: re.sub("[., ]", "", found[0])),
+    (r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}+(?![\d.,])", lambda found: re.sub("[., ]", "", found[0])),
     # Powers of ten.
     (r"(?<=[\d.])\s?(?:\\times|\\cdot|x|\*)\s?10\s?\^\s?[({]?\+?(-?\d+)[)}]?", r"*10^(\1)"),
     (r"(?<![\w.])(\d++\.?\d*+|\.\d++)[eE]\+?(-?\d+)(?!\w)", r"\1*10^(\2)"),
@@ -68,7 +53,7 @@ def in_one_notation(text: str) -> str:
     """The text with its characters, emphasis, fractions, separators and powers of ten written in one way."""
     for pattern, replacement in _CHARACTER_RULES:
         text = re.sub(pattern, replacement, text)
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+    text = _compatible(text).translate(_CHARACTERS)
     text = "".join(str(unicodedata.decimal(each)) if each.isdecimal() else each for each in text)
     for pattern, replacement in _RULES:
         text = re.sub(pattern, replacement, text)
