@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 
 from dar.errors import ConfigError
 from dar.rewards.failure import Failed
+from dar.rewards.process import Lines
 from dar.rewards.sandbox import Limits, Sandbox
 
 TESTS = Path(__file__).parent.parent
@@ -234,6 +236,16 @@ def test_errors_that_are_no_exceptions_cost_one_score(pool: Sandbox, error: str,
     assert ask(pool, "a", f"run: raise {error}", "bb") == [1.0, Failed(f"verifiers:behave: it raised {reason}"), 2.0]
 
 
+def test_no_more_is_read_than_a_line_may_have() -> None:
+    own, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with own, theirs:
+        sent = theirs.send(bytes(2**20))
+        lines = Lines(own)
+        lines.receive()
+        assert len(lines.next_line() or b"") <= 2**17 < sent
+
+
 def test_an_answer_without_end_fills_no_memory() -> None:
     before = psutil.Process().memory_info().rss
     code = f"while True:\n    exec({WRITE.format('bytes(2**20)')!r})"
@@ -264,6 +276,7 @@ def test_an_import_may_replace_what_answers_are_written_with(tmp_path: Path, mon
         ("DAEMON\nraise ValueError('so')", Failed("verifiers:behave: it raised ValueError: so")),
         ("DAEMON\nos._exit(1)", Failed("verifiers:behave: its process was ended by exit code 1")),
         ("DAEMON\nos.abort()", Failed("verifiers:behave: its process was ended by signal SIGABRT")),
+        ("DAEMON\nos.killpg(0, 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
         ("DAEMON\nos.kill(os.getppid(), 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
         ("DAEMON\n" + WRITE.format("b'nonsense\\n'"), NONSENSE),
         # One that is never the same process for long.

@@ -1,16 +1,10 @@
 """The program a sandbox runs in each of its workers: it calls one function, in processes of the call's own.
 
 A script of the standard library alone, run by its path, so that a process holds the function's own imports and nothing
-else. Three processes, of which each starts the next:
-
-* the keeper runs no foreign code. When the loader ends, or the sandbox is gone, it ends all that is left.
-* the loader imports the function's module. For each call it gets one end of a socket, forks, and hands it on; when
-  the call's process ends, it ends what that has started, and only then says so.
-* the call's process reads its request from that socket and writes its answer there, a line of JSON: it has no way to
-  the requests and the answers of other calls. The sandbox never unpickles what a verifier had in its hands. Where the
-  function is trusted, the process stays for further calls, until one fails.
-
-`dar.rewards.sandbox` is the other side.
+else. The *keeper*, in which no foreign code runs, starts the *loader*, and ends all that is left when that has ended or
+the sandbox is gone. The loader imports the function. For each call it gets one end of a socket, forks a process that
+reads its request and writes its answer there, a line of JSON, and ends what that process has left before it says so: a
+call has no way to the requests and answers of others. `dar.rewards.sandbox` is the other side; it unpickles nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +45,11 @@ def main() -> None:
         os._exit(0)
     threading.Thread(target=_end_with_sandbox, args=(channel, loader), daemon=True).start()
     _, status = os.waitpid(loader, 0)
-    _end_descendants(set())
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
+    _end_descendants()
+    if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.kill(os.getpid(), -code)
-    os._exit(abs(code))
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
 
 
 def _serve(channel: socket.socket, hello: dict[str, Any]) -> None:
@@ -199,7 +192,7 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_descendants(spared: Set[int]) -> None:
+def _end_descendants(spared: Set[int] = frozenset()) -> None:
     """Kills all that this process has started, until none is left: what a killed one leaves behind becomes ours."""
     while found := _descendants(spared):
         for pid in found:
@@ -213,16 +206,13 @@ def _end_descendants(spared: Set[int]) -> None:
 
 def _descendants(spared: Set[int] = frozenset()) -> set[int]:
     """All but some and theirs."""
-    found: set[int] = set()
-    fresh = {os.getpid()}
-    while fresh:
-        paths = [path for pid in fresh for path in glob.glob(f"/proc/{pid}/task/*/children")]
-        fresh = set()
-        for path in paths:
+    found, waiting = set[int](), [os.getpid()]
+    while waiting:
+        for path in glob.glob(f"/proc/{waiting.pop()}/task/*/children"):
             with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
-                fresh.update(map(int, stream.read().split()))
-        fresh -= found | spared
-        found |= fresh
+                fresh = set(map(int, stream.read().split())) - found - spared
+                found |= fresh
+                waiting += fresh
     return found
 
 
