@@ -87,3 +87,9 @@ def test_soft_cap_without_a_layout_is_refused() -> None:
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="packed or decoding only"):
         dar_attention_forward(None, states, states, states, None, softcap=5.0)
+
+
+def test_attention_sinks_are_refused() -> None:
+    states = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="sinks"):
+        dar_attention_forward(None, states, states, states, None, s_aux=torch.zeros(1))
