@@ -1,4 +1,4 @@
-"""Rollouts and specs made by hand, for tests that need no model."""
+"""Rollouts and specs made by hand, and a model's log-probabilities by definition."""
 
 from __future__ import annotations
 
@@ -62,3 +62,15 @@ def make_rollouts(
         logprobs=found,
         finish_reasons=tuple(finish_reasons or by_themselves),
     )
+
+
+def plain_logprobs(model: Any, groups: TokenGroups, temperature: float) -> torch.Tensor:
+    """By definition: one row at a time, the model's own logits, no padding."""
+    result = torch.zeros(groups.mask.shape)
+    for row, prompt in enumerate(groups.row_prompts()):
+        length = int(groups.mask[row].sum())
+        completion = groups.completion_ids[row, :length]
+        ids = torch.cat([torch.tensor(prompt), completion]).unsqueeze(0)
+        logprobs = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
+        result[row, :length] = logprobs[len(prompt) - 1 : -1].gather(1, completion.unsqueeze(1)).squeeze(1)
+    return result

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from handmade import plain_logprobs
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
@@ -15,9 +16,11 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    PhimoeConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -51,6 +54,14 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama_untied": lambda: LlamaConfig(**GROUPED, tie_word_embeddings=False),
     "qwen2": lambda: Qwen2Config(**GROUPED),
     "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=8),
+    "qwen2_windowed": lambda: Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "phimoe_windowed": lambda: PhimoeConfig(**GROUPED, sliding_window=5, num_local_experts=4, num_experts_per_tok=2),
+    "llama4_chunked": lambda: Llama4TextConfig(
+        **GROUPED, head_dim=8, intermediate_size_mlp=48, attention_chunk_size=5, num_local_experts=2,
+        layer_types=["chunked_attention", "full_attention", "chunked_attention"], no_rope_layers=[1, 1, 1],
+    ),
     "mistral_windowed": lambda: MistralConfig(**WINDOWED),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES, use_parallel_residual=True),
     "gemma2": lambda: Gemma2Config(
@@ -78,18 +89,6 @@ def ragged_groups() -> TokenGroups:
     ids = torch.randint(2, 97, (6, 9), generator=generator)
     prompts = tuple(tuple(torch.randint(2, 97, (n,), generator=generator).tolist()) for n in (7, 1, 12))
     return TokenGroups(prompts, (3, 1, 2), ids, torch.arange(9) < lengths.unsqueeze(1))
-
-
-def plain_logprobs(model: Any, groups: TokenGroups, temperature: float) -> torch.Tensor:
-    """By definition: one row at a time, the model's own logits, no padding."""
-    result = torch.zeros(groups.mask.shape)
-    for row, prompt in enumerate(groups.row_prompts()):
-        length = int(groups.mask[row].sum())
-        completion = groups.completion_ids[row, :length]
-        ids = torch.cat([torch.tensor(prompt), completion]).unsqueeze(0)
-        logprobs = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
-        result[row, :length] = logprobs[len(prompt) - 1 : -1].gather(1, completion.unsqueeze(1)).squeeze(1)
-    return result
 
 
 @pytest.mark.parametrize("name", CONFIGS)

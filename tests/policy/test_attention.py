@@ -67,12 +67,18 @@ def test_definition_sees_the_prompt_and_its_own_tokens_only() -> None:
     ]
 
 
+def window_of_two(query: Tensor, key: Tensor) -> Tensor:
+    return (key <= query) & (key > query - 2)
+
+
 def test_window_counts_positions_not_places_in_the_row() -> None:
     packed = layout([2], [2], [3, 2])
     tokens = packed.num_tokens
     value = torch.eye(tokens).unsqueeze(1)
     zeros = torch.zeros(tokens, 1, tokens)
-    seen = masked_attention(zeros, zeros, value, packed, scale=1.0, sliding_window=2)
+    seen = masked_attention(
+        zeros, zeros, value, packed, scale=1.0, sight=lambda query, key: (key <= query) & (key > query - 2)
+    )
     # The second completion's first token stands at position 2: it sees the prompt's last token and itself.
     assert (seen.squeeze(1) > 0).int().tolist()[4] == [0, 1, 0, 0, 1]
 
@@ -81,3 +87,9 @@ def test_soft_cap_without_a_layout_is_refused() -> None:
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="packed or decoding only"):
         dar_attention_forward(None, states, states, states, None, softcap=5.0)
+
+
+def test_attention_sinks_are_refused() -> None:
+    states = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="sinks"):
+        dar_attention_forward(None, states, states, states, None, s_aux=torch.zeros(1))

@@ -238,15 +238,19 @@ def _packed_differs(model: Any) -> str | None:
 
 @contextmanager
 def _made_small(model: nn.Module, numbers: Mapping[str, int]) -> Iterator[None]:
-    """Inside, numbers of the configuration are `_SMALL`, as are the copies that modules have under the same names."""
-    holders = {
-        id(holder): vars(holder) for module in model.modules() for holder in (module, getattr(module, "config", module))
-    }
-    changed = [(holder, name, n) for holder in holders.values() for name, n in numbers.items() if holder.get(name) == n]
+    """Inside, numbers of the configuration are `_SMALL`, as are modules' copies (under a part of the name, maybe)."""
+    modules = list(model.modules())
+    holders = {id(each): vars(each) for each in (*modules, *(getattr(module, "config", module) for module in modules))}
+    changed = [
+        (holder, key, value)
+        for holder in holders.values()
+        for key, value in holder.items()
+        if type(value) is int and any(key in name and value == number for name, number in numbers.items())
+    ]
     try:
-        for holder, name, _ in changed:
-            holder[name] = _SMALL
+        for holder, key, _ in changed:
+            holder[key] = _SMALL
         yield
     finally:
-        for holder, name, number in changed:
-            holder[name] = number
+        for holder, key, value in changed:
+            holder[key] = value
