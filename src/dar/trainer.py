@@ -54,7 +54,7 @@ class Trainer:
         eval_dataset: held-out prompts, of the same kinds.
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
-        peft_config: a peft configuration, to train an adapter.
+        peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
         callbacks: told about every line of metrics.
 
     Raises:

@@ -367,7 +367,7 @@ def adapter_on(base: Path, folder: Path, *, task: str = "CAUSAL_LM", **changes: 
         **{"r": 2, "target_modules": ["q_proj"], "task_type": task, "init_lora_weights": False} | changes
     )
     torch.manual_seed(len(folder.name))
-    get_peft_model(loaded, config).save_pretrained(folder)
+    get_peft_model(loaded, config).save_pretrained(str(folder))
     return folder
 
 

@@ -147,7 +147,9 @@ def load_weights(
         try:
             adapted = put_on(model, adapter)
             # A part that is trained whole, such as a new head, comes with the adapter.
-            missing = {name for name in missing if f"{name.rpartition('.')[0]}.original_module" not in _names(adapted)}
+            whole = {name.removesuffix(".original_module") for name, _ in adapted.get_base_model().named_modules()
+                     if name.endswith(".original_module")}  # fmt: skip
+            missing = {name for name in missing if name.rpartition(".")[0] not in whole}
             model = adapted.merge_and_unload()
         except Exception as error:
             raise ConfigError(
@@ -169,10 +171,6 @@ def put_on(model: Any, adapter: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")
         return PeftModel.from_pretrained(model, adapter, config=config, low_cpu_mem_usage=True)
-
-
-def _names(model: Any) -> set[str]:
-    return {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
 
 
 def _require_weights_for(config: Any, source: str, auto: Any, spec: ModelSourceSpec) -> None:
@@ -323,7 +321,10 @@ def explained(spec: ModelSourceSpec, adapters: list[str], what: str = "causal la
             if "trust_remote_code" in message:
                 hint = " It comes with its own Python code: read it, then set model.trust_remote_code: true."
             elif isinstance(error, OSError):
-                hint = " Is the name right, and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
+                weights = (
+                    " does it have safetensors weights (pickled ones are not read)," if what == "reward model" else ""
+                )
+                hint = f" Is the name right,{weights} and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
             message = f"no {what} can be loaded from {spec.path}: {first_line(error)}{hint}"
         if adapters:
             message = (
