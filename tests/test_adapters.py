@@ -21,14 +21,13 @@ from peft.tuners.lora.config import BdLoraConfig, LoraRuntimeConfig
 
 from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, RolloutError, Trainer, TrainingConfig
 from dar.batch import Prompt
-from dar.build import build_loop
 from dar.build.adapter import adapted, require_named_base
-from dar.config import ModelSpec
-from dar.policy import Policy
+from dar.build.loop import build_loop
+from dar.config.model import ModelSpec
 from dar.policy.loading import load_model
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.recipe import load_recipe
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.rollout.engine import InProcessEngine, SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (250, 2), {})]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import make_model, make_tokenizer
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.errors import ConfigError, DataError
 from dar.plan import make_plan
 from dar.recipe import load_recipe

@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-from dar.cli import main
+from dar.cli.app import main
 from dar.shown import visible
 
 Write = Callable[..., Path]

@@ -19,9 +19,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dar.cli import app
+from dar.cli.app import app
 from dar.cli.compare import comparison_table
-from dar.compare import Arm, Outcome, at_learning_rates, parse_arms, plot_frontier, run_all, summarize
+from dar.compare.arms import Arm, at_learning_rates, parse_arms
+from dar.compare.runs import Outcome, run_all
+from dar.compare.summary import plot_frontier, summarize
 from dar.console import Console
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, load_recipe

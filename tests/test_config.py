@@ -10,19 +10,12 @@ import pytest
 from handmade import make_spec
 from pydantic import ValidationError
 
-from dar.config import (
-    ALGORITHM_SPECS,
-    BAPOSpec,
-    DARSpec,
-    FunctionRewardSpec,
-    GRPOSpec,
-    LoraSpec,
-    RewardModelSpec,
-    RLOOSpec,
-    TargetESSSpec,
-    TargetKLSpec,
-    reward_name,
-)
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.model import LoraSpec
+from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
+from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
+from dar.config.reward_model import RewardModelSpec
+from dar.config.rewards import FunctionRewardSpec, reward_name
 from dar.errors import ConfigError
 from dar.recipe import build_spec, dump_recipe, load_recipe
 

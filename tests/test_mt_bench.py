@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
-from dar.config import JudgeEndpointSpec
+from dar.config.judge import JudgeEndpointSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.mt_bench.grading import Grade, read_rating
 from dar.evaluate.mt_bench.prompts import JudgePrompts, prompt_name

@@ -13,7 +13,11 @@ from handmade import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar.config import AdamWSpec, DARSpec, FunctionRewardSpec, LengthRewardSpec, LoraSpec, RunSpec, SentimentRewardSpec
+from dar.config.model import LoraSpec
+from dar.config.optim import AdamWSpec
+from dar.config.regression import DARSpec
+from dar.config.rewards import FunctionRewardSpec, LengthRewardSpec, SentimentRewardSpec
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, flatten, load_recipe, parse_yaml
 

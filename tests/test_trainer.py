@@ -30,7 +30,10 @@ from dar import (
     Trainer,
     TrainingConfig,
 )
-from dar.config import ALGORITHM_SPECS, DPOSpec, TargetESSSpec, TargetKLSpec, VARSpec, reward_name
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.preference import DPOSpec
+from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.rewards import reward_name
 from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.trainer import TrainResult
 

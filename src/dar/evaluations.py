@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dar.batch import Prompt
-from dar.build import build_generator, build_judging_reward, check_reward, check_rows, read_judge, read_prompts
-from dar.config import IFEvalRewardSpec, JudgeEndpointSpec, MathRewardSpec, RuntimeSpec
+from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.build.reward import check_reward
+from dar.build.rows import check_rows
+from dar.config.judge import JudgeEndpointSpec
+from dar.config.run import RuntimeSpec
+from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec
 from dar.data.messages import text_of
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns

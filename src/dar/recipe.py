@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast, overload
 import yaml
 from pydantic import ValidationError
 
-from dar.config import RunSpec, Spec, expand_reward, unknown_name_message
+from dar.config.base import Spec, unknown_name_message
+from dar.config.rewards import expand_reward
+from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
 from dar.intake import read_text
 from dar.paths import expanded

@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow.parquet
 
-from dar.build import Objects, build_loop
-from dar.config import ALGORITHM_SPECS, AlgorithmSpec
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithms import ALGORITHM_SPECS
 from dar.errors import ConfigError
 from dar.evaluate.alerts import Alert
 from dar.policy.saving import save_policy

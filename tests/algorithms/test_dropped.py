@@ -10,8 +10,9 @@ import torch
 from builders import assert_close, make_experience, random_rewards, random_rows
 
 from dar.batch import Experience
-from dar.build import build_algorithm
-from dar.config import ALGORITHM_SPECS, DARSpec, TargetESSSpec
+from dar.build.algorithm import build_algorithm
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.regression import DARSpec, TargetESSSpec
 
 NAN = float("nan")
 ONLINE: list[Any] = [spec for spec in ALGORITHM_SPECS.values() if not spec.is_offline]

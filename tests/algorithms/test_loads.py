@@ -11,20 +11,11 @@ from builders import assert_close, make_experience
 from torch import Tensor
 
 from dar.batch import Experience
-from dar.build import build_algorithm
-from dar.config import (
-    ALGORITHM_SPECS,
-    BNPOSpec,
-    DAOSpec,
-    DARSpec,
-    DrGRPOSpec,
-    GRPOSpec,
-    GSPOSpec,
-    LCOSpec,
-    PPOSpec,
-    R2VPOSpec,
-    RLOOSpec,
-)
+from dar.build.algorithm import build_algorithm
+from dar.config.actor_critic import PPOSpec
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, LCOSpec, R2VPOSpec, RLOOSpec
+from dar.config.regression import DARSpec
 
 # Two prompts; the second's completions have the same reward.
 OLD = [[-0.1, -2.0, -1.0], [-3.0], [-0.5, -0.25], [-1.5]]

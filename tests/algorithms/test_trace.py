@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dar.algorithms import TRACE, Terms
-from dar.algorithms.realignment import IMPACT
+from dar.algorithms.base import Terms
+from dar.algorithms.realignment import IMPACT, TRACE
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.build import build_algorithm
-from dar.config import TRACESpec
+from dar.build.algorithm import build_algorithm
+from dar.config.realignment import TRACESpec
 from dar.objectives.preference import dpo, npo
 from dar.ops import Mean, masked_sum
 

@@ -14,8 +14,11 @@ import pytest
 from conftest import make_tokenizer
 from handmade import make_spec
 
-from dar.config import DataSpec, SourceSpec
-from dar.data import load_rows, prepare_logged, prepare_prompts, read_pairs
+from dar.config.data import DataSpec, SourceSpec
+from dar.data.logged import prepare_logged
+from dar.data.pairs import read_pairs
+from dar.data.prompts import prepare_prompts
+from dar.data.sources import load_rows
 from dar.data.splits import part_of
 from dar.errors import ConfigError, DataError
 

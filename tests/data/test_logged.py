@@ -13,7 +13,7 @@ import pytest
 from conftest import make_tokenizer
 from tokenizers import models, normalizers
 
-from dar.config import DataSpec, SourceSpec
+from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import Kind, LoggedSet, prepare_logged
 from dar.errors import ConfigError, DataError
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dar.config import DataSpec, SourceSpec
-from dar.data import read_pairs
+from dar.config.data import DataSpec, SourceSpec
+from dar.data.pairs import read_pairs
 from dar.errors import DataError
 
 SPEC = DataSpec(train=SourceSpec(path="rows.jsonl"))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dar.batch import Prompt
 from dar.bounded import Bounded
-from dar.config import DataSpec, SourceSpec
+from dar.config.data import DataSpec, SourceSpec
 from dar.data.prompts import PromptSet, PromptStream, prepare_prompts
 from dar.errors import ConfigError, DataError
 from dar.policy import rendering

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from dar.config import SourceSpec
+from dar.config.data import SourceSpec
 from dar.data.sources import load_rows
 from dar.errors import DataError
 from dar.tables import rows_of, typed

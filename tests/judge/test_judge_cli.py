@@ -10,7 +10,7 @@ from scripted_judge import ScriptedJudge, refused, user_text
 from test_judge import length_script, prefers_longer
 from typer.testing import CliRunner, Result
 
-from dar.cli import app
+from dar.cli.app import app
 from dar.errors import ConfigError, DataError
 
 

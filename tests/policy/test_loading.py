@@ -27,7 +27,7 @@ from transformers import (
     T5Config,
 )
 
-from dar.config import LoraSpec, ModelSpec
+from dar.config.model import LoraSpec, ModelSpec
 from dar.errors import ConfigError
 from dar.policy.classifier import load_classifier, load_classifier_config, make_classifier
 from dar.policy.loading import (

@@ -13,8 +13,10 @@ from conftest import make_model, make_tokenizer
 from reward_models import make_classifier, save_classifier
 from safetensors.torch import load_file
 
-from dar.build import build_loop, build_reward
-from dar.config import ComputeSpec, ModelRewardSpec
+from dar.build.loop import build_loop
+from dar.build.reward import build_reward
+from dar.config.model_reward import ModelRewardSpec
+from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
 from dar.plan import make_plan
 from dar.policy.policy import Precision

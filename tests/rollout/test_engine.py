@@ -10,13 +10,13 @@ from conftest import make_model, make_tokenizer
 from peft import PeftModel
 
 from dar.batch import Prompt
-from dar.config import LoraSpec
-from dar.policy import Policy
+from dar.config.model import LoraSpec
 from dar.policy.loading import add_lora
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.policy.rendering import opened_tag
 from dar.rewards.verifiable import tag_format
-from dar.rollout import InProcessEngine, SamplingKey, weights
+from dar.rollout import weights
+from dar.rollout.engine import InProcessEngine, SamplingKey
 from dar.rollout.weights import sampling_weights
 
 FP32 = Precision(torch.device("cpu"), torch.float32)

@@ -11,11 +11,11 @@ import torch
 from test_every_method import BRANCHES, SMOOTH, assert_near, gradients, make_loop
 from torch import nn
 
-from dar.algorithms import UpdateTokens
+from dar.algorithms.base import UpdateTokens
 from dar.algorithms.realignment import IMPACT
 from dar.batch import Experience, TokenGroups, pad_rows
 from dar.errors import ConfigError
-from dar.rollout import SamplingKey
+from dar.rollout.engine import SamplingKey
 from dar.train.loop import Loop
 
 EOS = 0

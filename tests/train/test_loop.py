@@ -23,7 +23,7 @@ import torch
 from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, NonFiniteError, RewardError
 from dar.recipe import load_recipe
 from dar.trainer import run_loop

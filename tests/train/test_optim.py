@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar.config import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import NonFiniteError
 from dar.train.optim import (
     build_optimizer,

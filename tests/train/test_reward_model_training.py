@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from dar.build import build_reward_model_loop
-from dar.cli import app
-from dar.config import RewardModelSpec
+from dar.build.reward_model import build_reward_model_loop
+from dar.cli.app import app
+from dar.config.reward_model import RewardModelSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.policy.policy import Precision
 from dar.policy.score_model import ScoreModel

@@ -15,7 +15,8 @@ from handmade import make_spec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dar.build import Objects, build_loop
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
 from dar.plan import make_plan
 from dar.recipe import load_recipe

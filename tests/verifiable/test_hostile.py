@@ -11,8 +11,8 @@ from test_ifeval import CASES
 
 from dar.rewards import Failed, RewardFunction, builtin, verifiable
 from dar.rewards.group import diversity
-from dar.verifiable import check_instructions, gold_text
-from dar.verifiable.maths import last_tagged
+from dar.verifiable.ifeval import check_instructions
+from dar.verifiable.maths import gold_text, last_tagged
 
 N = 50_000
 TEXTS = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dar.errors import DataError
-from dar.verifiable import check_instructions
+from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.instructions import CHECKS, detect_language
 
 PROSE = "The weather is fine today and we will walk along the river."

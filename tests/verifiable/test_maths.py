@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from dar.errors import DataError
-from dar.verifiable import final_answer, gold_text, is_correct
-from dar.verifiable.maths import last_tagged
+from dar.verifiable.maths import final_answer, gold_text, is_correct, last_tagged
 
 # Completion, gold answer, whether they are equal.
 PAIRS: list[tuple[str, str, bool]] = [

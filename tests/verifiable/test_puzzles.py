@@ -10,7 +10,8 @@ import pytest
 from handmade import make_rollouts, make_spec
 
 from dar.build.reward import build_reward
-from dar.config import ComputeSpec, SourceSpec
+from dar.config.data import SourceSpec
+from dar.config.run import ComputeSpec
 from dar.data.sources import load_rows
 from dar.errors import ConfigError, DataError
 from dar.rewards import RewardSet

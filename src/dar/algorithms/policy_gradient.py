@@ -10,7 +10,17 @@ from torch import Tensor
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import BAPOSpec, BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
+from dar.config.policy_gradient import (
+    BAPOSpec,
+    BNPOSpec,
+    DAOSpec,
+    DAPOSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    R2VPOSpec,
+    RLOOSpec,
+)
 from dar.objectives.bapo import bapo_bounds
 from dar.objectives.ratio import (
     clipped_surrogate,

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
-from dar.config.preference import PairedSpec
+from dar.config.preference import (
+    ChiPOSpec,
+    DPOSpec,
+    IPOSpec,
+    OnlineDPOSpec,
+    OnlineIPOSpec,
+    OnlineSLiCSpec,
+    PairedSpec,
+    SLiCSpec,
+)
 from dar.objectives.preference import chi_po, dpo, ipo, slic
 from dar.ops import Mean, masked_sum
 

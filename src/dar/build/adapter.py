@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from dar.batch import TokenGroups
-from dar.config import LoraSpec
+from dar.config.model import LoraSpec
 from dar.errors import ConfigError
 from dar.policy.loading import add_lora, first_line, put_on
 from dar.policy.logprobs import LogprobModel, unwrapped

@@ -12,20 +12,15 @@ from typing import Any
 
 from dar.build.objects import Objects
 from dar.build.rows import check_rows
-from dar.config import (
-    AnyAlgorithm,
-    ChiPOSpec,
-    DPOSpec,
-    IPOSpec,
-    RunSpec,
-    SFTSpec,
-    SLiCSpec,
-    SourceSpec,
-    TRACESpec,
-    VARSpec,
-)
-from dar.data import LoggedSet, PromptSet, load_rows, prepare_logged, prepare_prompts
-from dar.data.logged import Kind
+from dar.config.algorithms import AnyAlgorithm
+from dar.config.data import SourceSpec
+from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, SLiCSpec
+from dar.config.realignment import TRACESpec
+from dar.config.regression import SFTSpec, VARSpec
+from dar.config.run import RunSpec
+from dar.data.logged import Kind, LoggedSet, prepare_logged
+from dar.data.prompts import PromptSet, prepare_prompts
+from dar.data.sources import load_rows
 from dar.errors import ConfigError
 from dar.policy.loading import (
     eos_token_ids,

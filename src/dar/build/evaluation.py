@@ -11,15 +11,18 @@ from dar.batch import Prompt
 from dar.build.data import context_length
 from dar.build.device import resolve_precision
 from dar.build.reward import build_reward
-from dar.config import AnyReward, DataSpec, ModelSpec, RuntimeSpec, expand_reward
-from dar.data import prepare_prompts
+from dar.config.data import DataSpec
+from dar.config.model import ModelSpec
+from dar.config.rewards import AnyReward, expand_reward
+from dar.config.run import RuntimeSpec
+from dar.data.prompts import prepare_prompts
 from dar.errors import ConfigError
 from dar.evaluate.generate import Generator
-from dar.policy import Policy
 from dar.policy.loading import load_config, load_model, load_tokenizer
+from dar.policy.policy import Policy
 from dar.recipe import explain, read_yaml
 from dar.rewards import Reward
-from dar.rollout import InProcessEngine
+from dar.rollout.engine import InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.tables import Row
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from dar.config import JudgeEndpointSpec, JudgeRewardSpec
+from dar.config.judge import JudgeEndpointSpec
+from dar.config.rewards import JudgeRewardSpec
 from dar.errors import ConfigError
 from dar.judge import (
     Budget,

@@ -13,19 +13,22 @@ from dar.build.objects import Objects
 from dar.build.policy import build_null_space, build_policy
 from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.build.reward import build_reward
-from dar.config import ActorCriticSpec, RunSpec, TRACESpec
+from dar.config.actor_critic import ActorCriticSpec
+from dar.config.realignment import TRACESpec
+from dar.config.run import RunSpec
 from dar.console import Console
-from dar.data import LoggedSet, PromptSet, PromptStream
+from dar.data.logged import LoggedSet
+from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy import Policy
 from dar.policy.compiling import require_compiler
 from dar.policy.head import look_up_sparsely
 from dar.policy.loading import load_config, load_tokenizer
 from dar.policy.logprobs import unwrapped
+from dar.policy.policy import Policy
 from dar.recipe import flatten
 from dar.rewards import Reward, RewardSet
-from dar.rollout import Engine, InProcessEngine
+from dar.rollout.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration

@@ -10,15 +10,12 @@ from peft import PeftModel
 from dar.build.adapter import adapted, has_adapter, require_named_base
 from dar.build.data import build_prompts
 from dar.build.objects import Objects
-from dar.config import (
-    RunSpec,
-)
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.policy import Policy
 from dar.policy.critic import make_critic
 from dar.policy.loading import disable_dropout, load_model
 from dar.policy.logprobs import hidden_states, unwrapped
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.train.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 
 

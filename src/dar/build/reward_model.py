@@ -10,9 +10,10 @@ from peft import TaskType
 
 from dar.build.data import context_length, fingerprint
 from dar.build.device import resolve_precision
-from dar.config import RewardModelSpec, SourceSpec
-from dar.data import load_rows, read_pairs
-from dar.data.pairs import TokenPair, tokenize_pairs
+from dar.config.data import SourceSpec
+from dar.config.reward_model import RewardModelSpec
+from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs
+from dar.data.sources import load_rows
 from dar.errors import ConfigError
 from dar.policy.classifier import make_classifier
 from dar.policy.loading import add_lora, load_config, load_tokenizer

@@ -47,7 +47,9 @@ def compare(
     Run it again to continue, or with further methods beside these to add them: runs that are finished, or that an
     alert has stopped, are not repeated.
     """
-    from dar.compare import at_learning_rates, parse_arms, plot_frontier, run_all, summarize
+    from dar.compare.arms import at_learning_rates, parse_arms
+    from dar.compare.runs import run_all
+    from dar.compare.summary import plot_frontier, summarize
 
     # With --json only comparison.json's content goes to standard output.
     console = Console(stderr=as_json)

@@ -15,7 +15,7 @@ from dar.console import Console
 from dar.errors import DataError
 
 if TYPE_CHECKING:
-    from dar.config import JudgeRewardSpec
+    from dar.config.rewards import JudgeRewardSpec
 
 
 class JudgeMode(StrEnum):
@@ -52,7 +52,7 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per row instead of a summary.")] = False,
 ) -> None:
     """Score completions with a judge, or compare two: exactly as the reward of type judge does."""
-    from dar.config import JudgeRewardSpec
+    from dar.config.rewards import JudgeRewardSpec
     from dar.tables import read_table, rows_of
 
     spec = spec_of(

@@ -51,7 +51,7 @@ def mt_bench(
     judge_prompts.jsonl --base-url http://127.0.0.1:8000/v1 --judge-model JUDGE --out evals/mt-bench
     """
     from dar.cli.evaluate_tables import print_mt_bench
-    from dar.config import JudgeEndpointSpec
+    from dar.config.judge import JudgeEndpointSpec
     from dar.mt_bench import Answering, Files, run_mt_bench
 
     endpoint = {"base_url": base_url, "model": judge_model, "api_key_env": api_key_env}

@@ -14,7 +14,7 @@ from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress, print_
 from dar.console import Console
 
 if TYPE_CHECKING:
-    from dar.config import RunSpec
+    from dar.config.run import RunSpec
     from dar.plan import Plan
 
 
@@ -87,7 +87,7 @@ def train(
 
     spec = load_recipe(recipe, overrides or [])
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.build import build_loop
+    from dar.build.loop import build_loop
     from dar.report.record import run_record
     from dar.report.run import load_run
     from dar.trainer import run_loop

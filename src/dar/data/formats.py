@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from dar.config import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
+from dar.config.data import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
 from dar.errors import DataError
 from dar.tables import Row
 from dar.transcripts import transcript_pair

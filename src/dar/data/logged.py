@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from dar.batch import FinishReason, Message, Prompt
-from dar.config import DataSpec
+from dar.config.data import DataSpec
 from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError

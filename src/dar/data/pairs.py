@@ -10,7 +10,8 @@ from numbers import Real
 from typing import Any
 
 from dar.batch import Message
-from dar.config import PairDataSpec, RowsSpec
+from dar.config.data import RowsSpec
+from dar.config.reward_model import PairDataSpec
 from dar.data.logged import answer, readable
 from dar.data.prompts import prompt_content, some_rows
 from dar.errors import DataError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dar.batch import Message, Prompt
-from dar.config import DataSpec, RowsSpec
+from dar.config.data import DataSpec, RowsSpec
 from dar.data.messages import read_conversation
 from dar.data.order import ShuffledOrder
 from dar.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from dar.config import SourceSpec
+from dar.config.data import SourceSpec
 from dar.data.formats import formatted
 from dar.data.splits import select_part
 from dar.errors import DataError

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dar.config import SplitByHashSpec
+from dar.config.data import SplitByHashSpec
 from dar.data.messages import read_conversation
 from dar.errors import DataError
 from dar.tables import Row

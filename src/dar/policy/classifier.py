@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from dar.config import ModelSourceSpec
+from dar.config.model import ModelSourceSpec
 from dar.errors import ConfigError
 from dar.policy.loading import followed, load_config, load_tokenizer, load_weights
 from dar.policy.policy import Precision

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.hub import cached_file
 
-from dar.config import LoraSpec, ModelSourceSpec
+from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
 from dar.intake import parse_json, read_text
 from dar.paths import resolve_path

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from dar.config import RunSpec
+from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
 from dar.intake import parse_json, read_text
 from dar.recipe import load_recipe

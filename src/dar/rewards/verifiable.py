@@ -16,7 +16,7 @@ from dar.recipe import read_yaml
 from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
 from dar.rewards.sandbox import Limits, Sandbox
-from dar.verifiable import check_instructions
+from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.puzzles import COLUMN
 
 

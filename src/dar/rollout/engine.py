@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
 from dar.errors import RolloutError
-from dar.policy import Policy
 from dar.policy.head import logits_of
 from dar.policy.logprobs import unwrapped
+from dar.policy.policy import Policy
 from dar.policy.rendering import control_token_ids, opened_tag
 from dar.policy.rotary import require_fixed
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from dar.config import RunSpec, reward_name
+from dar.config.rewards import reward_name
+from dar.config.run import RunSpec
 from dar.recipe import dump_recipe
 from dar.shown import fenced, markdown
 

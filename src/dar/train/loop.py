@@ -20,14 +20,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dar.algorithms import Algorithm, Metrics, kl_metrics
+from dar.algorithms.base import Algorithm, Metrics, kl_metrics
 from dar.batch import TokenGroups, Weighted
-from dar.config import RunSpec
+from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DarError
 from dar.evaluate.alerts import Alert
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy import Policy
-from dar.rollout import Engine
+from dar.policy.policy import Policy
+from dar.rollout.engine import Engine
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from dar.config import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import NonFiniteError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dar.config import RewardModelSpec
+from dar.config.reward_model import RewardModelSpec
 from dar.recipe import dump_recipe
 from dar.shown import fenced, markdown
 from dar.train.card import front_matter

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from dar.config import RewardModelSpec, RunSpec
+from dar.config.reward_model import RewardModelSpec
+from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DataError, NonFiniteError
 from dar.intake import parse_json, read_text
 from dar.paths import expanded

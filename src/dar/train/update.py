@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from dar.algorithms import Algorithm
+from dar.algorithms.base import Algorithm
 from dar.batch import TokenGroups, TokenOutputs, Weighted
 from dar.errors import ConfigError, NonFiniteError
 from dar.ops import Mean
