@@ -241,6 +241,7 @@ def test_train_makes_a_run_folder_and_says_where_the_model_is(run: Run, write_re
     assert f"the trained model is in {tmp_path / 'run' / 'model'}" in found.out
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == {
         "config.yaml",
+        "data.json",
         "environment.json",
         "metrics.jsonl",
         "completions",
