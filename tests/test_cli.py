@@ -314,10 +314,24 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(
 def test_interrupt_outside_a_step_ends_with_its_own_exit_code(
     run: Run, write_recipe: Write, tmp_path: Path, in_folder: None
 ):
-    (tmp_path / "scores_interrupted.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "scores_interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     found = run("plan", write_recipe(rewards=["scores_interrupted:score"]))
     assert found.code == 130
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("raise KeyboardInterrupt", "KeyboardInterrupt: no message"), ("import sys\nsys.exit(7)", "SystemExit: 7")],
+)
+def test_a_module_that_exits_or_interrupts_is_an_error_like_any_other(
+    run: Run, write_recipe: Write, tmp_path: Path, in_folder: None, source: str, said: str
+):
+    (tmp_path / "scores_leaving.py").write_text(source)
+    found = run("plan", write_recipe(rewards=["scores_leaving:score"]))
+    sys.modules.pop("scores_leaving", None)
+    assert found.code == 2
+    assert f"the module scores_leaving cannot be imported: {said}" in " ".join(found.err.split())
 
 
 # --- sample ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_what_was_judged_is_not_asked_again(tmp_path: Path):
     def reward(completions: list[Any]) -> list[float]:
         calls.append(len(completions))
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return [float(len(text)) for text in completions]
 
     pairs = [PairToJudge(str(n), "q", "long", "b") for n in range(CHUNK + 1)]

@@ -45,3 +45,11 @@ def one_line(text: str, limit: int = 300) -> str:
     # Only so much is looked at: a message about a text of megabytes must not take as long as reading it.
     joined = " ".join(visible(text[: 4 * limit]).split())
     return joined if len(joined) <= limit and len(text) <= 4 * limit else joined[:limit] + "…"
+
+
+def words(error: BaseException) -> str:
+    """What an error says of itself: one of foreign code need not say anything, and asking it may raise."""
+    try:
+        return str.strip(str(error)) or "no message"
+    except BaseException:
+        return "no message"

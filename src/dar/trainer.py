@@ -14,6 +14,7 @@ from dar.errors import ConfigError
 from dar.evaluate.alerts import Alert
 from dar.policy.saving import save_policy
 from dar.rewards import RewardFunction
+from dar.rewards.foreign import ForeignCode
 from dar.train.card import model_card
 from dar.train.loop import Loop
 from dar.train.recorder import Callback
@@ -213,12 +214,15 @@ def _rewards(
         if isinstance(item, str):
             specs.append(({"type": "function", "function": item} if ":" in item else {"type": item}) | weight)
             continue
-        given_name = getattr(item, "__name__", type(item).__name__)
+        with ForeignCode(
+            lambda kind, said: ConfigError(f"a reward function raised {kind} when asked its name: {said}")
+        ):
+            given_name = str(getattr(item, "__name__", type(item).__name__))
+            path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
         name, number = given_name, 1
         while name in functions:
             number += 1
             name = f"{given_name}_{number}"
-        path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
         specs.append({"type": "function", "function": path, "name": name} | weight)
         functions[name] = item
     return specs, functions

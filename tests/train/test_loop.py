@@ -352,9 +352,12 @@ def test_failing_reward_stops_the_run_and_keeps_what_was_saved(
     assert len(metrics_of(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("call", [5, 4], ids=["in a step", "in an evaluation"])
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(5, "ConnectionError"), (4, "ConnectionError"), (5, "KeyboardInterrupt"), (4, "SystemExit")],
+)
 def test_a_run_continues_exactly_after_its_reward_failed(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: str
 ) -> None:
     # Calls: the evaluation before step 1, steps 1 and 2, the evaluation after 2, steps 3 and 4, the evaluation after 4.
     (tmp_path / "away.py").write_text(
@@ -363,7 +366,7 @@ def test_a_run_continues_exactly_after_its_reward_failed(
         "    global calls\n"
         "    calls += 1\n"
         "    if calls == fails_at:\n"
-        "        raise ConnectionError('away')\n"
+        f"        raise {error}('away')\n"
         "    return [1.0 * len(str(c)) for c in completions]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -378,7 +381,7 @@ def test_a_run_continues_exactly_after_its_reward_failed(
     )
     undisturbed = train(recipe, f"output_dir={tmp_path / 'undisturbed'}")
     away.calls, away.fails_at = 0, call
-    with pytest.raises(RewardError, match=r"reward 'judge' raised ConnectionError at .*: away"):
+    with pytest.raises(RewardError, match=rf"reward 'judge' raised {error} at .*: away"):
         train(recipe)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     assert train(recipe, resume=True) == undisturbed

@@ -19,6 +19,7 @@ from dar.errors import ConfigError
 from dar.paths import resolve_path
 from dar.policy.gguf import converted
 from dar.policy.toy import TOY, toy_folder
+from dar.shown import words
 
 log = logging.getLogger(__name__)
 
@@ -214,4 +215,4 @@ def _not_loadable(spec: ModelSourceSpec, error: Exception) -> ConfigError:
 
 def first_line(error: Exception) -> str:
     """The error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+    return f"{type(error).__name__}: {words(error).splitlines()[0]}"

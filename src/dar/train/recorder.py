@@ -84,7 +84,7 @@ class Recorder:
         if tracked:
             self.accelerator.log(dict(metrics), step=step)
         for callback in self.callbacks:
-            callback.on_metrics(step, metrics)
+            callback.on_metrics(step, dict(metrics))
         for alert in self.watch.see({"step": step, **metrics}):
             self.folder.append_alert(asdict(alert))
             self.display.alert(alert)
