@@ -44,7 +44,8 @@ def math(column: str, *, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: math-verify cannot be loaded.
     """
-    return _checked_in_sandbox("dar.verifiable.maths_in_sandbox:score", column, "golds", num_workers, limits)
+    pool = Sandbox("dar.verifiable.maths_in_sandbox:score", num_workers=num_workers, limits=limits, is_trusted=True)
+    return _checked_in_sandbox(pool, column, "golds")
 
 
 def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
@@ -53,12 +54,13 @@ def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: reasoning-gym is not installed.
     """
-    return _checked_in_sandbox("dar.verifiable.puzzles_in_sandbox:score", COLUMN, COLUMN, num_workers, limits)
+    # Not trusted: some tasks have sympy evaluate the completion's text, which is Python.
+    pool = Sandbox("dar.verifiable.puzzles_in_sandbox:score", num_workers=num_workers, limits=limits)
+    return _checked_in_sandbox(pool, COLUMN, COLUMN)
 
 
-def _checked_in_sandbox(function: str, column: str, argument: str, num_workers: int, limits: Limits) -> RewardFunction:
+def _checked_in_sandbox(pool: Sandbox, column: str, argument: str) -> RewardFunction:
     """A function of a completion's text and one column, in a sandbox; None where the column holds none."""
-    pool = Sandbox(function, num_workers=num_workers, limits=limits)
     pool.start()
 
     def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
