@@ -119,6 +119,13 @@ class Collector:
         self.rows.append({"step": step, **metrics})
 
 
+class Spoiler:
+    """Edits what it is told."""
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        metrics.clear()
+
+
 class Crash(Exception):
     """Stands for a process that dies in the middle of a run."""
 
@@ -137,7 +144,7 @@ class CrashAt:
 
 def test_two_steps_on_objects_change_the_model_and_leave_a_run_folder(tmp_path: Path):
     collector = Collector()
-    trainer = make_trainer(tmp_path, callbacks=[collector])
+    trainer = make_trainer(tmp_path, callbacks=[Spoiler(), collector])
     result = trainer.train()
     assert (result.steps, result.output_dir) == (2, str(tmp_path / "run"))
     assert [row["step"] for row in result.metrics] == [1, 2]
@@ -880,3 +887,15 @@ def test_faces_are_imported_from_the_package():
     assert dar.DARTrainer is DARTrainer
     with pytest.raises(AttributeError, match="module 'dar' has no attribute 'PPOTrainer'"):
         dar.PPOTrainer  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_reward_function_that_raises_when_asked_its_name_is_refused(tmp_path: Path):
+    class Nameless:
+        def __getattr__(self, name: str) -> Any:
+            raise SystemExit(name)
+
+        def __call__(self, completions: list[Any]) -> list[float]:
+            return [0.0] * len(completions)
+
+    with pytest.raises(ConfigError, match="a reward function raised SystemExit when asked its name: __name__"):
+        make_trainer(tmp_path, reward_funcs=Nameless())

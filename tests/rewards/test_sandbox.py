@@ -276,7 +276,7 @@ def test_an_import_may_replace_what_answers_are_written_with(tmp_path: Path, mon
         ("DAEMON\nraise ValueError('so')", Failed("verifiers:behave: it raised ValueError: so")),
         ("DAEMON\nos._exit(1)", Failed("verifiers:behave: its process was ended by exit code 1")),
         ("DAEMON\nos.abort()", Failed("verifiers:behave: its process was ended by signal SIGABRT")),
-        ("DAEMON\nos.killpg(0, 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
+        ("DAEMON\nos.wait()\nos.killpg(0, 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
         ("DAEMON\nos.kill(os.getppid(), 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
         ("DAEMON\n" + WRITE.format("b'nonsense\\n'"), NONSENSE),
         # One that is never the same process for long.
@@ -327,11 +327,12 @@ def test_processes_a_module_starts_serve_its_calls_and_end_with_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "with_helper.py").write_text(
-        "import os, subprocess\n"
+        "import os, subprocess, time\n"
         f"helper = subprocess.Popen(['sleep', '{MARK}'], start_new_session=True, env={{}})\n"
         "def score(completions):\n"
         f"    subprocess.Popen(['sleep', '{MARK}'], start_new_session=True, env={{}})\n"
         "    os.kill(helper.pid, 0)\n"
+        "    time.sleep(0.6)\n"  # long enough to be counted
         "    return [float(helper.pid)]\n"
     )
     monkeypatch.chdir(tmp_path)
