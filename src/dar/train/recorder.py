@@ -128,10 +128,10 @@ def token_columns(
     """
     ids, mask = groups.completion_ids, groups.mask
     # Some tokenizers leave out the space that the first token of a text begins with.
-    twice = {
-        token: (tokenizer.decode([token]), tokenizer.decode([token, token])) for token in ids[mask].unique().tolist()
+    text = {
+        token: str(tokenizer.decode([token, token])).removeprefix(str(tokenizer.decode([token])))
+        for token in ids[mask].unique().tolist()
     }
-    text = {token: second.removeprefix(first) for token, (first, second) in twice.items()}
     columns: dict[str, Any] = {
         "tokens": [[text[token] for token in row[keep].tolist()] for row, keep in zip(ids, mask, strict=True)]
     }
