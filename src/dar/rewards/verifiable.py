@@ -103,7 +103,7 @@ def json_schema(path: str) -> RewardFunction:
     try:
         schema = read_yaml(path)
         if not isinstance(schema, dict) or not isinstance(schema.get("$schema", ""), str):
-            raise ConfigError(f"{path} is not a JSON schema: expected a mapping ($schema a text), found {schema!r:.100}")
+            raise ConfigError(f"{path} is not a JSON schema: expected a mapping, found {schema!r:.100}")
         kind = validator_for(schema)
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
