@@ -92,7 +92,8 @@ def test_json_schema(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"type": "strange"}', "is not a JSON schema: 'strange' is not valid"),
-        ("{a: [", "cannot be read"),
+        ("{a: [", "is not YAML that can be read"),
+        ("$schema: [1]", "expected a mapping"),
         ("", "is not a JSON schema: expected a mapping, found None"),
     ],
 )

@@ -104,7 +104,7 @@ def json_schema(path: str) -> RewardFunction:
     """
     try:
         schema = read_yaml(path)
-        if not isinstance(schema, dict):
+        if not isinstance(schema, dict) or not isinstance(schema.get("$schema", ""), str):
             raise ConfigError(f"{path} is not a JSON schema: expected a mapping, found {schema!r:.100}")
         kind = validator_for(schema)
         kind.check_schema(schema)
