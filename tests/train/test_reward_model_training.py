@@ -135,12 +135,12 @@ def test_training_goes_on_from_a_classifier(tmp_path: Path):
 def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_before(tmp_path: Path):
     recipe = write_recipe(tmp_path, optim={"learning_rate": 1e-12, "weight_decay": 1e9}, checkpoint={"every": 1})
     loop = build_reward_model_loop(load_recipe(recipe, ["steps=2"], kind=RewardModelSpec), quiet=True)
-    step = loop.step
+    take = loop.step
 
-    def hasty(number: int) -> dict[str, float]:
-        if number == 2:
+    def hasty(step: int) -> dict[str, float]:
+        if step == 2:
             loop.spec = load_recipe(recipe, ["steps=2", "optim.learning_rate=3e38"], kind=RewardModelSpec)
-        return step(number)
+        return take(step)
 
     loop.step = hasty
     with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
