@@ -311,6 +311,8 @@ PAIRS: list[tuple[str, str, bool]] = [
     ('"18"', "18", True),
     ("<b>18</b>", "18", True),
     # the same, further
+    ("0.0000001", "0.0000002", False),
+    ("0.000000025", "1.5e-8", False),
     ("− 3", "-3", True),
     ("minus 3", "-3", False),
     ("-3.0", "−3", True),
