@@ -1,1 +1,5 @@
 """The command line: a module per command."""
+
+from dar.cli.app import app, main
+
+__all__ = ["app", "main"]

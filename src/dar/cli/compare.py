@@ -106,7 +106,7 @@ def _heading(summary: dict[str, Any]) -> str:
 
 
 def comparison_table(summary: dict[str, Any]) -> Table:
-    """What `dar.compare.summarize` found: every method's best learning rate first, the other rates below."""
+    """What `dar.compare.summary.summarize` found: every method's best learning rate first, the other rates below."""
     methods, tried = list(summary["methods"].values()), summary["tried"]
     # Without frames the figures of one seed fit into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
