@@ -167,7 +167,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     """Runs a loop, saves the model when it is finished, and shows the before/after table.
 
     Args:
-        loop: from `dar.build.build_loop`.
+        loop: from `dar.build.loop.build_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
     """
