@@ -30,7 +30,7 @@ _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.m
 
 
 class RunFolder:
-    """One run's folder; `data` has fingerprints of the run's data, by what they are of.
+    """One run's folder; `data` has fingerprints of its data by what they are of, None where the recipe alone counts.
 
     Raises (all methods):
         CheckpointError: a file cannot be written or read.
@@ -38,7 +38,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, data: Mapping[str, str] | None = None) -> None:
         self.path = Path(expanded(path))
-        self.data = data or {}
+        self.data = data
 
     @property
     def checkpoints(self) -> Path:
@@ -90,8 +90,9 @@ class RunFolder:
         """
         if not self.is_run:
             raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Start without --resume.")
-        before = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))) | self._json("data.json")
-        now = flatten(spec) | dict(self.data)
+        before, now = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))), flatten(spec)
+        if self.data is not None:
+            before, now = before | self._json("data.json"), now | dict(self.data)
         changed = [
             f"  {key}: {before.get(key, '(absent)')!r} → {now.get(key, '(absent)')!r}"
             for key in sorted(before.keys() | now.keys())
@@ -107,7 +108,8 @@ class RunFolder:
 
     def record_recipe(self, spec: RunSpec | RewardModelSpec) -> None:
         """Writes the recipe a resumed run goes on with; to be called once the run really goes on."""
-        self._write("data.json", json.dumps(self.data, indent=2) + "\n")
+        if self.data is not None:
+            self._write("data.json", json.dumps(self.data, indent=2) + "\n")
         self._write("config.yaml", dump_recipe(spec))
 
     def write_evaluation(self, found: Mapping[str, Any]) -> None:
