@@ -108,7 +108,7 @@ def tiny(name: str, *, window: int, length: int) -> Any:
     wanted: dict[str, Any] = {key: size for size, keys in _SIZES.items() for key in keys.split()}
     wanted |= dict.fromkeys(_WINDOWS.split(), window) | dict.fromkeys(_LENGTHS.split(), length)
     wanted |= {"is_decoder": True, "use_sliding_window": True}
-    settings = {key: value for key, value in wanted.items() if key in known or hasattr(kind(), key)}
+    settings = {key: value for key, value in wanted.items() if key in known or key == "is_decoder"}
     if name in _ONE_KEY_PER_HEAD:
         settings["num_key_value_heads"] = 4
     settings |= _OWN.get(name, {})

@@ -71,6 +71,6 @@ def plain_logprobs(model: Any, groups: TokenGroups, temperature: float) -> torch
         length = int(groups.mask[row].sum())
         completion = groups.completion_ids[row, :length]
         ids = torch.cat([torch.tensor(prompt), completion]).unsqueeze(0)
-        logprobs = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
+        logprobs = (model(input_ids=ids, use_cache=False).logits[0].float() / temperature).log_softmax(-1)
         result[row, :length] = logprobs[len(prompt) - 1 : -1].gather(1, completion.unsqueeze(1)).squeeze(1)
     return result
