@@ -129,18 +129,18 @@ def _csv_rows(text: str, file: Path) -> list[Any]:
     return rows
 
 
+_DEEPEST = 100
+
+
 def _row(row: Any, here: str) -> Row:
     if not isinstance(row, Mapping):
         raise DataError(f"{here} is a {type(row).__name__}, expected a mapping of columns to values")
     if unnamed := [name for name in row if not isinstance(name, str)]:
         raise DataError(f"{here} has a column {unnamed[0]!r}; columns need names that are text")
-    try:
-        return {name: _plain(value, f"{here}: column '{name}'") for name, value in row.items()}
-    except RecursionError:
-        raise DataError(f"{here} is nested too deeply") from None
+    return {name: _plain(value, f"{here}: column '{name}'") for name, value in row.items()}
 
 
-def _plain(value: Any, here: str) -> Any:
+def _plain(value: Any, here: str, depth: int = 0) -> Any:
     """The value with lists for arrays and dicts for mappings; a copy, whose strings can be written."""
     if isinstance(value, str):
         if not is_text(value):
@@ -151,6 +151,8 @@ def _plain(value: Any, here: str) -> Any:
         return value
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, Mapping | list | tuple) and depth == _DEEPEST:
+        raise DataError(f"{here} is nested more than {_DEEPEST} deep")
     if isinstance(value, Mapping):
-        return {name: _plain(item, here) for name, item in value.items()}
-    return [_plain(item, here) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _plain(item, here, depth + 1) for name, item in value.items()}
+    return [_plain(item, here, depth + 1) for item in value] if isinstance(value, list | tuple) else value

@@ -180,7 +180,7 @@ def test_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, content:
         ("rows.csv", b'a,b\n1,"2\n3,4\n', ": line 3 is not CSV: unexpected end of data (row 0)"),
         ("rows.csv", b"a,b,a\n1,2,3\n", ": two columns have the same name: a, b, a"),
         ("rows.jsonl", b"[" * 100_000, " is not JSON that can be read (maximum recursion depth exceeded"),
-        ("rows.jsonl", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", ": row 0 is nested too deeply"),
+        ("rows.jsonl", b'{"a":' + b"[" * 101 + b"]" * 101 + b"}", ": row 0: column 'a' is nested more than 100 deep"),
         ("rows.jsonl", b'{"a": ' + b"9" * 5000 + b"}", ": line 1 is not JSON that can be read (Exceeds the limit"),
         ("rows.jsonl", b'{"a": "\\ud83d"}', ": row 0: column 'a' holds half of a surrogate pair"),
         ("rows.jsonl", b'{"a": [{"b": "\\ud83d"}]}', ": row 0: column 'a' holds half of a surrogate pair"),
@@ -235,7 +235,7 @@ def test_what_is_no_table_is_refused(table: Any, problem: str):
 def test_rows_that_contain_themselves_are_refused():
     circle: list[Any] = []
     circle.append(circle)
-    with pytest.raises(DataError, match="data: row 0 is nested too deeply"):
+    with pytest.raises(DataError, match="data: row 0: column 'a' is nested more than 100 deep"):
         rows_of([{"a": circle}], where="data")
 
 
