@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from dar.config import ModelSpec, SourceSpec
-from dar.data import load_rows
+from dar.config.data import SourceSpec
+from dar.config.model import ModelSpec
+from dar.data.sources import load_rows
 from dar.policy.loading import load_tokenizer, resolve_model
 from dar.train.environment import processor_name
 

@@ -6,7 +6,8 @@ import json
 import sys
 import tempfile
 
-from dar.config import DARSpec, GRPOSpec
+from dar.config.policy_gradient import GRPOSpec
+from dar.config.regression import DARSpec
 from dar.trainer import Trainer
 from dar.training_config import TrainingConfig
 

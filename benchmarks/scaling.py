@@ -38,15 +38,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dar.algorithms import DAR
+from dar.algorithms.regression import DAR
 from dar.batch import Prompt, TokenGroups, Weighted
-from dar.build import resolve_precision
-from dar.config import AdamWSpec, DARSpec, RuntimeSpec
-from dar.policy import Policy
+from dar.build.device import resolve_precision
+from dar.config.optim import AdamWSpec
+from dar.config.regression import DARSpec
+from dar.config.run import RuntimeSpec
 from dar.policy.head import look_up_sparsely
 from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Precision
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.policy.policy import Policy, Precision
+from dar.rollout.engine import InProcessEngine, SamplingKey
 from dar.train.environment import settle_heap
 from dar.train.optim import build_optimizer
 from dar.train.update import Updater

@@ -26,11 +26,12 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from dar.batch import Weighted, pad_rows
-from dar.build import Objects, build_loop
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
 from dar.policy.logprobs import unwrapped
 from dar.policy.packing import packed_length
 from dar.recipe import build_spec
-from dar.rollout import SamplingKey
+from dar.rollout.engine import SamplingKey
 from dar.train.loop import Loop
 
 KINDS = {

@@ -20,7 +20,9 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dar.config import RewardModelSpec, RunSpec, Spec
+from dar.config.base import Spec
+from dar.config.reward_model import RewardModelSpec
+from dar.config.run import RunSpec
 from dar.training_config import DARConfig, TrainingConfig
 
 TARGET = Path(__file__).with_name("recipes.md")

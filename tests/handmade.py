@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dar.batch import FinishReason, Message, Prompt, Rollouts, TokenGroups, pad_rows
-from dar.config import RunSpec
+from dar.config.run import RunSpec
 from dar.recipe import build_spec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Manner = Literal["whole", "drop", "half", "trickle", "silence"]
+Manner = Literal["whole", "drop", "half", "trickle", "silence", "endless", "raw"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Answer:
     """What the server does with one request.
 
     manner: `whole` answers; `drop` closes the connection without a word; `half` stops in the middle of the body;
-        `trickle` sends a byte at a time and never finishes; `silence` never answers.
+        `trickle` sends a byte at a time and never finishes; `silence` never answers; `endless` sends the body over and
+        over; `raw` sends it alone, without a status or headers of its own.
     """
 
     body: bytes = b""
@@ -28,7 +29,13 @@ class Answer:
     manner: Manner = "whole"
 
 
-def said(text: str, tokens: Sequence[tuple[str, dict[str, float]]] = (), *, delay: float = 0.0) -> Answer:
+def said(
+    text: str | None,
+    tokens: Sequence[tuple[str, dict[str, float]]] = (),
+    *,
+    delay: float = 0.0,
+    finish_reason: str = "stop",
+) -> Answer:
     """A chat completion; `tokens` are (token, {candidate: log-probability})."""
     logprobs = None
     if tokens:
@@ -43,7 +50,7 @@ def said(text: str, tokens: Sequence[tuple[str, dict[str, float]]] = (), *, dela
         logprobs = {"content": content}
     choice = {
         "index": 0,
-        "finish_reason": "stop",
+        "finish_reason": finish_reason,
         "message": {"role": "assistant", "content": text},
         "logprobs": logprobs,
     }
@@ -135,9 +142,17 @@ class ScriptedJudge:
                 self._stopping.wait()
             handler.close_connection = True
             return
+        if answer.manner == "raw":
+            handler.wfile.write(answer.body)
+            handler.close_connection = True
+            return
         handler.send_response(answer.status)
         for name, value in {"content-type": "application/json", **answer.headers}.items():
             handler.send_header(name, value)
+        if answer.manner == "endless":
+            handler.end_headers()
+            while not self._stopping.is_set():
+                handler.wfile.write(answer.body)
         handler.send_header("content-length", str(len(answer.body)))
         handler.end_headers()
         if answer.manner == "whole":

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from handmade import make_spec
 
-from dar.config import BestSpec, EntropyAlertSpec, KLAlertSpec, MissingEosAlertSpec
+from dar.config.alerts import EntropyAlertSpec, KLAlertSpec, MissingEosAlertSpec
+from dar.config.run import BestSpec
 from dar.errors import ConfigError
 from dar.recipe import apply_override, build_spec, dump_recipe
 

@@ -14,25 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dar.algorithms import DAR, GRPO, RLOO, Algorithm, PairedPreference, Terms, kl_metrics
-from dar.algorithms.regression import weight_metrics
+from dar.algorithms.base import Algorithm, Terms, kl_metrics
+from dar.algorithms.policy_gradient import GRPO, RLOO
+from dar.algorithms.preference import PairedPreference
+from dar.algorithms.regression import DAR, weight_metrics
 from dar.batch import Experience, TokenGroups, TokenOutputs, Weighted
-from dar.build import build_algorithm
-from dar.config import (
-    ALGORITHM_SPECS,
-    AWRSpec,
-    BNPOSpec,
-    DAOSpec,
-    DAPOSpec,
-    DARSpec,
-    DrGRPOSpec,
-    GRPOSpec,
-    LCOSpec,
-    OnlineDPOSpec,
-    RLOOSpec,
-    TargetESSSpec,
-    TargetKLSpec,
-)
+from dar.build.algorithm import build_algorithm
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, LCOSpec, RLOOSpec
+from dar.config.preference import OnlineDPOSpec
+from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec
 from dar.objectives.ratio import clipped_surrogate
 from dar.objectives.regression import clip_log_weights
 from dar.ops import Mean

@@ -143,17 +143,30 @@ def test_moving_to_the_same_device_changes_nothing():
     assert torch.equal(same.groups.completion_ids, whole.groups.completion_ids)
 
 
-def test_rows_that_together_carry_a_negligible_share_are_left_out():
-    # Weight · length = 2·0.1, 1·0.2, 3·0.3, 2·0.4 = 0.2, 0.2, 0.9, 0.8, together 2.1.
-    batch = golden_weighted()
-    assert batch.carries_weight(0.0).tolist() == [True, True, True, True]
-    assert batch.carries_weight(0.4 / 2.1 + 1e-6).tolist() == [False, False, True, True]
-    assert batch.carries_weight(0.4 / 2.1 - 1e-6).sum() == 3
+LOADS = torch.tensor([[0.1, 0.2, 0.0], [0.1, 0.0, 0.0], [2.0, 0.0, 1.0], [0.0, 4.0, 0.0]])
 
 
-def test_rows_of_weight_zero_carry_nothing():
+def test_rows_that_together_move_a_negligible_share_are_left_out():
+    # Row by row .3, .1, 3, 4; the root of all squares is √(.01 + .04 + .01 + 4 + 1 + 16) = √21.06.
+    batch, norm = golden_weighted(), math.sqrt(21.06)
+    assert batch.carries_weight(LOADS, 0.0).tolist() == [True, True, True, True]
+    assert batch.carries_weight(LOADS, 0.1 / norm - 1e-6).tolist() == [True, True, True, True]
+    assert batch.carries_weight(LOADS, 0.1 / norm + 1e-6).tolist() == [True, False, True, True]
+    assert batch.carries_weight(LOADS, 0.4 / norm - 1e-6).tolist() == [True, False, True, True]
+    assert batch.carries_weight(LOADS, 0.4 / norm + 1e-6).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("loads", [LOADS, None])
+def test_rows_of_weight_zero_carry_nothing(loads: torch.Tensor | None):
     batch = weighted(golden_experience(), torch.ones(4), torch.tensor([0.0, 1.0, 0.0, 2.0]))
-    assert batch.carries_weight(0.0).tolist() == [False, True, False, True]
+    assert batch.carries_weight(loads, 0.0).tolist() == [False, True, False, True]
+    assert batch.carries_weight(loads, 1e-6).tolist() == [False, True, False, True]
+
+
+def test_what_is_not_a_number_is_kept_for_the_loss_to_refuse():
+    batch = weighted(golden_experience(), torch.ones(4), torch.tensor([0.0, math.nan, 1.0, 1.0]))
+    assert batch.carries_weight(None, 1e-4).tolist() == [False, True, True, True]
+    assert batch.carries_weight(LOADS * math.nan, 1e-4).tolist() == [False, True, True, True]
 
 
 # --- micro-batches ---------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_model, make_tokenizer
 
-from dar.build import build_loop
-from dar.errors import ConfigError
+from dar.build.loop import build_loop
+from dar.errors import ConfigError, DataError
+from dar.plan import make_plan
 from dar.recipe import load_recipe
 
 
@@ -57,3 +60,49 @@ def test_an_offline_method_needs_no_rewards(write_recipe: Callable[..., Path], t
     )
     assert loop.heldout is None
     assert "loss" in loop.step(1)
+
+
+MATH = [{"type": "math"}]
+IFEVAL = [{"type": "ifeval"}]
+COUNT = {"instruction_id_list": ["length_constraints:number_words"]}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "row", "message"),
+    [
+        (MATH, {"answer": "####"}, "row 1 cannot be scored by the reward 'math': no answer can be read"),
+        (MATH, {"answer": True}, "row 1 cannot be scored by the reward 'math': no answer can be read"),
+        (
+            IFEVAL,
+            COUNT | {"kwargs": [{}]},
+            "row 1 cannot be scored by the reward 'ifeval': .* takes num_words, relation",
+        ),
+        (IFEVAL, {"instruction_id_list": ["no:such"], "kwargs": [{}]}, "row 1 .* unknown IFEval instruction 'no:such'"),
+        (
+            [{"type": "reasoning_gym"}],
+            {"reasoning_gym": {"task": "x"}},
+            "row 1 .* must have task, size, seed and index",
+        ),
+        (
+            [{"type": "math", "column": "gold"}],
+            {},
+            "has no column 'gold', which the reward 'math' reads; it has: answer",
+        ),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_rows_that_cannot_be_scored_are_found_before_anything_runs(
+    write_recipe: Callable[..., Path], tmp_path: Path, rewards: Any, row: dict[str, Any], message: str, part: str
+):
+    good = {"prompt": "a", "answer": "1", "instruction_id_list": None, "kwargs": None, "reasoning_gym": None}
+    for name in ("train", "heldout"):
+        rows = [good, good | (row if name == part else {})]
+        if "gold" in message:
+            rows = [{"prompt": "a", "answer": "1"} | ({} if name == part else {"gold": "1"})]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    recipe = write_recipe(
+        data={"train": str(tmp_path / "train.jsonl"), "heldout": str(tmp_path / "heldout.jsonl")}, rewards=rewards
+    )
+    for build in (make_plan, lambda spec: build_loop(spec, quiet=True)):
+        with pytest.raises(DataError, match=rf"{part}.jsonl\S* {message}"):
+            build(load_recipe(recipe))

@@ -20,8 +20,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-from dar.cli import main
-from dar.errors import ConfigError
+from dar.cli.app import main
+from dar.shown import visible
 
 Write = Callable[..., Path]
 
@@ -139,7 +139,7 @@ def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: s
 def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
     found = run("train", tmp_path / "absent.yaml")
     assert (found.code, found.out) == (2, "")
-    assert found.err.startswith(f"dar: cannot read the recipe {tmp_path / 'absent.yaml'}: ")
+    assert found.err.startswith(f"dar: {tmp_path / 'absent.yaml'} cannot be read: ")
     assert found.err.count("\n") == 1
 
 
@@ -173,17 +173,17 @@ def test_text_in_square_brackets_is_printed_as_it_is(run: Run, tmp_path: Path):
     assert "[red]absent.yaml" in found.err
 
 
-def test_debug_shows_the_traceback(write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(write_recipe(steps=0))])
-    with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1"):
-        main()
+def test_debug_shows_the_traceback(run: Run, write_recipe: Write):
+    found = run("--debug", "plan", write_recipe(steps=0))
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("Traceback (most recent call last):\n")
+    assert "dar.errors.ConfigError: " in found.err
+    assert "steps: Input should be greater than or equal to 1" in found.err
 
 
-def test_debug_of_one_call_does_not_last(run: Run, write_recipe: Write, monkeypatch: pytest.MonkeyPatch):
+def test_debug_of_one_call_does_not_last(run: Run, write_recipe: Write):
     recipe = write_recipe(steps=0)
-    monkeypatch.setattr(sys, "argv", ["dar", "--debug", "plan", str(recipe)])
-    with pytest.raises(ConfigError):
-        main()
+    assert run("--debug", "plan", recipe).code == 1
     assert run("plan", recipe).code == 2
 
 
@@ -241,6 +241,7 @@ def test_train_makes_a_run_folder_and_says_where_the_model_is(run: Run, write_re
     assert f"the trained model is in {tmp_path / 'run' / 'model'}" in found.out
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == {
         "config.yaml",
+        "data.json",
         "environment.json",
         "metrics.jsonl",
         "completions",
@@ -314,10 +315,24 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(
 def test_interrupt_outside_a_step_ends_with_its_own_exit_code(
     run: Run, write_recipe: Write, tmp_path: Path, in_folder: None
 ):
-    (tmp_path / "scores_interrupted.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "scores_interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     found = run("plan", write_recipe(rewards=["scores_interrupted:score"]))
     assert found.code == 130
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("raise KeyboardInterrupt", "KeyboardInterrupt: no message"), ("import sys\nsys.exit(7)", "SystemExit: 7")],
+)
+def test_a_module_that_exits_or_interrupts_is_an_error_like_any_other(
+    run: Run, write_recipe: Write, tmp_path: Path, in_folder: None, source: str, said: str
+):
+    (tmp_path / "scores_leaving.py").write_text(source)
+    found = run("plan", write_recipe(rewards=["scores_leaving:score"]))
+    sys.modules.pop("scores_leaving", None)
+    assert found.code == 2
+    assert f"the module scores_leaving cannot be imported: {said}" in " ".join(found.err.split())
 
 
 # --- sample ----------------------------------------------------------------------------------------------------------
@@ -347,7 +362,7 @@ def test_samples_as_json(run: Run, tiny_folder: Path):
     assert found["prompt"] == [{"role": "user", "content": "say a"}]
     assert len(found["completions"]) == 3
     for number, row in enumerate(found["completions"], start=1):
-        assert f"── {number} ({row['finish_reason']}) ──\n{row['completion']}\n" in shown.out
+        assert f"── {number} ({row['finish_reason']}) ──\n{visible(row['completion'])}\n" in shown.out
 
 
 def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scripted_judge import ScriptedJudge, said, user_text
 
-from dar.cli import main
+from dar.cli.app import main
 from dar.rewards.sandbox import Sandbox
 
 Run = Callable[..., tuple[int | str | None, str, str]]

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
-from dar.cli import app
+from dar.cli.app import app
 from dar.cli.compare import comparison_table
-from dar.compare import Arm, Outcome, at_learning_rates, parse_arms, plot_frontier, run_all, summarize
+from dar.compare.arms import Arm, at_learning_rates, parse_arms
+from dar.compare.runs import Outcome, run_all
+from dar.compare.summary import plot_frontier, summarize
+from dar.console import Console
 from dar.errors import ConfigError
 from dar.recipe import dump_recipe, load_recipe
 from dar.report.run import Alert
@@ -332,3 +334,11 @@ def test_the_command_says_which_run_was_stopped_and_by_what(write_recipe: Callab
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "dar, learning rate 0.001, seed 0: stopped after step 1 by the alert missing_eos; its figures are" in said
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_the_frontier_shows_names_as_they_are(tmp_path: Path):
+    folder = make_run(tmp_path / "a", steps=1, rewards=[0.0, 1.0], kls=[0.0, 1.0])
+    names = (r"$\frac{$", "a$b$", "\x1b\u202e", "caf\udce9")
+    plot_frontier(summarize([outcome_of(name, 0, folder) for name in names]), tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").is_file()

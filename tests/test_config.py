@@ -10,18 +10,12 @@ import pytest
 from handmade import make_spec
 from pydantic import ValidationError
 
-from dar.config import (
-    ALGORITHM_SPECS,
-    BAPOSpec,
-    DARSpec,
-    FunctionRewardSpec,
-    GRPOSpec,
-    LoraSpec,
-    RLOOSpec,
-    TargetESSSpec,
-    TargetKLSpec,
-    reward_name,
-)
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.model import LoraSpec
+from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
+from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
+from dar.config.reward_model import RewardModelSpec
+from dar.config.rewards import FunctionRewardSpec, reward_name
 from dar.errors import ConfigError
 from dar.recipe import build_spec, dump_recipe, load_recipe
 
@@ -470,6 +464,8 @@ def test_a_judge_reward_survives_the_run_folder(tmp_path: Path):
             judge({"base_url": "127.0.0.1:8000"}),
             "rewards.0.endpoint.base_url: expected a URL such as http://127.0.0.1:8000/v1",
         ),
+        (judge({"base_url": "http://ho st/v1"}), "expected a URL such as http://127.0.0.1:8000/v1"),
+        (judge({"base_url": "http://host:99999/v1"}), "rewards.0.endpoint.base_url: Port out of range"),
         (judge({"base_url": "http://me:pw@host/v1"}), "put the key into an environment variable"),
         (judge({"base_url": "http://host/v1?key=pw"}), "put the key into an environment variable"),
         (judge({"api_key_env": "sk-pw"}), "expected the name of an environment variable, such as OPENAI_API_KEY"),
@@ -485,3 +481,54 @@ def test_judges_that_cannot_be(reward: dict[str, Any], expected: str):
     said = problem(rewards=[reward])
     assert expected in said
     assert "pw" not in said, "what may be a secret is not repeated"
+
+
+# --- what no run can hold --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud83d"])
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        (lambda text: {"output_dir": text}, "output_dir"),
+        (lambda text: {"data": {"train": {"path": text}}}, "data.train.path"),
+        (lambda text: {"model": {"path": "m", "lora": {"target_modules": ["q", text]}}}, "model.lora.target_modules"),
+        (lambda text: {"rewards": [JUDGED | {"parameters": {"stop": [{"x": text}]}}]}, "rewards.0.endpoint.parameters"),
+        (lambda text: {"rewards": [JUDGED | {"parameters": {text: 1}}]}, "rewards.0.endpoint.parameters"),
+    ],
+)
+def test_text_that_no_file_can_hold_is_refused(place: Any, key: str, text: str):
+    changes = place(text)
+    for reward in changes.get("rewards", []):
+        reward["endpoint"] = {"base_url": "http://x/v1", "model": "m", "parameters": reward.pop("parameters")}
+    with pytest.raises(ConfigError, match=rf"\n  {key}: 'a.*' has a NUL character or half of a surrogate pair"):
+        make_spec(**changes)
+
+
+JUDGED: dict[str, Any] = {"type": "judge"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"prompts_per_step": 99_999_999_999}, "prompts_per_step: Input should be less than or equal to 1000000"),
+        ({"num_generations": 99_999_999_999}, "num_generations: Input should be less than or equal to 1000000"),
+        ({"evaluation": {"num_generations": 10**7}}, "evaluation.num_generations: Input should be less than or equal"),
+        ({"prompts_per_step": 10**6, "num_generations": 11}, "more than ten million completions a step"),
+        ({"sampling": {"max_completion_length": 10**10}}, "sampling.max_completion_length: Input should be less"),
+        ({"steps": 2**63}, "steps: no number here may be as large as"),
+        ({"optim": {"warmup_steps": 10**400}}, "optim.warmup_steps: no number here may be as large as"),
+    ],
+)
+def test_numbers_that_no_step_can_hold_are_refused(changes: dict[str, Any], problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        make_spec(**changes)
+
+
+def test_home_folder_in_output_dir_is_written_out_once_for_all_who_read_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert make_spec(output_dir="~/runs/a").output_dir == "/home/somebody/runs/a"
+    reward_model = {"model": "m", "data": "d", "steps": 1, "output_dir": "~/b"}
+    assert build_spec(reward_model, where="r", kind=RewardModelSpec).output_dir == "/home/somebody/b"
+    with pytest.raises(ConfigError, match="output_dir: ~no-such-user/x: the home folder it begins with is not known"):
+        make_spec(output_dir="~no-such-user/x")

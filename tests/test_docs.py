@@ -20,10 +20,13 @@ import yaml
 from conftest import make_model, make_tokenizer
 from test_layering import FLOORS
 
-from dar.algorithms import Algorithm
-from dar.build import build_algorithm, build_loop
-from dar.cli import app
-from dar.config import ALGORITHM_SPECS, AlgorithmSpec, RewardModelSpec
+from dar.algorithms.base import Algorithm
+from dar.build.algorithm import build_algorithm
+from dar.build.loop import build_loop
+from dar.cli.app import app
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.reward_model import RewardModelSpec
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_what_was_judged_is_not_asked_again(tmp_path: Path):
     def reward(completions: list[Any]) -> list[float]:
         calls.append(len(completions))
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return [float(len(text)) for text in completions]
 
     pairs = [PairToJudge(str(n), "q", "long", "b") for n in range(CHUNK + 1)]
@@ -161,7 +162,7 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
     path.write_text("")
     with pytest.raises(ConfigError, match=r"expected a mapping of keys to values \(found None\)"):
         read_judge(str(path))
-    with pytest.raises(ConfigError, match="cannot read the judge"):
+    with pytest.raises(ConfigError, match=r"cannot be read: "):
         read_judge(str(tmp_path / "none.yaml"))
 
 
@@ -234,6 +235,13 @@ def test_win_rate_of_a_model_against_a_column_and_against_itself(tiny_folder: Pa
     assert {pair.outcome for pair in itself} == {"tie"}
     with pytest.raises(ConfigError, match="other settings"):
         judged("column:reference", "itself")
+    prompts.write_text(json.dumps({"prompt": "a", "reference": [1, 2]}) + "\n")
+    with pytest.raises(DataError, match=r"row 0: 'reference' must be text or a list of messages .*, found \[1, 2\]"):
+        judged("column:reference", "no_text")
+    assert not (tmp_path / "no_text").exists()
+    prompts.write_text(json.dumps({"prompt": [{"role": "user", "content": ["a"]}], "reference": "a"}) + "\n")
+    with pytest.raises(DataError, match="row 0: 'prompt': message 0: 'content' must be text"):
+        judged("column:reference", "parts")
     with pytest.raises(DataError, match="row 0 has no refrence"):
         judged("column:refrence", "misspelled")
     assert not (tmp_path / "misspelled").exists()
@@ -301,7 +309,10 @@ def test_gsm8k_counts_right_answers(tiny_folder: Path, tmp_path: Path):
 
 def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_path: Path):
     prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
-    with pytest.raises(DataError, match="row 0: no mathematical answer can be read"):
+    with pytest.raises(
+        DataError,
+        match="row 0 cannot be scored by the reward 'math': no answer can be read from the gold answer '#### '",
+    ):
         run_gsm8k("/no/such/model", prompts, tmp_path / "e", TINY, quiet)
 
 

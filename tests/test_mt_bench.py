@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
-from dar.config import JudgeEndpointSpec
+from dar.config.judge import JudgeEndpointSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.mt_bench.grading import Grade, read_rating
 from dar.evaluate.mt_bench.prompts import JudgePrompts, prompt_name
@@ -86,6 +86,10 @@ def endpoint(url: str, **changes: Any) -> JudgeEndpointSpec:
         ("[[10]]", 10.0),
         ("8", None),
         ("", None),
+        ("<think>[[3]] or [[4]]</think> [[8]]", 8.0),
+        ("<think>[[3]]", None),
+        ("[[" + "1" * 100_000, None),
+        ("[[" + "1" * 100_000 + "." + "1" * 100_000, None),
     ],
 )
 def test_a_rating_is_the_first_number_in_brackets(text: str, rating: float | None):
@@ -273,6 +277,31 @@ def test_no_rating_at_all_is_an_error_and_no_score(tiny_folder: Path, files: Fil
         with pytest.raises(RewardError, match=message):
             run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / "e", TINY, quiet)
     assert not (tmp_path / "e" / "result.json").exists()
+
+
+def test_a_judge_whose_thoughts_took_all_tokens_is_named(tiny_folder: Path, files: Files, tmp_path: Path):
+    def thinks(body: dict[str, Any], before: int) -> Answer:
+        return said(None, finish_reason="length") if "why" in user_text(body) else by_turn(body, before)
+
+    notes: list[str] = []
+    with ScriptedJudge(thinks) as server:
+        found = run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / "e", TINY, notes.append)
+    assert found.categories["stem"].both == Score(None, None, 0, 2)
+    told = [note for note in notes if "was cut off at its limit of tokens" in note]
+    assert len(told) == 2
+    assert told[0].startswith("question 9, turn ")
+
+
+def test_a_key_in_a_judgement_is_not_written(
+    tiny_folder: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MY_KEY", "abc-very-secret")
+    with ScriptedJudge(lambda body, before: said("[[5]] abc-very-secret")) as server:
+        judge = endpoint(server.url, api_key_env="MY_KEY")
+        run_mt_bench(str(tiny_folder), files, judge, tmp_path / "e", TINY, quiet)
+    judgements = (tmp_path / "e" / "judgements.jsonl").read_text()
+    assert judgements.count("[[5]] ***") == 6
+    assert "abc-very-secret" not in judgements
 
 
 def test_temperatures_are_those_of_the_category(tiny_folder: Path, files: Files, tmp_path: Path):

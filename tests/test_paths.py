@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dar.errors import ConfigError
-from dar.paths import resolve_path
+from dar.paths import expanded, resolve_path
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", ["some/model", "./x.jsonl", "/tmp/x", "~/x", "packages:x/y"])
+@pytest.mark.parametrize("path", ["some/model", "./x.jsonl", "/tmp/x", "a~/x", "packages:x/y"])
 def test_ordinary_path_is_left_alone(path: str):
     assert resolve_path(path) == path
 
@@ -50,3 +50,13 @@ def test_missing_file_of_a_package_is_refused(package: Path):
 
 def test_prompts_of_the_shipped_recipes_are_found():
     assert Path(resolve_path("package:dar/prompts/reviews_train.jsonl")).is_file()
+
+
+def test_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert expanded("~/runs/a") == resolve_path("~/runs/a") == expanded(Path("~/runs/a")) == "/home/somebody/runs/a"
+
+
+def test_home_folder_of_nobody_is_refused():
+    with pytest.raises(ConfigError, match=r"~no-such-user/x: the home folder it begins with is not known"):
+        resolve_path("~no-such-user/x")

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from dar.batch import Prompt
-from dar.config import ModelSpec, RuntimeSpec
+from dar.config.model import ModelSpec
+from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError
-from dar.policy import LogprobModel, Policy
 from dar.policy.loading import load_model, load_tokenizer, resolve_model
-from dar.policy.policy import Precision
+from dar.policy.logprobs import LogprobModel
+from dar.policy.policy import Policy, Precision
 from dar.recipe import load_recipe
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.rollout.engine import InProcessEngine, SamplingKey
 
 pytestmark = [
     pytest.mark.real_model,

@@ -13,9 +13,13 @@ from handmade import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar.config import AdamWSpec, DARSpec, FunctionRewardSpec, LengthRewardSpec, LoraSpec, RunSpec, SentimentRewardSpec
+from dar.config.model import LoraSpec
+from dar.config.optim import AdamWSpec
+from dar.config.regression import DARSpec
+from dar.config.rewards import FunctionRewardSpec, LengthRewardSpec, SentimentRewardSpec
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.recipe import dump_recipe, flatten, load_recipe
+from dar.recipe import dump_recipe, flatten, load_recipe, parse_yaml
 
 RECIPE = """\
 model: some/model
@@ -93,7 +97,7 @@ def test_same_key_twice_names_the_file(recipe: Path):
     "text", ["model: [", "model: 'open", "a: b: c", "\tsteps: 3", "--- 1\n--- 2\n", "a: !!python/none"]
 )
 def test_malformed_yaml_is_one_clear_error(recipe: Path, text: str):
-    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML: ") as caught:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML that can be read: ") as caught:
         load_text(recipe, text)
     assert "\n" not in str(caught.value)
 
@@ -105,18 +109,18 @@ def test_recipe_that_is_no_mapping_is_refused(recipe: Path, text: str):
 
 
 def test_missing_recipe_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"cannot read the recipe .*absent\.yaml: .*No such file"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read: .*No such file"):
         load_recipe(tmp_path / "absent.yaml")
 
 
 def test_folder_as_recipe_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"cannot read the recipe .*directory"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*directory"):
         load_recipe(tmp_path)
 
 
 def test_recipe_that_is_not_text_is_refused(recipe: Path):
     recipe.write_bytes(b"\xff\xfe\x00model")
-    with pytest.raises(ConfigError, match=r"cannot read the recipe .*utf-8"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: line 1 is not UTF-8 text"):
         load_recipe(recipe)
 
 
@@ -221,7 +225,7 @@ def test_malformed_override_is_refused(recipe: Path, override: str):
 
 
 def test_override_value_that_is_not_yaml_is_refused(recipe: Path):
-    with pytest.raises(ConfigError, match=r"override 'steps=\[' is not YAML: "):
+    with pytest.raises(ConfigError, match=r"override 'steps=\[' is not YAML that can be read: "):
         load_recipe(recipe, ["steps=["])
 
 
@@ -322,3 +326,100 @@ def test_flattened_recipes_differ_in_the_changed_key_alone():
     assert before.keys() == after.keys()
     assert {key for key in before if before[key] != after[key]} == {"rewards.1.target"}
     assert before["rewards.1.target"] == 5
+
+
+# --- what nobody writes ----------------------------------------------------------------------------------------------
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{'bcdefghij'[i]}: &{'bcdefghij'[i]} [{', '.join(['*' + 'abcdefghi'[i]] * 10)}]\n" for i in range(9)
+)
+MERGED_LAUGHS = "a: &a {k: 1}\n" + "".join(
+    f"{'bcdefghij'[i]}: &{'bcdefghij'[i]} {{<<: [{', '.join(['*' + 'abcdefghi'[i]] * 10)}]}}\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("steps: 2024-99-99", "'2024-99-99' is no timestamp .*line 1, column 8"),
+        ("\nsteps: !!bool maybe", "'maybe' is no bool .*line 2, column 8"),
+        ("steps: !!timestamp soon", "'soon' is no timestamp"),
+        ("steps: !!int x", "'x' is no int"),
+        (f"steps: {'9' * 5000}", "'9{60}…' is no int"),
+        (f"steps: 0x{'f' * 500_0}", "is no int"),
+        (f"steps: 1{':10' * 50_000}", "is no int"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: " + "[" * 150 + "]" * 150, "line 1 is nested more than 100 deep"),
+        ("a: &a [*a]", "an alias in it contains itself"),
+        ("a: &a {b: *a}", "an alias in it contains itself"),
+        (LAUGHS, "more than 20,000 values"),
+        (MERGED_LAUGHS, "more than 20,000 values"),
+        ("[" + "a," * 30_000 + "]", "more than 20,000 values"),
+        ("? [1, 2]\n: x", "unhashable key"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+        ("a: *nothing", "undefined alias"),
+        ("a: \x1b", "special characters are not allowed"),
+    ],
+)
+def test_every_failure_to_read_yaml_is_one_line(text: str, problem: str):
+    with pytest.raises(ConfigError, match=f"^here is not YAML that can be read: .*{problem}") as caught:
+        parse_yaml(text, "here")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_an_alias_and_a_merge_are_what_they_stand_for():
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]", "here") == {
+        "a": {"x": 1},
+        "b": {"x": 1, "y": 2},
+        "c": [{"x": 1}, {"x": 1}],
+    }
+
+
+def test_a_merged_mapping_has_no_key_twice():
+    text = "outer: {inner: &b {<<: &a {k: 1}, k: 2}}\nc: {<<: *b}"
+    assert parse_yaml(text, "here") == {"outer": {"inner": {"k": 2}}, "c": {"k": 2}}
+
+
+def test_a_file_without_end_is_not_read_to_its_end():
+    with pytest.raises(ConfigError, match="/dev/zero holds more than 500,000 bytes"):
+        load_recipe("/dev/zero")
+
+
+def test_override_with_a_value_that_is_none_is_refused_like_a_file(recipe: Path):
+    with pytest.raises(ConfigError, match="override 'steps=2024-99-99' is not YAML that can be read: '2024-99-99' is"):
+        load_recipe(recipe, ["steps=2024-99-99"])
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "²", "-1"])
+def test_index_that_is_none_is_refused(recipe: Path, key: str):
+    with pytest.raises(ConfigError, match="there is no entry"):
+        load_recipe(recipe, [f"rewards.{key}.weight=1"])
+
+
+def test_override_without_end_is_refused(recipe: Path):
+    with pytest.raises(ConfigError, match=r"is not of the form key\.path=value"):
+        load_recipe(recipe, ["a." * 30_000 + "a=1"])
+
+
+def test_of_thousands_of_problems_the_first_are_told(recipe: Path):
+    text = RECIPE.replace("[sentiment]", f"[{', '.join(['nothing'] * 5000)}]")
+    with pytest.raises(ConfigError) as caught:
+        load_text(recipe, text)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22
+    assert lines[-1].strip() == "… and 4,980 more"
+
+
+@pytest.mark.parametrize("indent", ["", "algorithm:\n"])
+def test_of_thousands_of_unknown_keys_the_first_are_told(recipe: Path, indent: str):
+    keys = "".join(f"{'  ' if indent else ''}k{number}: 1\n" for number in range(5000))
+    with pytest.raises(ConfigError, match=r"unknown key 'k0'.*unknown key 'k19'; allowed: [^;]*; … and 4,980 more$"):
+        load_text(recipe, RECIPE + indent + keys)
+
+
+def test_a_number_python_cannot_print_is_refused():
+    with pytest.raises(ConfigError, match="steps: "):
+        make_spec(steps=10**5000)
+    with pytest.raises(ConfigError, match=r"output_dir: .*found a int"):
+        make_spec(output_dir=10**5000)

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dar.algorithms import RLOO
+from dar.algorithms.policy_gradient import RLOO
 from dar.batch import Experience, TokenGroups, TokenOutputs
-from dar.config import RLOOSpec
+from dar.config.policy_gradient import RLOOSpec
 from dar.objectives.ratio import clipped_surrogate, sequence_clipped_surrogate
 from dar.objectives.regression import clip_log_weights, dar_log_weights, weighted_nll
 from dar.ops import kl_k1

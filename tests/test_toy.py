@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.policy.toy import toy_folder
 from dar.recipe import load_recipe
 

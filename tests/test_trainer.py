@@ -30,7 +30,10 @@ from dar import (
     Trainer,
     TrainingConfig,
 )
-from dar.config import ALGORITHM_SPECS, DPOSpec, TargetESSSpec, TargetKLSpec, VARSpec, reward_name
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.preference import DPOSpec
+from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.rewards import reward_name
 from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.trainer import TrainResult
 
@@ -116,6 +119,13 @@ class Collector:
         self.rows.append({"step": step, **metrics})
 
 
+class Spoiler:
+    """Edits what it is told."""
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        metrics.clear()
+
+
 class Crash(Exception):
     """Stands for a process that dies in the middle of a run."""
 
@@ -134,7 +144,7 @@ class CrashAt:
 
 def test_two_steps_on_objects_change_the_model_and_leave_a_run_folder(tmp_path: Path):
     collector = Collector()
-    trainer = make_trainer(tmp_path, callbacks=[collector])
+    trainer = make_trainer(tmp_path, callbacks=[Spoiler(), collector])
     result = trainer.train()
     assert (result.steps, result.output_dir) == (2, str(tmp_path / "run"))
     assert [row["step"] for row in result.metrics] == [1, 2]
@@ -508,6 +518,34 @@ def test_run_is_not_resumed_with_other_settings(tmp_path: Path):
         make_trainer(tmp_path, settings={**LONGER, "learning_rate": 2e-2}).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"train_dataset": [*ROWS[:3], {**ROWS[3], "word": "other"}]}, ["data.train (its rows)"]),
+        ({"train_dataset": ROWS[::-1]}, ["data.train (its rows)", "data.train (its tokens"]),
+        ({"eval_dataset": ROWS[:1]}, ["data.heldout (its rows)", "data.heldout (its tokens"]),
+        ({"processing_class": "dated"}, ["data.heldout (its tokens", "data.train (its tokens"]),
+    ],
+)
+def test_run_is_not_resumed_with_other_data_unless_it_may(tmp_path: Path, changes: dict[str, Any], changed: list[str]):
+    make_trainer(tmp_path, settings=LONGER, eval_dataset=ROWS[:2]).train()
+    if "processing_class" in changes:
+        # As of a chat template that writes today's date, on the next day.
+        changes["processing_class"] = make_tokenizer()
+        changes["processing_class"].chat_template = "Wednesday. {{ messages[-1].content }}"
+
+    def resume(*, allow: bool = False) -> None:
+        other = make_trainer(tmp_path, settings=LONGER, **{"eval_dataset": ROWS[:2]} | changes)
+        other.train(resume_from_checkpoint=True, allow_changed_recipe=allow)
+
+    with pytest.raises(CheckpointError) as caught:
+        resume()
+    _, *lines, _ = str(caught.value).splitlines()
+    assert [line for line, start in zip(lines, changed, strict=True) if line.startswith(f"  {start}")] == lines
+    resume(allow=True)
+    resume()
+
+
 def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
     make_trainer(tmp_path).train()
     with pytest.raises((CheckpointError, ConfigError), match="no/such/checkpoint"):
@@ -849,3 +887,15 @@ def test_faces_are_imported_from_the_package():
     assert dar.DARTrainer is DARTrainer
     with pytest.raises(AttributeError, match="module 'dar' has no attribute 'PPOTrainer'"):
         dar.PPOTrainer  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_reward_function_that_raises_when_asked_its_name_is_refused(tmp_path: Path):
+    class Nameless:
+        def __getattr__(self, name: str) -> Any:
+            raise SystemExit(name)
+
+        def __call__(self, completions: list[Any]) -> list[float]:
+            return [0.0] * len(completions)
+
+    with pytest.raises(ConfigError, match="a reward function raised SystemExit when asked its name: __name__"):
+        make_trainer(tmp_path, reward_funcs=Nameless())

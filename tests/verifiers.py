@@ -17,7 +17,22 @@ def behave(completions: list[str], answer: list[str]) -> list[Any]:
     return [_behaves(completion, argument) for completion, argument in zip(completions, answer, strict=True)]
 
 
+DAEMON = """
+import os
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", argument], {})
+    os._exit(0)
+"""
+"""Code that leaves a process behind which has cut every tie: session, group, parent and environment."""
+
+
 def _behaves(completion: str, argument: str) -> Any:
+    if completion.startswith("run: "):  # what a verifier of programs does
+        names: dict[str, Any] = {"argument": argument}
+        exec(completion.removeprefix("run: ").replace("DAEMON\n", DAEMON), names)
+        return names.get("value", 7.0)
     match completion:
         case "hang":
             time.sleep(600)
@@ -63,6 +78,8 @@ def _behaves(completion: str, argument: str) -> Any:
                 except OSError:
                     continue
             time.sleep(600)
+        case "parent":
+            return float(os.getppid())
         case "environment":
             return float(argument in os.environ)
         case "word":
@@ -74,6 +91,22 @@ def _behaves(completion: str, argument: str) -> Any:
         case "pid":
             return float(os.getpid())
     return float(len(completion))
+
+
+class Odd(BaseException):
+    """Has no words, and nothing that shows it works."""
+
+    def __str__(self) -> str:
+        raise self
+
+    __repr__ = __str__
+
+
+class OddNumber(float):
+    """Cannot be made a number."""
+
+    def __float__(self) -> float:
+        raise Odd
 
 
 async def wait(completions: list[str], **columns: Any) -> list[float]:

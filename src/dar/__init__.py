@@ -6,36 +6,23 @@ The faces: `DARTrainer` and `Trainer` (Python), `dar train` (command line). The 
 
 from typing import TYPE_CHECKING, Any
 
-from dar.config import (
-    AWRSpec,
+from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.policy_gradient import (
     BAPOSpec,
-    BestOfNSpec,
     BNPOSpec,
-    ChiPOSpec,
     DAOSpec,
     DAPOSpec,
-    DARSpec,
-    DPOSpec,
     DrGRPOSpec,
-    DualPPOSpec,
     GRPOSpec,
     GSPOSpec,
-    IPOSpec,
     LCOSpec,
-    OnlineDPOSpec,
-    OnlineIPOSpec,
-    OnlineSLiCSpec,
-    PPOSpec,
     R2VPOSpec,
     RLOOSpec,
-    RunSpec,
-    SFTSpec,
-    SLiCSpec,
-    TargetESSSpec,
-    TargetKLSpec,
-    TRACESpec,
-    VARSpec,
 )
+from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
+from dar.config.realignment import TRACESpec
+from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.run import RunSpec
 from dar.errors import (
     CheckpointError,
     ConfigError,

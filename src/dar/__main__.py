@@ -1,5 +1,5 @@
 """`python -m dar` is the command `dar`."""
 
-from dar.cli import main
+from dar.cli.app import main
 
 main()

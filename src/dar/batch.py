@@ -185,14 +185,13 @@ class Experience:
             return self
         groups = self.groups.select(keep)
         width = groups.mask.shape[1]
-        return Experience(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs[keep, :width],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
-            rewards=self.rewards,
             has_eos=self.has_eos[keep],
             values=None if self.values is None else self.values[keep, :width],
-            labels=self.labels,
         )
 
 
@@ -228,13 +227,13 @@ class Weighted:
         groups = replace(
             self.groups, completion_ids=self.groups.completion_ids.to(device), mask=self.groups.mask.to(device)
         )
-        return Weighted(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs.to(device),
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
             advantages=self.advantages.to(device),
             weights=self.weights.to(device),
-            denominator=self.denominator,
             tokens={name: values.to(device) for name, values in self.tokens.items()},
         )
 
@@ -242,13 +241,13 @@ class Weighted:
         """Only the rows where `keep` [B] is True (the denominator stays that of the global batch)."""
         groups = self.groups.select(keep)
         width = groups.mask.shape[1]
-        return Weighted(
+        return replace(
+            self,
             groups=groups,
             old_logprobs=self.old_logprobs[keep, :width],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
             advantages=self.advantages[keep] if self.advantages.ndim == 1 else self.advantages[keep, :width],
             weights=self.weights[keep],
-            denominator=self.denominator,
             tokens={name: values[keep, :width] for name, values in self.tokens.items()},
         )
 
@@ -264,13 +263,13 @@ class Weighted:
             full[(keep,) if rows.ndim == 1 else (keep, slice(rows.shape[1]))] = rows
             return full
 
-        return Weighted(
+        return replace(
+            self,
             groups=experience.groups,
             old_logprobs=experience.old_logprobs,
             ref_logprobs=experience.ref_logprobs,
             advantages=spread(self.advantages),
             weights=spread(self.weights),
-            denominator=self.denominator,
             tokens={name: spread(values) for name, values in self.tokens.items()},
         )
 
@@ -278,17 +277,24 @@ class Weighted:
         """Groups start…stop−1."""
         return self.select(self.groups.rows_of(start, stop))
 
-    def carries_weight(self, negligible_share: float) -> Tensor:
-        """[B] bool: all rows but the lightest, which together carry at most `negligible_share` of Σ weight · length.
+    def carries_weight(self, loads: Tensor | None, negligible_share: float) -> Tensor:
+        """[B] bool: all rows but those of weight 0, and but the lightest by what they move.
 
-        A row's gradient is its weight times a sum over its tokens, so this bounds what leaving the others out can
-        change. Rows of weight 0 never carry any.
+        What is left out together moves at most `negligible_share` of what the batch would move if its tokens' parts
+        were at right angles: Σ loads left out ≤ share · √(Σ loads²).
+
+        Args:
+            loads: [B, T] ≥ 0, the length of each token's part of the gradient, or None where it is not known.
+            negligible_share: in [0, 1).
         """
-        load = self.weights.double() * self.groups.lengths()
-        order = load.argsort()
-        keep = torch.empty(len(load), dtype=torch.bool)
-        keep[order] = load[order].cumsum(0) > negligible_share * load.sum()
-        return keep & (self.weights > 0)
+        # Written so that what is not a number is kept: the loss then says so.
+        keep = self.weights != 0
+        if loads is None or negligible_share == 0:
+            return keep
+        rows = loads.double().sum(1)
+        order = rows.argsort()
+        keep[order] &= ~(rows[order].cumsum(0) <= negligible_share * loads.double().norm())
+        return keep
 
     def split_by_tokens(self, max_tokens: int) -> list[Weighted]:
         """Micro-batches of whole groups, in order, as `split_by_tokens` says."""

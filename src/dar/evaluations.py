@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dar.batch import Prompt
-from dar.build import build_generator, build_judging_reward, check_reward, read_judge, read_prompts
-from dar.config import JudgeEndpointSpec, RuntimeSpec
+from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.build.reward import check_reward
+from dar.build.rows import check_rows
+from dar.config.judge import JudgeEndpointSpec
+from dar.config.run import RuntimeSpec
+from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec
+from dar.data.messages import text_of
 from dar.errors import RewardError
-from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns, require_gold_answers
+from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
@@ -69,10 +74,13 @@ def run_win_rate(
     """
     rows = _rows(prompts, sampling)
     check_reward(read_judge(judge), RuntimeSpec())
+    check_rows([read_judge(judge)], list(enumerate(rows)), str(prompts))
     is_column = against.startswith(_COLUMN)
     column = against.removeprefix(_COLUMN)
     needed = [prompt_column, *([column] if is_column else [])]
     require_columns(rows, needed + ([category_column] if category_column else []), str(prompts))
+    here = f"'{column}'"
+    given = [text_of(row[column], f"{prompts}: row {number}: {here}") for number, row in enumerate(rows) if is_column]
     folder = EvaluationFolder(
         out,
         {
@@ -92,7 +100,7 @@ def run_win_rate(
         for name, path in (("model", model), ("baseline", against))[: 1 if is_column else 2]
     }
     texts = sampled["model"].texts(note)
-    others = [str(row[column]) for row in rows] if is_column else sampled["baseline"].texts(note)
+    others = given or sampled["baseline"].texts(note)
     pairs = [
         PairToJudge(
             key=str(number),
@@ -111,8 +119,8 @@ def run_win_rate(
 def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> IFEval:
     """IFEval of a model. Raises as `run_win_rate`."""
     rows = _rows(prompts, sampling)
-    require_columns(rows, ("prompt", "instruction_id_list", "kwargs"), str(prompts))
-    ifeval(rows, [""] * len(rows))  # an unknown instruction is to be found now, and not after hours
+    require_columns(rows, ("prompt", "instruction_id_list"), str(prompts))
+    check_rows([IFEvalRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("ifeval", model, prompts, sampling))
     completions = _Completions.of(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
     result = ifeval(rows, completions.texts(note))
@@ -127,11 +135,11 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: No
     """
     rows = _rows(prompts, sampling)
     require_columns(rows, ("question", "answer"), str(prompts))
-    require_gold_answers(rows, str(prompts))
+    check_rows([MathRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
     completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
     texts = completions.texts(note)
-    sandbox = Sandbox("dar.evaluate.benchmarks:solved", num_workers=1, limits=Limits())
+    sandbox = Sandbox("dar.evaluate.benchmarks:solved", num_workers=1, limits=Limits(), is_trusted=True)
     try:
         found = sandbox.map(
             [{"completion": text, "gold": row["answer"]} for row, text in zip(rows, texts, strict=True)]
@@ -216,4 +224,5 @@ class _Completions:
                 seed=self.sampling.seed,
             )
             generator.complete(self.prompts, self.lines, note)
-        return [self.lines.rows[(str(number),)]["completion"] for number in range(self.num_rows)]
+        rows = [self.lines.rows[(str(number),)] for number in range(self.num_rows)]
+        return [text_of(row.get("completion"), f"{self.lines.path}: row {row['key']}: 'completion'") for row in rows]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dar.batch import Prompt
-from dar.build import build_generators, read_prompts
+from dar.build.evaluation import build_generators, read_prompts
 from dar.build.judge import build_endpoint
-from dar.config import JudgeEndpointSpec
+from dar.config.judge import JudgeEndpointSpec
 from dar.errors import RewardError
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note

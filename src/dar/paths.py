@@ -18,16 +18,24 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dar"
 
 
+def expanded(path: str | Path) -> str:
+    """The path with a leading `~` or `~name` written out. Raises ConfigError where there is no such user."""
+    try:
+        return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: the home folder it begins with is not known; write it out") from error
+
+
 def resolve_path(path: str) -> str:
-    """The path itself, or the file a `package:NAME/inner/path` stands for.
+    """The path itself, a leading `~` expanded, or the file a `package:NAME/inner/path` stands for.
 
     The package is located, never imported: its import may need things that reading a file does not.
 
     Raises:
-        ConfigError: the package is not installed, or has no such file.
+        ConfigError: the package is not installed, or has no such file; as `expanded`.
     """
     if not path.startswith(_SCHEME):
-        return path
+        return expanded(path)
     package, _, inner = path.removeprefix(_SCHEME).partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:

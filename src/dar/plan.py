@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from dar.build import (
-    Objects,
-    build_algorithm,
-    build_data,
-    build_oracle,
-    check_reward,
-    require_reference_is_read,
-    resolve_precision,
-)
-from dar.config import ActorCriticSpec, AdamWSpec, AnyAlgorithm, RunSpec, TRACESpec
-from dar.data import LoggedSet
+from dar.build.algorithm import build_algorithm, require_reference_is_read
+from dar.build.data import build_data
+from dar.build.device import resolve_precision
+from dar.build.objects import Objects
+from dar.build.realignment import build_oracle
+from dar.build.reward import check_reward
+from dar.config.actor_critic import ActorCriticSpec
+from dar.config.algorithms import AnyAlgorithm
+from dar.config.optim import AdamWSpec
+from dar.config.realignment import TRACESpec
+from dar.config.run import RunSpec
+from dar.data.logged import LoggedSet
 from dar.policy.compiling import require_compiler
 from dar.policy.head import ENTRIES, POSITIONS
 from dar.policy.loading import load_config, load_tokenizer

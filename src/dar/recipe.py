@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -11,20 +11,31 @@ from typing import Any, TypeVar, cast, overload
 import yaml
 from pydantic import ValidationError
 
-from dar.config import RunSpec, Spec, expand_reward
-from dar.errors import ConfigError
+from dar.config.base import Spec, unknown_name_message
+from dar.config.rewards import expand_reward
+from dar.config.run import RunSpec
+from dar.errors import ConfigError, DataError
+from dar.intake import read_text
+from dar.paths import expanded
+from dar.shown import one_line
+
+MAX_YAML_BYTES = 500_000
+_MOST_VALUES, _DEEPEST, _MOST_PROBLEMS = 20_000, 100, 20
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with two silent surprises removed."""
+    """PyYAML's safe loader; what its constructors make of a text that is none of theirs gets its line."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            line = node.start_mark.line + 1
-            raise ConfigError(f"the mapping at line {line} has the same key twice: {', '.join(sorted(repeated))}")
-        return super().construct_mapping(node, deep)
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            if node.tag.endswith((":int", ":float")) and len(node.value) > _DEEPEST:
+                raise ValueError
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            problem = f"{one_line(str(node.value), 60)!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class _Dumper(yaml.SafeDumper):
@@ -61,12 +72,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
         ConfigError: the file is missing or not YAML, an override is malformed, or a key is unknown, of the wrong type
             or impossible; the message has the key's path, what was found and what is allowed.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
-    raw = _parse_yaml(text, str(path))
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
     for override in overrides:
@@ -104,10 +110,11 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         ConfigError: no `=`, the value is not YAML, or the path runs through something that has no keys.
     """
     key_path, separator, text = override.partition("=")
+    override = one_line(override)
     keys = key_path.strip().split(".")
-    if not separator or not all(keys):
+    if not separator or not all(keys) or len(keys) > _DEEPEST:
         raise ConfigError(f"override '{override}' is not of the form key.path=value")
-    value = _parse_yaml(text, f"override '{override}'")
+    value = parse_yaml(text, f"override '{override}'")
     target: Any = raw
     for depth, key in enumerate(keys[:-1]):
         child = _child(target, key, override)
@@ -122,7 +129,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         elif child is None:
             child = {}
         if not isinstance(child, dict | list):
-            raise ConfigError(f"override '{override}': {'.'.join(keys[: depth + 1])} is {child!r} and has no keys")
+            raise ConfigError(
+                f"override '{override}': {'.'.join(keys[: depth + 1])} is {_quoted(child)} and has no keys"
+            )
         _set(target, key, child)
         target = child
     _child(target, keys[-1], override)
@@ -166,26 +175,34 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     """pydantic's findings as `key.path: what is wrong (found …)`, without pydantic's vocabulary."""
     lines = []
-    for found in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for found in problems[:_MOST_PROBLEMS]:
         path = _key_path(found["loc"], raw, keep_last=found["type"] == "missing")
         message = found["msg"].removeprefix("Value error, ")
         if found["type"] == "union_tag_invalid":
             context = found.get("ctx", {})
             allowed = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-            tag = str(context.get("tag", ""))
-            nearest = difflib.get_close_matches(tag, allowed, n=1)
-            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            message = f"unknown type '{tag}'{hint}; allowed: {', '.join(allowed)}"
+            message = unknown_name_message("type", context.get("tag", ""), allowed)
         elif found["type"] == "union_tag_not_found":
             message = "the key 'type' is required"
         elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            message = f"expected a mapping of keys to values (found {found['input']!r})"
+            message = f"expected a mapping of keys to values (found {_quoted(found['input'])})"
         elif found["type"] == "missing":
             message = "this key is required"
         elif found["type"] != "value_error":
-            message = f"{message} (found {found['input']!r})"
+            message = f"{message} (found {_quoted(found['input'])})"
         lines.append(f"{path}: {message}" if path else message)
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"… and {len(problems) - _MOST_PROBLEMS:,} more")
     return lines
+
+
+def _quoted(value: Any) -> str:
+    """What was found: of any size, and of any type where it comes from Python."""
+    try:
+        return one_line(repr(value))
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _key_path(location: tuple[int | str, ...], raw: Mapping[str, Any], *, keep_last: bool) -> str:
@@ -205,18 +222,59 @@ def _key_path(location: tuple[int | str, ...], raw: Mapping[str, Any], *, keep_l
     return ".".join(keys)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML (or JSON) file.
+
+    Raises:
+        ConfigError: it cannot be read, or as `parse_yaml`.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(read_text(Path(expanded(path)), max_bytes=MAX_YAML_BYTES), str(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text, in bounded time and memory.
+
+    Raises:
+        ConfigError: it is not YAML, has a key twice, is too deep or, its aliases written out, too long.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check(root)
+        return loader.construct_document(root)
+    except (ConfigError, RecursionError, yaml.YAMLError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error), 600)
+        raise ConfigError(f"{where} is not YAML that can be read: {problem}") from error
+
+
+def _check(root: yaml.Node) -> None:
+    """Raises ConfigError where a key stands twice, or there is too much; an alias counts wherever it is used."""
+    todo, num_values = [(root, 1)], 0
+    while todo:
+        node, depth = todo.pop()
+        num_values += 1
+        line = node.start_mark.line + 1
+        if num_values > _MOST_VALUES:
+            raise ConfigError(f"more than {_MOST_VALUES:,} values, those of an alias counted wherever it is used")
+        if depth > _DEEPEST:
+            raise ConfigError(f"line {line} is nested more than {_DEEPEST} deep, or an alias in it contains itself")
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if repeated := sorted(key for (_, key), count in keys.items() if count > 1):
+                raise ConfigError(f"the mapping at line {line} has the same key twice: {one_line(', '.join(repeated))}")
+            todo += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            todo += [(part, depth + 1) for part in node.value]
 
 
 def _child(target: Any, key: str, override: str) -> Any:
     if isinstance(target, list):
-        if not key.isdigit() or int(key) >= len(target):
+        if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(target):
             raise ConfigError(f"override '{override}': there is no entry '{key}' in a list of {len(target)}")
         return target[int(key)]
     return target.get(key)

@@ -8,12 +8,15 @@ from typing import Any
 
 import pyarrow.parquet
 
-from dar.build import Objects, build_loop
-from dar.config import ALGORITHM_SPECS, AlgorithmSpec
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithms import ALGORITHM_SPECS
 from dar.errors import ConfigError
 from dar.evaluate.alerts import Alert
 from dar.policy.saving import save_policy
 from dar.rewards import RewardFunction
+from dar.rewards.foreign import ForeignCode
 from dar.train.card import model_card
 from dar.train.loop import Loop
 from dar.train.recorder import Callback
@@ -53,7 +56,7 @@ class Trainer:
         eval_dataset: held-out prompts, of the same kinds.
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
-        peft_config: a peft configuration, to train an adapter.
+        peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
         callbacks: told about every line of metrics.
 
     Raises:
@@ -164,7 +167,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     """Runs a loop, saves the model when it is finished, and shows the before/after table.
 
     Args:
-        loop: from `dar.build.build_loop`.
+        loop: from `dar.build.loop.build_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
     """
@@ -213,12 +216,15 @@ def _rewards(
         if isinstance(item, str):
             specs.append(({"type": "function", "function": item} if ":" in item else {"type": item}) | weight)
             continue
-        given_name = getattr(item, "__name__", type(item).__name__)
+        with ForeignCode(
+            lambda kind, said: ConfigError(f"a reward function raised {kind} when asked its name: {said}")
+        ):
+            given_name = str(getattr(item, "__name__", type(item).__name__))
+            path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
         name, number = given_name, 1
         while name in functions:
             number += 1
             name = f"{given_name}_{number}"
-        path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
         specs.append({"type": "function", "function": path, "name": name} | weight)
         functions[name] = item
     return specs, functions

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dar.config import AlgorithmSpec, Count, DARSpec, Fraction, NotNegative, Positive, RunSpec, Spec
+from dar.config.algorithm import AlgorithmSpec
+from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
+from dar.config.regression import DARSpec
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.recipe import apply_override, build_spec, explain
 

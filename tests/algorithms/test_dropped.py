@@ -10,8 +10,9 @@ import torch
 from builders import assert_close, make_experience, random_rewards, random_rows
 
 from dar.batch import Experience
-from dar.build import build_algorithm
-from dar.config import ALGORITHM_SPECS, DARSpec, TargetESSSpec
+from dar.build.algorithm import build_algorithm
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.regression import DARSpec, TargetESSSpec
 
 NAN = float("nan")
 ONLINE: list[Any] = [spec for spec in ALGORITHM_SPECS.values() if not spec.is_offline]
@@ -46,7 +47,7 @@ def test_dropped_completions_count_nowhere(spec: Any):
     assert torch.equal(spread.weights[1::2], weighted.weights)
     back = spread.select(~full.rewards.isnan().reshape(-1))
     assert torch.equal(back.advantages, weighted.advantages)
-    assert not spread.carries_weight(0.0)[0::2].any()
+    assert not spread.carries_weight(None, 0.0)[0::2].any()
     for name, tokens in expected.tokens.items():
         assert_close(spread.tokens[name][1::2, : tokens.shape[1]], tokens.tolist(), rtol=1e-5, atol=1e-6)
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dar.algorithms import TRACE, Terms
-from dar.algorithms.realignment import IMPACT
+from dar.algorithms.base import Terms
+from dar.algorithms.realignment import IMPACT, TRACE
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.build import build_algorithm
-from dar.config import TRACESpec
+from dar.build.algorithm import build_algorithm
+from dar.config.realignment import TRACESpec
 from dar.objectives.preference import dpo, npo
 from dar.ops import Mean, masked_sum
 
@@ -147,11 +147,11 @@ def test_pairs_without_impact_are_left_out_whole():
     logprobs, kl, experience = batch_of([INVERT, PUNISH, INVERT], impact=[0.0, 3.0, 0.0])
     algorithm = TRACE(TRACESpec())
     batch, _ = algorithm.weigh(experience)
-    assert batch.carries_weight(0.0).tolist() == [False, False, True, True, False, False]
+    assert batch.carries_weight(None, 0.0).tolist() == [False, False, True, True, False, False]
     # All are still counted where the mean is taken.
     assert_close(batch.weights, [0, 0, 1, 1, 0, 0], rtol=1e-7)
-    rest = batch.select(batch.carries_weight(0.0))
-    keep, width = batch.carries_weight(0.0), rest.mask.shape[1]
+    rest = batch.select(batch.carries_weight(None, 0.0))
+    keep, width = batch.carries_weight(None, 0.0), rest.mask.shape[1]
     whole = terms_of(algorithm, logprobs, kl, batch)
     part = terms_of(algorithm, logprobs[keep, :width], kl[keep, :width], rest)
     assert_close(part.losses, whole.losses[keep], rtol=1e-12)

@@ -14,8 +14,11 @@ import pytest
 from conftest import make_tokenizer
 from handmade import make_spec
 
-from dar.config import DataSpec, SourceSpec
-from dar.data import load_rows, prepare_logged, prepare_prompts, read_pairs
+from dar.config.data import DataSpec, SourceSpec
+from dar.data.logged import prepare_logged
+from dar.data.pairs import read_pairs
+from dar.data.prompts import prepare_prompts
+from dar.data.sources import load_rows
 from dar.data.splits import part_of
 from dar.errors import ConfigError, DataError
 
@@ -103,6 +106,26 @@ def test_label_says_which_column_is_chosen():
         {"prompt": "p1", "chosen": "one", "rejected": "two", "better": 1},
         {"prompt": "p2", "chosen": "two", "rejected": "one", "better": 2},
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "chosen"),
+    [
+        ({1: "first", 2: "second"}, 1.0, "one"),
+        ({1: "first", 2: "second"}, "2", "two"),
+        ({True: "first", False: "second"}, True, "one"),
+        ({True: "first", False: "second"}, "false", "two"),
+        ({"true": "first", "false": "second"}, "True", "one"),
+    ],
+)
+def test_labels_are_the_same_in_every_kind_of_file(columns: dict[Any, str], label: Any, chosen: str):
+    rows = [{"prompt": "p", "first": "one", "second": "two", "better": label}]
+    assert load_rows(source(format=LABELLED | {"columns": columns}), rows)[0]["chosen"] == chosen
+
+
+def test_a_label_that_is_none_is_shown():
+    with pytest.raises(DataError, match=r"none of the labels 1, 2 \(but such as '1\.0'\)"):
+        load_rows(source(format=LABELLED), [{"prompt": "p", "first": "one", "second": "two", "better": "1.0"}])
 
 
 def test_rows_without_a_label_are_skipped_and_counted_or_refused(caplog: pytest.LogCaptureFixture):

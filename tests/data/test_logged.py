@@ -11,9 +11,9 @@ import datasets
 import numpy as np
 import pytest
 from conftest import make_tokenizer
-from tokenizers import normalizers
+from tokenizers import models, normalizers
 
-from dar.config import DataSpec, SourceSpec
+from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import Kind, LoggedSet, prepare_logged
 from dar.errors import ConfigError, DataError
 
@@ -325,7 +325,8 @@ def test_completion_of_the_wrong_kind_is_refused_and_shown(completion: Any):
 def test_content_that_is_no_string_is_refused(content: Any):
     row = {"prompt": [user("hi")], "completion": [{"role": "assistant", "content": content}]}
     assert problem([row], "demonstrations") == (
-        f"rows.jsonl: row 0: a completion's content must be a string, found {content!r}"
+        "rows.jsonl: row 0: a completion: message 0: 'content' must be text"
+        f"{' (join the texts of its parts into one string)' if content else ''}, found {content!r}"
     )
 
 
@@ -364,8 +365,70 @@ def test_template_that_changes_what_stands_before_the_completion_is_refused():
     )
     message = problem([{"prompt": [user("hi")], "completion": "hello, you there"}], "demonstrations", tokenizer)
     assert message == (
-        "rows.jsonl: row 0: the chat template does not continue the prompt's tokens with the completion's, so they "
-        "cannot be told apart"
+        "rows.jsonl: row 0: the chat template writes the prompt differently when its completion follows (one that "
+        "opens the model's thoughts by itself does), so nobody can tell where the completion begins. Give both as "
+        "strings: the prompt as tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) "
+        "writes it, and what the model is to write behind that"
+    )
+
+
+def joining_tokenizer() -> Any:
+    """Two line breaks are one token, as in most vocabularies, and a turn's text begins behind one."""
+    tokenizer = make_tokenizer()
+    alphabet = {token: index for token, index in tokenizer.get_vocab().items()}
+    model = models.BPE(vocab={**alphabet, "ĊĊ": len(alphabet)}, merges=[("Ċ", "Ċ")])
+    tokenizer.backend_tokenizer.model = model  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }}:\n{{ message.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    return tokenizer
+
+
+def test_prompt_that_ends_inside_a_token_of_the_whole_is_followed_by_the_completions_own_tokens():
+    tokenizer = joining_tokenizer()
+    (group,) = prepare([{"prompt": [user("hi")], "completion": "\nyes"}], "demonstrations", tokenizer).groups
+    prompt, completion = group.prompt.token_ids, group.completions[0].token_ids
+    # "assistant:⏎⏎yes" has the token ⏎⏎, which no policy can sample behind a prompt that ends with the token ⏎.
+    assert tokenizer.convert_ids_to_tokens(prompt[-2:]) == [":", "Ċ"]
+    assert tokenizer.convert_ids_to_tokens(completion) == ["Ċ", "y", "e", "s", "<eos>"]
+    assert tokenizer.decode([*prompt, *completion]) == "user:\nhi<eos>assistant:\n\nyes<eos>"
+
+
+def test_thoughts_that_the_template_opens_can_be_trained_on_as_strings():
+    tokenizer = make_tokenizer()
+    rendered = "<|user|>hi<eos><|assistant|><think>"
+    (group,) = prepare([{"prompt": rendered, "completion": "hm</think>yes"}], "demonstrations", tokenizer).groups
+    assert tokenizer.decode(list(group.prompt.token_ids)) == rendered
+    assert tokenizer.decode(list(group.completions[0].token_ids)) == "hm</think>yes<eos>"
+
+
+def test_null_keys_of_messages_are_no_keys():
+    tokenizer = make_tokenizer()
+    padded = [
+        [{**each, "name": None, "tool_calls": None} for each in part] for part in ([user("hi")], [assistant("a")])
+    ]
+    plain = prepare([{"prompt": [user("hi")], "completion": [assistant("a")]}], "demonstrations", tokenizer)
+    (found,) = prepare([{"prompt": padded[0], "completion": [*padded[0], *padded[1]]}], "demonstrations").groups
+    assert found.completions == plain.groups[0].completions
+    assert found.prompt.content == [user("hi")]
+    (shared,) = prepare([{"chosen": [*padded[0], assistant("a")], "rejected": [user("hi"), assistant("b")]}]).groups
+    assert shared.prompt.content == [user("hi")]
+
+
+@pytest.mark.parametrize("verdict", ["true", "True", True])
+def test_verdicts_may_be_the_words_of_a_csv_file(verdict: Any):
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b", "chosen_complies": verdict, "rejected_complies": "FALSE"}
+    (group,) = prepare([row], "verdicts").groups
+    assert [each.reward for each in group.completions] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("verdict", [1, 1.0, "yes", "", None])
+def test_verdict_that_is_neither_is_refused(verdict: Any):
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b", "chosen_complies": verdict, "rejected_complies": False}
+    assert problem([row], "verdicts") == (
+        "rows.jsonl: row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
+        f"found {verdict!r}"
     )
 
 
@@ -375,9 +438,7 @@ def test_conversation_the_template_refuses_is_named():
         "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answers, please') }}{% endif %}<|user|>"
     )
     message = problem([{"prompt": [user("hi")], "completion": "hello"}], "demonstrations", tokenizer)
-    assert message == (
-        "rows.jsonl: row 0: the chat template refuses the prompt with its completion: no answers, please"
-    )
+    assert message == ("rows.jsonl: row 0: the chat template refuses this conversation: no answers, please")
 
 
 def test_completion_without_tokens_is_refused():

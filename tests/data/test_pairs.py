@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dar.config import DataSpec, SourceSpec
-from dar.data import read_pairs
+from dar.config.data import DataSpec, SourceSpec
+from dar.data.pairs import read_pairs
 from dar.errors import DataError
 
 SPEC = DataSpec(train=SourceSpec(path="rows.jsonl"))
@@ -20,7 +20,13 @@ def test_margin_is_read_where_a_column_is_named():
     assert (with_margin.margin, without.margin) == (2.0, 0.0)
 
 
-@pytest.mark.parametrize("margin", [None, "2", True, float("nan"), float("inf")])
+@pytest.mark.parametrize("margin", ["2", " 2.0", 2, 2.0])
+def test_margin_may_be_a_number_or_the_text_of_one(margin: Any):
+    (pair,) = read_pairs([{**ROW, "lead": margin}], SPEC, margin_column="lead", where="rows")
+    assert pair.margin == 2.0
+
+
+@pytest.mark.parametrize("margin", [None, "much", "true", "", True, float("nan"), float("inf")])
 def test_margin_that_is_no_finite_number_is_refused(margin: Any):
     with pytest.raises(DataError, match="row 1: the margin in column 'lead' must be a finite number"):
         read_pairs([ROW, {**ROW, "lead": margin}], SPEC, margin_column="lead", where="rows")

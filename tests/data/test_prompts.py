@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+from datetime import date
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dar.batch import Prompt
-from dar.config import DataSpec, SourceSpec
+from dar.bounded import Bounded
+from dar.config.data import DataSpec, SourceSpec
 from dar.data.prompts import PromptSet, PromptStream, prepare_prompts
 from dar.errors import ConfigError, DataError
+from dar.policy import rendering
 
 USER = [{"role": "user", "content": "say a"}]
 
@@ -94,7 +99,44 @@ def test_prompt_of_the_wrong_kind_is_refused(content: Any):
     assert message.startswith(
         "rows.jsonl: row 1: 'prompt' must be a non-empty string or a list of messages with 'role'"
     )
-    assert message.endswith(f"found {str(content)!r}")
+    assert message.endswith(f"found {content!r}")
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "'content' must be text (join the texts of its"),
+        ({"role": "user", "content": 5}, "'content' must be text, found 5"),
+        ({"role": "user", "content": None}, "'content' must be text, found None"),
+        ({"role": 1, "content": "a"}, "'role' must be text, found 1"),
+        ({"role": None, "content": "a"}, "'role' must be text, found None"),
+        ({"role": "user", "content": "a", "at": date(2024, 1, 1)}, "holds more than text, numbers, lists and mappings"),
+        ({"role": "user", "content": "a", "raw": b"a"}, "holds more than text, numbers, lists and mappings"),
+    ],
+)
+def test_message_that_is_no_text_is_refused(message: dict[str, Any], problem: str):
+    with pytest.raises(DataError, match=re.escape(problem)) as caught:
+        prepare([{"prompt": "fine"}, {"prompt": [*USER, message]}])
+    assert str(caught.value).startswith("rows.jsonl: row 1: 'prompt': message 1")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer than 0.2 seconds"),
+        ("{{ 'a' * 10**10 }}", "needs more than 256 MiB of memory"),
+        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "maximum recursion depth exceeded"),
+        ("{{ 'a' * 2000000 }}", "writes 2,000,000 characters"),
+    ],
+)
+def test_template_without_an_end_is_refused_with_the_models_name(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, template: str, problem: str
+):
+    monkeypatch.setattr(rendering, "Bounded", partial(Bounded, seconds=0.2))
+    tokenizer.chat_template, tokenizer.name_or_path = template, "some/model"
+    expected = f"row 0: the chat template of some/model refuses this conversation: .*{problem}"
+    with pytest.raises(DataError, match=expected):
+        prepare([{"prompt": USER}], tokenizer)
 
 
 def test_messages_without_a_chat_template_are_refused():

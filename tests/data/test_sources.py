@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from dar.config import SourceSpec
+from dar.config.data import SourceSpec
 from dar.data.sources import load_rows
 from dar.errors import DataError
-from dar.tables import rows_of
+from dar.tables import rows_of, typed
 
 ROWS: list[dict[str, Any]] = [{"prompt": "say a", "answer": "a"}, {"prompt": "say ü\u2028!", "answer": "b"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -65,9 +68,37 @@ def test_parquet_is_read_with_its_nested_messages(tmp_path: Path):
 
 def test_csv_is_read(tmp_path: Path):
     assert load(write(tmp_path / "rows.csv", 'prompt,score\n"say a, b",1\nsay c,2\n')) == [
-        {"prompt": "say a, b", "score": 1},
-        {"prompt": "say c", "score": 2},
+        {"prompt": "say a, b", "score": "1"},
+        {"prompt": "say c", "score": "2"},
     ]
+
+
+def test_csv_is_read_as_pythons_own_reader_reads_it(tmp_path: Path):
+    # Over a megabyte, with all that a cell may hold; arrow's reader loses the beginnings of such rows.
+    row = '"line {}\nline, ""two""\r\nthree",007,12:30,12345678901234567890,,é,true,NULL\r\n'
+    text = "a,b,c,d,e,f,g,h\r\n" + "".join(row.format(number) for number in range(25_000)) + "\n"
+    path = write(tmp_path / "rows.csv", b"\xef\xbb\xbf" + text.encode())
+    found = load(path)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        assert found == list(csv.DictReader(stream))
+    cells = ('line 0\nline, "two"\r\nthree', "007", "12:30", "12345678901234567890", "", "é", "true", "NULL")
+    assert tuple(found[0].values()) == cells
+
+
+def test_csv_cells_may_be_long_and_the_process_keeps_its_limit(tmp_path: Path):
+    limit = csv.field_size_limit()
+    assert load(write(tmp_path / "rows.csv", "prompt\n" + "a" * 200_000)) == [{"prompt": "a" * 200_000}]
+    assert csv.field_size_limit() == limit
+
+
+def test_csv_may_be_gzipped_and_end_its_lines_with_a_return(tmp_path: Path):
+    assert load(write(tmp_path / "rows.csv.gz", gzip.compress(b"a,b\r1,2\r"))) == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("text", [JSONL, json.dumps(ROWS), "\ufeff" + JSONL, json.dumps(ROWS, indent=1)])
+def test_json_is_told_from_json_lines_by_what_is_in_the_file(tmp_path: Path, name: str, text: str):
+    assert load(write(tmp_path / name, text)) == ROWS
 
 
 def test_dataset_and_list_give_the_same_rows():
@@ -98,7 +129,7 @@ def test_file_of_an_installed_package_is_read():
 def test_line_that_is_not_json_is_named_by_its_number(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n{"prompt": "c"}\n')
     message = refusal(path)
-    assert message.startswith(f"{path}: line 3 is not JSON (")
+    assert message.startswith(f"{path}: line 3 is not JSON that can be read (Expecting ',' delimiter")
     assert message.endswith(': {"prompt": "b"')
 
 
@@ -115,7 +146,8 @@ def test_missing_file_is_refused(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("rows.jsonl", ""), ("rows.jsonl", "\n \n"), ("rows.json", "[]"), ("rows.csv", "prompt\n")]
+    ("name", "content"),
+    [("rows.jsonl", ""), ("rows.jsonl", "\n \n"), ("rows.json", "[]"), ("rows.csv", "prompt\n"), ("rows.csv", "")],
 )
 def test_file_without_rows_is_refused(tmp_path: Path, name: str, content: str):
     path = write(tmp_path / name, content)
@@ -125,12 +157,8 @@ def test_file_without_rows_is_refused(tmp_path: Path, name: str, content: str):
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
-        ("rows.json", b"[1,", "Expecting value"),
-        ("rows.jsonl", b"\xff\xfe{}", "utf-8"),
         ("rows.jsonl.gz", b'{"prompt": "not compressed"}', "gzip"),
         ("rows.parquet", b"PAR1 but no more", "arquet"),
-        ("rows.csv", b"", "Empty CSV file"),
-        ("rows.csv", b"prompt,score\na,1,2\n", "Expected 2 columns, got 3"),
     ],
 )
 def test_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes, found: str):
@@ -139,6 +167,90 @@ def test_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, content:
     assert message.startswith(f"{path} cannot be read: ")
     assert found in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("rows.json", b"[1,", " is not JSON that can be read (Expecting value: line 1 column 4 (char 3)): [1,"),
+        ("rows.jsonl", b"{}\n\xff\xfe{}", ": line 2 is not UTF-8 text (byte 0xff); save the file as UTF-8"),
+        ("rows.csv", "a\ncafé\n".encode("cp1252"), ": line 2 is not UTF-8 text (byte 0xe9); save the file as UTF-8"),
+        ("rows.csv", b"a,b\n1,2\n\n1\n", ": row 1 (it ends in line 4) has 1 cells, but there are 2 columns (a, b)"),
+        ("rows.csv", b"a,b\n1,2,3\n", ": row 0 (it ends in line 2) has 3 cells, but there are 2 columns (a, b)"),
+        ("rows.csv", b'a,b\n1,"2\n3,4\n', ": line 3 is not CSV: unexpected end of data (row 0)"),
+        ("rows.csv", b"a,b,a\n1,2,3\n", ": two columns have the same name: a, b, a"),
+        ("rows.jsonl", b"[" * 100_000, " is not JSON that can be read (maximum recursion depth exceeded"),
+        ("rows.jsonl", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", ": row 0 is nested too deeply"),
+        ("rows.jsonl", b'{"a": ' + b"9" * 5000 + b"}", ": line 1 is not JSON that can be read (Exceeds the limit"),
+        ("rows.jsonl", b'{"a": "\\ud83d"}', ": row 0: column 'a' holds half of a surrogate pair"),
+        ("rows.jsonl", b'{"a": [{"b": "\\ud83d"}]}', ": row 0: column 'a' holds half of a surrogate pair"),
+    ],
+)
+def test_file_that_cannot_be_read_rightly_is_refused(tmp_path: Path, name: str, content: bytes, found: str):
+    path = write(tmp_path / name, content)
+    assert refusal(path).startswith(f"{path}{found}")
+
+
+# --- rows given from Python ------------------------------------------------------------------------------------------
+
+
+def test_arrays_are_read_as_lists_and_a_frame_as_rows_with_nulls():
+    messages = [{"role": "user", "content": "hi"}]
+    rows = rows_of([{"a": np.array([1.5, 2]), "b": np.int64(3), "c": np.array(messages, dtype=object)}], where="data")
+    assert rows == [{"a": [1.5, 2.0], "b": 3, "c": messages}]
+    assert type(rows[0]["b"]) is int
+    frame = pandas.DataFrame({"prompt": ["a", None], "score": [1, 2], "c": [messages, None]})
+    assert rows_of(frame, where="data") == [
+        {"prompt": "a", "score": 1, "c": messages},
+        {"prompt": None, "score": 2, "c": None},
+    ]
+
+
+def test_rows_are_copies():
+    given = [{"a": [{"b": [1]}]}]
+    rows_of(given, where="data")[0]["a"][0]["b"].append(2)
+    assert given == [{"a": [{"b": [1]}]}]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (
+            datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}),
+            "is a DatasetDict of test, and no table of rows",
+        ),
+        ({"prompt": ["a"]}, "is a dict of prompt, and no table of rows"),
+        (Path("rows.jsonl"), "is a PosixPath; expected a list of rows"),
+        (5, "is a int; expected a list of rows"),
+        (["a"], "row 0 is a str, expected a mapping"),
+        ([{"prompt": "a"}, {0: "a"}], "row 1 has a column 0; columns need names"),
+        ([{"prompt": "a\ud83d"}], "row 0: column 'prompt' holds half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_table_is_refused(table: Any, problem: str):
+    with pytest.raises(DataError, match=f"data:? {re.escape(problem)}"):
+        rows_of(table, where="data")
+
+
+def test_rows_that_contain_themselves_are_refused():
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(DataError, match="data: row 0 is nested too deeply"):
+        rows_of([{"a": circle}], where="data")
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("", None), (" 7", 7), ("007", 7), ("0.5", 0.5), ("1e3", 1000.0), ("True", True), ("false", False)],
+)
+def test_a_cell_says_its_number_to_who_asks(cell: str, value: Any):
+    assert typed(cell) == value
+    assert type(typed(cell)) is type(value)
+
+
+@pytest.mark.parametrize("value", ["1_000", "yes", "1,5", 3, None, 1.0])
+def test_what_is_no_number_stays(value: Any):
+    assert typed(value) is value
 
 
 @pytest.mark.parametrize("damage", ["cut", "corrupt"])
@@ -154,7 +266,7 @@ def test_damaged_gzip_stream_is_refused(tmp_path: Path, damage: str):
 
 def test_json_that_is_no_list_is_refused(tmp_path: Path):
     path = write(tmp_path / "rows.json", '{"prompt": "a"}')
-    assert refusal(path) == f"{path}: expected a JSON list of rows, found a dict"
+    assert refusal(path) == f"{path}: expected a list of rows or JSON Lines, found one dict with the keys prompt"
 
 
 def test_row_that_is_no_mapping_is_named(tmp_path: Path):

@@ -166,9 +166,23 @@ def test_llmbar_and_pandalm_rows(tmp_path: Path):
     )
 
 
+def test_labels_of_a_csv_file_are_numbers(tmp_path: Path):
+    path = tmp_path / "llmbar.csv"
+    path.write_text("input,output_1,output_2,label,subset\nq,007,b,2,S\n")
+    assert read_labeled_pairs(path).pairs == (LabeledPair("0", "q", ("007", "b"), (2,), "S"),)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (
+            [{"instruction": "q", "response1": None, "response2": "b", "annotator1": 1}],
+            "'response1' must be text, found",
+        ),
+        (
+            [{"instruction": "q", "response1": [1], "response2": "b", "annotator1": 1}],
+            "'response1' must be text, found",
+        ),
         ([{"a": 1}], "of no preference format that is known.*its columns are a"),
         ([{"chosen": "x", "rejected": "y"}], "row 0: 'chosen' is no transcript"),
         ([{"prompt": "q", "chosen": "x", "rejected": 3}], "row 0: 'rejected' must be text, found 3"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dar.config import (
+from dar.config.alerts import (
     AnyAlert,
     EntropyAlertSpec,
     KLAlertSpec,

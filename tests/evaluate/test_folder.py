@@ -63,8 +63,8 @@ def test_a_damaged_line_is_named(tmp_path: Path):
 def test_damaged_settings_are_refused(tmp_path: Path):
     EvaluationFolder(tmp_path / "e", {})
     (tmp_path / "e" / "settings.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"settings\.json is not JSON that can be read"):
         EvaluationFolder(tmp_path / "e", {})
     (tmp_path / "e" / "settings.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"settings\.json cannot be read: it holds a list"):
+    with pytest.raises(ConfigError, match=r"settings\.json holds a list\. Choose another --out"):
         EvaluationFolder(tmp_path / "e", {})

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from handmade import make_spec
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.errors import ConfigError
 from dar.recipe import load_recipe
 from dar.trainer import run_loop

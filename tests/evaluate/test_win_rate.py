@@ -13,7 +13,7 @@ import pytest
 from dar.errors import DataError
 from dar.evaluate.annotations import alpaca_eval_judgements, read_judged_pairs
 from dar.evaluate.intervals import bootstrap, wilson
-from dar.evaluate.judgements import JudgedPair, Judgement, pair_up, write_judgements
+from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up, write_judgements
 from dar.evaluate.win_rate import win_rate
 
 
@@ -165,7 +165,9 @@ def test_category_and_index_of_annotations_are_kept():
     [
         ({"preference": 3}, "row 1: preference is 3; AlpacaEval's is 1"),
         ({"preference": True}, "row 1: preference is True"),
-        ({"preference": "1"}, "row 1: preference is '1'"),
+        ({"preference": "one"}, "row 1: preference is 'one'"),
+        ({"preference": False}, "row 1: preference is False"),
+        ({"preference": 2.00001}, "row 1: preference is 2.00001"),
         ({"output_2": None}, "row 1: output_2 must be text, found None"),
         ({"generator_2": "other"}, r"more than one model \(generator_2\): m, other"),
         ({"index": 0}, "pair '0' has 2 judgements"),
@@ -198,6 +200,8 @@ def test_judgements_survive_the_way_through_a_file(tmp_path: Path):
     [
         ({"preference": 1.5}, r"row 0: preference must be a number in \[0, 1\] or null, found 1.5"),
         ({"preference": math.nan}, "preference must be a number"),
+        ({"model_first": "yes"}, "row 0: model_first must be true, false or null, found 'yes'"),
+        ({"category": ["a"]}, r"row 0: category must be text or null, found \['a'\]"),
         ({"model_length": -1}, "model_length must be a count of characters, found -1"),
         ({"model_first": "yes"}, "model_first must be true, false or null, found 'yes'"),
         ({"winner": "a"}, "is not a judgement: unknown winner"),
@@ -238,3 +242,27 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
 def test_a_pair_is_judged_once_in_each_order(second: Judgement, message: str):
     with pytest.raises(DataError, match=message):
         pair_up([Judgement("a", 1.0, 1, 2, model_first=True), second], where="x")
+
+
+def test_two_annotators_are_not_one_sample():
+    rows = [annotation(1.0, annotator="one", instruction="a"), annotation(2.0, annotator="two", instruction="a")]
+    with pytest.raises(DataError, match=r"x: more than one annotator \(annotator\): one, two. Split the file by annot"):
+        alpaca_eval_judgements(rows, where="x")
+
+
+def test_rounding_at_the_ends_of_a_preference_is_forgiven():
+    rows = [annotation(2.0000000000000004), annotation(0.9999999999999999)]
+    assert [one.preference for one in alpaca_eval_judgements(rows, where="x")] == [1.0, 0.0]
+    row = {"pair": "a", "preference": 1.0000000000000002, "model_length": 1, "baseline_length": 2}
+    assert judgement_of(row, 0, "x").preference == 1.0
+
+
+def test_judgements_and_annotations_may_be_csv(tmp_path: Path):
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    ours.write_text("pair,preference,model_length,baseline_length,model_first\na,0.5,1,2,true\na,,1,2,False\n")
+    theirs.write_text("preference,output_1,output_2,index\n1.75,a,bb,7\n,a,b,8\n")
+    assert read_judged_pairs(ours) == [JudgedPair((Judgement("a", 0.5, 1, 2, True), Judgement("a", None, 1, 2, False)))]
+    assert read_judged_pairs(theirs) == [
+        JudgedPair((Judgement("7", 0.75, 2, 1),)),
+        JudgedPair((Judgement("8", None, 1, 1),)),
+    ]

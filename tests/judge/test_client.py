@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import json
 import traceback
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -235,6 +238,207 @@ def test_garbage_is_not_asked_for_forever():
     assert len(server.bodies) == 3
 
 
+def compressed(body: bytes, repeats: int, wbits: int) -> bytes:
+    """The body so many times over, compressed; the whole is never held."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return b"".join(stream.compress(body) for _ in range(repeats)) + stream.flush()
+
+
+GZIP, ZLIB = zlib.MAX_WBITS | 16, zlib.MAX_WBITS
+MIB = bytes(1 << 20)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(b"7" * 65536, manner="endless"),
+        Answer(b"7" * (64 << 20)),
+        Answer(compressed(MIB, 256, GZIP), headers={"content-encoding": "gzip"}),
+        Answer(compressed(MIB, 256, ZLIB), headers={"content-encoding": "deflate"}),
+        Answer(gzip.compress(said("7").body) + bytes(64 << 20), headers={"content-encoding": "gzip"}),
+    ],
+    ids=["endless", "large", "gzip", "deflate", "behind-gzip"],
+)
+def test_a_body_is_bounded(answer: Answer):
+    with ScriptedJudge(lambda body, before: answer) as server:
+        client = make_client(server.url)
+        tracemalloc.start()
+        failed = ask_one(client)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    # 2 MiB, and 512 bytes for each of the 21 candidates of 16 tokens.
+    expected = "longer than 2,269,184 bytes, more than the tokens that were asked for come to"
+    assert failed == Failed(f"the judge's answer was 3 times {expected}")
+    assert peak < 32 << 20
+    assert len(server.bodies) == 3
+
+
+def test_the_bound_grows_with_what_is_asked_for():
+    bound = lambda **settings: Endpoint("u", "m", **settings).max_bytes()  # noqa: E731
+    assert bound(max_tokens=1000, top_logprobs=0) == (2 << 20) + 512 * 1000
+    assert bound(parameters={"max_tokens": None, "max_completion_tokens": 4000}) == (2 << 20) + 512 * 21 * 4000
+    assert bound(max_tokens=10**9) == 64 << 20
+    text = "7" + " " * (3 << 20)
+    with ScriptedJudge(lambda body, before: said(text)) as server:
+        assert ask_one(make_client(server.url, max_tokens=4000, top_logprobs=0)) == Reply(text, (), 100, 10)
+
+
+@pytest.mark.parametrize(("name", "wbits"), [("gzip", GZIP), ("deflate", ZLIB)])
+def test_a_compressed_answer_is_read(name: str, wbits: int):
+    answer = Answer(compressed(said("7").body, 1, wbits), headers={"content-encoding": name})
+    with ScriptedJudge(lambda body, before: answer) as server:
+        assert ask_one(make_client(server.url)) == Reply("7", (), 100, 10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Answer(b"HTTP/1.1 200 OK\r\nX: " + b"x" * (8 << 20), manner="raw"), "Receive buffer too long"),
+        (Answer(b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * (1 << 20), manner="raw"), "Receive buffer too long"),
+        (Answer(b"boom " * 1000, status=500, manner="endless"), "500: boom boom"),
+        (Answer(compressed(b"boom", 1 << 10, GZIP), 503, {"content-encoding": "gzip"}), "503: boomboom"),
+        (refused(503, retry_after="Wed, 21 Oct " + "1" * 5000 + " 07:28:00 GMT"), "503: no"),
+    ],
+    ids=["header", "headers", "status", "compressed-status", "date"],
+)
+def test_what_surrounds_a_body_is_bounded_too(answer: Answer, problem: str):
+    with ScriptedJudge(lambda body, before: answer) as server:
+        failed = ask_one(make_client(server.url, patience=0.0))
+    assert isinstance(failed, Failed)
+    assert problem in failed.reason
+    assert len(failed.reason) < 600
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"choices": [{"message": {"content": 7}}]}',
+        b'{"choices": [{"message": {"content": ["7"]}}]}',
+        b'{"choices": {"0": {"message": {"content": "7"}}}}',
+        b'{"choices": [{"message": {"content": "7"}, "logprobs": [1]}]}',
+        b'{"choices": [{"message": {"content": "7"}}], "usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}",
+        b'{"choices": [{"message": {"content": "7"}}], "usage": {"prompt_tokens": -1}}',
+        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
+    ],
+)
+def test_json_that_is_no_answer_fails(body: bytes):
+    with ScriptedJudge(lambda sent, before: Answer(body)) as server:
+        failed = ask_one(make_client(server.url))
+    assert isinstance(failed, Failed)
+    assert failed.reason.startswith("the judge's answer was 3 times ")
+
+
+def test_millions_of_wrong_items_are_one_error():
+    entries = b",".join([b"1"] * 1_000_000)
+    body = b'{"choices": [{"message": {"content": "7"}, "logprobs": {"content": [' + entries + b"]}}]}"
+    with ScriptedJudge(lambda sent, before: Answer(body)) as server:
+        client = make_client(server.url)
+        tracemalloc.start()
+        failed = ask_one(client)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert isinstance(failed, Failed)
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"message": ' + b"[" * 20_000 + b"]" * 20_000 + b"}}",
+        b'{"error": {"message": ' + b"[" * 900 + b"]" * 900 + b', "code": []}}',
+        b'{"error": {"message": "x", "code": ' + b"9" * 5000 + b"}}",
+        b'{"error": "no"}',
+        b'["no"]',
+        b'{"error": {"message": null, "code": "no"}}',
+        b"\xff\xfe no",
+        b"",
+    ],
+)
+def test_an_error_may_be_anything(body: bytes):
+    headers = {"content-type": "application/json; charset=undefined"}
+    with ScriptedJudge(lambda sent, before: Answer(body, status=400, headers=headers)) as server:
+        failed = ask_one(make_client(server.url))
+    assert isinstance(failed, Failed)
+    assert failed.reason.startswith("the judge refused the request: 400: ")
+    assert "no" in failed.reason or "[[" in failed.reason or '"x"' in failed.reason
+
+
+def test_log_probabilities_that_are_none_are_named():
+    body = json.loads(said("7", [("7", {"7": -0.5})]).body)
+    body["choices"][0]["logprobs"]["content"][0]["logprob"] = None
+    with ScriptedJudge(lambda sent, before: Answer(json.dumps(body).encode())) as server:
+        failed = ask_one(make_client(server.url))
+    assert failed == Failed(
+        "the judge's answer was 3 times without log-probabilities that can be read (with top_logprobs: 0 none are "
+        "asked for): choices.0.logprobs.content.0.logprob: Input should be a valid number"
+    )
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nothing_is_sent_to_another_origin(status: int):
+    with ScriptedJudge(lambda body, before: said("7")) as other:
+        away = Answer(status=status, headers={"location": f"{other.url}/chat/completions"})
+        with ScriptedJudge(lambda body, before: away) as server:
+            here, there = server.url.removesuffix("/v1"), other.url.removesuffix("/v1")
+            with pytest.raises(RewardError, match=f"the judge's server {here} redirects to {there}, and prompts and"):
+                ask_one(make_client(server.url))
+        assert other.bodies == []
+
+
+@pytest.mark.parametrize("location", ["https://127.0.0.1/v1", "//user:word@elsewhere/v1", "ftp://127.0.0.1/"])
+def test_another_scheme_or_host_is_another_origin(location: str):
+    with (
+        ScriptedJudge(lambda body, before: Answer(status=307, headers={"location": location})) as server,
+        pytest.raises(RewardError, match="sent to no other origin than that of base_url") as raised,
+    ):
+        ask_one(make_client(server.url))
+    assert "word" not in str(raised.value)
+
+
+def test_a_redirect_within_the_origin_is_followed_and_not_forever():
+    again = Answer(status=308, headers={"location": "/v1/chat/completions"})
+    with ScriptedJudge(lambda body, before: said("7") if before else again) as server:
+        assert isinstance(ask_one(make_client(server.url, api_key="abc-secret")), Reply)
+    assert server.bodies[0] == server.bodies[1]
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer abc-secret"] * 2
+    with ScriptedJudge(lambda body, before: again) as server:
+        assert ask_one(make_client(server.url)) == Failed("the judge's answer was 3 times a redirect, after 4 others")
+
+
+KEY = "abc-very/secret"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(f"7, your key is {KEY}"),
+        said("7", [("7", {"7": -0.5, KEY: -1.0})]),
+        refused(400, f"{'x ' * 140}{KEY} is wrong"),
+        refused(400, " " * 1190 + KEY),
+        Answer(b"{" + KEY.encode(), status=400),
+        Answer(b"HTTP/1.1 200 OK\r\n" + KEY.encode() + b"\r\n\r\n", manner="raw"),
+    ],
+    ids=["answer", "candidate", "at-the-end", "at-the-cut", "no-json", "header"],
+)
+def test_a_key_that_is_echoed_is_not_repeated(answer: Answer):
+    with ScriptedJudge(lambda body, before: answer) as server:
+        said = repr(ask_one(make_client(server.url, api_key=KEY, patience=0.0)))
+    # Half of it is too much, too.
+    assert "abc-very" not in said
+
+
+def test_what_a_key_was_taken_out_of_has_no_tokens():
+    with ScriptedJudge(lambda body, before: said(f"7 {KEY}", [(f"7 {KEY}", {"7": -0.5})])) as server:
+        assert ask_one(make_client(server.url, api_key=KEY)) == Reply("7 ***", (), 100, 10)
+
+
+def test_the_password_of_a_url_is_a_secret_too():
+    url = Endpoint("http://me:a-long-password@127.0.0.1/v1", "m").base_url
+    assert str(RewardError(f"the judge at {url}")) == "the judge at http://me:***@127.0.0.1/v1"
+
+
 def test_retry_after_is_honoured():
     with ScriptedJudge(lambda body, before: said("7") if before else refused(429, retry_after="0.4")) as server:
         assert isinstance(ask_one(make_client(server.url)), Reply)
@@ -330,6 +534,7 @@ def test_retry_after_in_both_forms():
     assert retry_after_seconds("soon") is None
     assert retry_after_seconds("nan") is None
     assert retry_after_seconds("Wed, 21 Oct 99999999 07:28:00 GMT") is None
+    assert retry_after_seconds("Wed, 21 Oct " + "1" * 5000 + " 07:28:00 GMT") is None
     assert retry_after_seconds(None) is None
 
 

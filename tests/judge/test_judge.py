@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dar.judge import (
     load_template,
 )
 from dar.judge.judge import prompt_text
+from dar.judge.reply import CUT_OFF
 from dar.rewards import Failed
 
 
@@ -194,3 +196,27 @@ def test_prompts_as_text():
         {"role": "user", "content": "c"},
     ]
     assert prompt_text(conversation) == "User: a\n\nAssistant: b\n\nUser: c"
+
+
+@pytest.mark.parametrize(("text", "shown"), [(None, "''"), ("<think>There are 3", "'<think>There are 3'")])
+def test_thoughts_that_took_all_tokens_say_so(text: str | None, shown: str):
+    tokens = [("There", {"There": -0.1}), (" are", {" are": -0.1}), (" 3", {" 3": -0.1})]
+    with ScriptedJudge(lambda body, before: said(text, tokens, finish_reason="length")) as server:
+        scores = make_judge(server.url).score(items("a"))
+        preferences = make_judge(server.url, "pairwise").compare([PairItem("p", "a", "b")])
+    why = f"which was {CUT_OFF}"
+    assert "raise max_tokens of its endpoint" in CUT_OFF
+    assert scores == [Failed(f"no score from 1 to 10 in the judge's answer, {why}: {shown}")]
+    assert preferences == [Failed(f"neither A, B nor tie in the judge's answer, {why}: {shown}")]
+
+
+def test_a_judge_that_thinks_aloud_scores_what_it_says():
+    # Its log-probabilities begin with its thoughts: read from the front, they say 3.
+    thoughts = [("Is", {"Is": -0.1}), (" it", {" it": -0.1}), (" 3", {" 3": -0.1, "2": -3.0}), ("?", {"?": -0.1})]
+    answer = [("</think>", {"</think>": 0.0}), ("\n\n", {"\n\n": 0.0}), ("7", {"7": -0.1, "8": -3.0})]
+    with ScriptedJudge(lambda body, before: said("7", [*thoughts, *answer, ("<|im_end|>", {})])) as server:
+        (score,) = make_judge(server.url).score(items("a"))
+    assert isinstance(score, Score)
+    seven, eight = math.exp(-0.1), math.exp(-3.0)
+    assert score.value == pytest.approx((7 * seven + 8 * eight) / (seven + eight))
+    assert score.mass == pytest.approx(seven + eight)

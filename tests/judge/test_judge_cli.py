@@ -10,7 +10,7 @@ from scripted_judge import ScriptedJudge, refused, user_text
 from test_judge import length_script, prefers_longer
 from typer.testing import CliRunner, Result
 
-from dar.cli import app
+from dar.cli.app import app
 from dar.errors import ConfigError, DataError
 
 
@@ -77,6 +77,10 @@ def test_rows_without_the_columns(tmp_path: Path):
     [
         ({"prompt": "p", "completion": None}, "completion must be text or a list of messages with role and content"),
         ({"prompt": 5, "completion": "c"}, "prompt must be text or a list of messages with role and content, found 5"),
+        (
+            {"prompt": [{"role": "user", "content": [1]}], "completion": "c"},
+            "message 0: 'content' must be text",
+        ),
         ({"prompt": [{"role": "user"}], "completion": "c"}, "prompt must be text or a list of messages"),
         ({"prompt": [], "completion": "c"}, r"found []"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from judged_runs import judged_training, reported, reported_in_full, weights_of
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
 
-from dar.errors import BudgetError, ConfigError
+from dar.errors import BudgetError, ConfigError, RewardError
 
 KEY = "abc-very-secret"
 
@@ -91,15 +91,32 @@ def test_a_budget_stops_the_run_with_a_checkpoint_to_go_on_from(train: Callable[
     assert reported(calm) == reported(short)
 
 
-def test_the_key_is_nowhere_on_disk(train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def echoing(body: dict[str, Any], before: int) -> Answer:
+    """A score, and the key that came with the question."""
+    return said(f"7, asked with {KEY}", [("7", {"7": -0.5, KEY: -1.0})])
+
+
+@pytest.mark.parametrize("script", [scores, echoing])
+def test_the_key_is_nowhere_on_disk(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Any
+):
     monkeypatch.setenv("MY_JUDGE_KEY", KEY)
-    with ScriptedJudge(scores) as server:
+    with ScriptedJudge(script) as server:
         folder = train("run", server.url, endpoint={"api_key_env": "MY_JUDGE_KEY"})
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert "MY_JUDGE_KEY" in (folder / "config.yaml").read_text()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert tmp_path / "cache" / "judge.sqlite" in files
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_the_key_is_in_no_message(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_JUDGE_KEY", KEY)
+    with (
+        ScriptedJudge(lambda body, before: said(f"no score, {KEY}")) as server,
+        pytest.raises(RewardError, match=r"no score from 1 to 10 in the judge's answer: 'no score, \*\*\*'"),
+    ):
+        train("run", server.url, endpoint={"api_key_env": "MY_JUDGE_KEY"})
 
 
 def test_a_second_run_asks_nothing(train: Callable[..., Path]):

@@ -74,6 +74,46 @@ def test_a_one_that_ends_the_answer_is_one():
     assert mass == pytest.approx(1.0)
 
 
+def test_a_hundred_of_three_tokens():
+    # "1" with 0.8, "0" with 0.9, "0" with 0.5: P(100) = 0.36, P(10) = 0.36; "1" and "5": P(15) = 0.8 · 0.1.
+    # What would have followed the 2 of 0.2 is unknown, and "1" is not 1, as a digit always follows.
+    tokens = token("1", _1=0.8, _2=0.2), token("0", _0=0.9, _5=0.1), token("0", _0=0.5, end=0.5)
+    value, mass = value_of(read("100", *tokens, scale=Scale(0, 100)))
+    assert mass == pytest.approx(0.36 + 0.36 + 0.08)
+    assert value == pytest.approx((100 * 0.36 + 10 * 0.36 + 15 * 0.08) / 0.8)
+
+
+def cut(text: str, *tokens: Token) -> Score | None:
+    return read_score(Reply(text, tokens, is_cut=True), TEN, min_mass=0.1)
+
+
+def test_a_number_at_which_the_answer_was_cut_off_may_go_on():
+    assert cut("1") is None
+    assert cut("Score: 1") is None
+    assert cut("1", token("1", _1=0.6, _9=0.4)) is None
+    assert cut("1.") == Score(1.0, None, "1.")
+    assert cut("7") == Score(7.0, None, "7"), "no score begins with it"
+    # Where 10 is a token, 1 is one.
+    value, _ = value_of(cut("1", token("1", _1=0.5, _10=0.5)))
+    assert value == pytest.approx(5.5)
+
+
+def test_reasoning_among_the_tokens_is_not_the_answer():
+    thoughts = token("3", _3=0.9, _4=0.1), token(" or", **{" or": 1.0}), token(" 7", SPACE7=1.0)
+    value, mass = value_of(read("7", *thoughts, token("</think>"), token("7", _7=0.5, _8=0.3), token("<|im_end|>")))
+    assert value == pytest.approx(7.375)
+    assert mass == pytest.approx(0.8)
+    assert read("7", *thoughts, token("</think>")) == Score(7.0, None, "7"), "the text alone"
+    assert read("", *thoughts) is None
+
+
+def test_the_first_token_of_an_answer_without_a_number_is_the_one_behind_its_thoughts():
+    thoughts = token("3", _3=1.0), token("</think>")
+    value, _ = value_of(read("3</think>The", *thoughts, token("The", The=0.6, _5=0.4)))
+    assert value == pytest.approx(5)
+    assert read("<think>3", token("<think>"), token("3", _3=1.0)) is None
+
+
 def test_digits_that_make_no_score_take_their_mass_along():
     # "1" then "5" with 0.5 would be 15, no score: P(1) = 0.8 · 0.5, and the other 0.4 are not seen.
     value, mass = value_of(

@@ -118,6 +118,46 @@ def test_a_template_that_computes_what_cannot_be(tmp_path: Path, expression: str
         load_template(path, "pointwise").render(completion="✓", row={"zero": 0, "name": "n"})
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ completion }}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ completion | center(10 ** 10) }}",
+        "{{ '%10000000000d' % low }}",
+        "{% for i in row.any %}{{ 9 ** (9 ** 9) }}{% endfor %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+    ids=["loop", "output", "recursion", "product", "center", "format", "power", "nesting"],
+)
+def test_a_template_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expression: str):
+    monkeypatch.setattr("dar.judge.template._SECONDS", 0.5)
+    path = write(tmp_path, f'system: s\nuser: "{{{{ completion }}}}{expression}"\n')
+    with pytest.raises(ConfigError, match=r"own\.yaml loops, grows or calls itself without end \(\w+Error: "):
+        load_template(path, "pointwise")
+
+
+def test_a_row_may_make_a_template_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dar.judge.template._SECONDS", 0.5)
+    path = write(tmp_path, "system: s\nuser: \"{{ completion }}{{ 'a' * row.number }}\"\n")
+    template = load_template(path, "pointwise")
+    assert template.render(completion="", row={"number": 3}).user == "aaa"
+    with pytest.raises(RewardError, match=r"own\.yaml cannot be filled: MemoryError"):
+        template.render(completion="", row={"number": 10**10})
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(RewardError, match=r"own\.yaml cannot be filled: RecursionError"):
+        template.render(completion="", row={"number": 1, "deep": deep})
+
+
+@pytest.mark.parametrize("text", ["<" + " " * 100_000 + "x", "<" * 100_000, "< /" * 50_000, "</" + "\n" * 100_000])
+def test_looking_for_delimiters_ends(text: str):
+    assert as_data(text) == text
+
+
 def test_the_digest_is_that_of_the_text(tmp_path: Path):
     first = load_template(write(tmp_path, "system: s\nuser: '{{ completion }}'\n"), "pointwise").digest
     second = load_template(write(tmp_path, "system: s\nuser: '{{ completion }}!'\n"), "pointwise").digest

@@ -24,12 +24,14 @@ from dar.judge.template import Messages
 from dar.rewards import Failed
 
 pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")),
-    reason="transformers serve needs fastapi and uvicorn, which the dev group has",
+    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+    reason="transformers serve needs fastapi, uvicorn and openai, which the dev group has",
 )
 OUTAGE_SECONDS = float(os.environ.get("DAR_TEST_OUTAGE_SECONDS", "0"))
 """How long the server stays away, beside the time it takes to start."""
 START_SECONDS = 300.0
+SCORES = "23456789"
+"""Of one token each; a 1 that is cut off there might have been 10."""
 FORCED = 1000.0
 """A bias that no logit outweighs."""
 
@@ -115,9 +117,9 @@ TEXTS = ["rain", "It rains.", "Nobody knows.", "zzzzzzzzzzzzzzzzzz", "<b>7</b>",
 
 
 def test_scores(served: Served):
-    judge = judge_of(served, "pointwise", concurrency=4, **held_to("123456789"))
+    judge = judge_of(served, "pointwise", concurrency=4, **held_to(SCORES))
     scores = judge.score([ScoreItem("p", text) for text in TEXTS])
-    wanted = [expected(judge, "123456789", completion=text, low=1, high=10) for text in TEXTS]
+    wanted = [expected(judge, SCORES, completion=text, low=1, high=10) for text in TEXTS]
     assert len(set(wanted)) > 1, "a judge that always says the same tests nothing"
     assert [score if isinstance(score, Failed) else score.text for score in scores] == wanted
     # It was asked for log-probabilities and gives none: the number in the text counts.
@@ -143,7 +145,10 @@ def test_preferences(served: Served):
 
 def test_an_answer_without_a_score(served: Served):
     (failed,) = judge_of(served, "pointwise", **held_to("x")).score([ScoreItem("p", "c")])
-    assert failed == Failed("no score from 1 to 10 in the judge's answer: 'x'")
+    assert failed == Failed(
+        "no score from 1 to 10 in the judge's answer, which was cut off at its limit of tokens (a judge that thinks "
+        "first needs more: raise max_tokens of its endpoint): 'x'"
+    )
 
 
 def test_refusals(served: Served):
@@ -151,19 +156,19 @@ def test_refusals(served: Served):
     assert unknown.score([ScoreItem("p", "c")]) == [
         Failed(
             "the judge refused the request: 422: "
-            """{"detail": "Unexpected fields in the request: {'guided_choice'}"}"""
+            """{"detail":"Unexpected fields in the request: {'guided_choice'}"}"""
         )
     ]
     (failed,) = make_judge(served.url, model="another").score([ScoreItem("p", "c")])
     assert isinstance(failed, Failed)
-    assert f"400: {{\"detail\": \"Server is pinned to '{served.folder}'; requested 'another'." in failed.reason
+    assert f"400: {{\"detail\":\"Server is pinned to '{served.folder}'; requested 'another'." in failed.reason
 
 
 def test_a_server_that_is_killed_in_mid_run_changes_nothing(
     served: Served, write_recipe: Callable[..., Path], tmp_path: Path
 ):
     train = judged_training(write_recipe, tmp_path)
-    settings = {"model": str(served.folder), "concurrency": 2, "patience": 900, **held_to("123456789")}
+    settings = {"model": str(served.folder), "concurrency": 2, "patience": 900, **held_to(SCORES)}
     calm = train("calm", served.url, endpoint=settings, cache=None)
     over = threading.Event()
 

@@ -45,6 +45,31 @@ def test_share_of_the_first():
     assert verdict.first_share == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    ("text", "before", "letter"),
+    [
+        ("A", ["B", " then", "</think>"], "A"),
+        ("A", [], "A"),
+        ("B? </think>\n**A**", ["B", "?", " </think>", "\n", "**"], "A"),
+        ("Answer: A", ["Answer", ":"], " A"),
+        ("It is [[A]]", ["It is", " "], "[[A"),
+    ],
+)
+def test_the_share_is_that_of_the_verdicts_own_token(text: str, before: list[str], letter: str):
+    # Every token before it would say P(B) = 1.
+    tokens = [Token(token, (("B", 0.0),)) for token in before]
+    own = Token(letter, tuple((letter.replace("A", name), math.log(p)) for name, p in (("A", 0.3), ("B", 0.1))))
+    after = text.rpartition("A")[2]
+    verdict = read_verdict(Reply(text, (*tokens, own, Token(after, (("B", 0.0),)))))
+    assert verdict is not None
+    assert verdict.first_share == pytest.approx(0.75)
+
+
+def test_without_the_answers_own_tokens_there_is_no_share():
+    verdict = read_verdict(Reply("A", (Token("B", (("B", 0.0),)),)))
+    assert verdict == Verdict("first", None, "A")
+
+
 def verdict(choice: str, share: float | None = None) -> Verdict:
     return Verdict(choice, share, "")  # pyright: ignore[reportArgumentType] - one of the three
 

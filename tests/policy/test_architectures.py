@@ -27,12 +27,12 @@ from transformers import (
 )
 
 from dar.batch import Prompt, TokenGroups
-from dar.config import LoraSpec
-from dar.policy import LogprobModel, Policy
+from dar.config.model import LoraSpec
 from dar.policy.loading import add_lora
-from dar.policy.policy import Precision
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.policy.logprobs import LogprobModel
+from dar.policy.policy import Policy, Precision
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
+from dar.rollout.engine import InProcessEngine, SamplingKey
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -11,11 +11,11 @@ from conftest import make_model
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups
-from dar.config import LoraSpec
+from dar.config.model import LoraSpec
 from dar.errors import ConfigError
-from dar.policy import LogprobModel
 from dar.policy.compiling import compiled_layers, require_compiler
 from dar.policy.loading import add_lora
+from dar.policy.logprobs import LogprobModel
 
 CPU = torch.device("cpu")
 

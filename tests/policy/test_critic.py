@@ -11,10 +11,9 @@ from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 
 from dar.batch import TokenGroups, pad_rows
-from dar.policy import Policy
 from dar.policy.critic import make_critic
 from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.policy.saving import save_policy
 
 Kind = Literal["head", "model"]

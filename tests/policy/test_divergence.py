@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from dar.batch import TokenGroups, pad_rows
-from dar.policy import Policy
 from dar.policy import divergence as divergence_module
 from dar.policy.divergence import HeldTokens, forward_kl
 from dar.policy.head import logits_of
 from dar.policy.logprobs import LogprobModel, unwrapped
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 
 TEMPERATURE = 0.7
 HELD = torch.tensor([True, False, True])

@@ -14,8 +14,8 @@ from handmade import plain_logprobs
 
 from dar.batch import TokenGroups
 from dar.errors import ConfigError
-from dar.policy import LogprobModel
 from dar.policy.head import check_head
+from dar.policy.logprobs import LogprobModel
 
 WINDOW, LENGTH = 30, 60
 

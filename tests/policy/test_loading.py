@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -26,13 +27,15 @@ from transformers import (
     T5Config,
 )
 
-from dar.config import LoraSpec, ModelSpec
+from dar.config.model import LoraSpec, ModelSpec
 from dar.errors import ConfigError
+from dar.policy.classifier import load_classifier, load_classifier_config, make_classifier
 from dar.policy.loading import (
     add_lora,
     disable_dropout,
     eos_token_ids,
     load_config,
+    load_generation_config,
     load_model,
     load_tokenizer,
     resolve_model,
@@ -350,3 +353,183 @@ def test_cache_that_cannot_be_written_is_refused(gguf_file: Path, monkeypatch: p
 def test_home_folder_of_a_gguf_file_is_expanded(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(gguf_file.parent))
     assert Path(resolve_model(ModelSpec(path=f"~/{gguf_file.name}"))).parent == cache / "gguf"
+
+
+# --- adapters' folders -----------------------------------------------------------------------------------------------
+
+
+def adapter_on(base: Path, folder: Path, *, task: str = "CAUSAL_LM", **changes: Any) -> Path:
+    """A folder with a trained adapter alone, as peft saves it."""
+    loaded = load_model(ModelSpec(path=str(base)))
+    if task == "SEQ_CLS":
+        loaded = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
+    config = LoraConfig(
+        **{"r": 2, "target_modules": ["q_proj"], "task_type": task, "init_lora_weights": False} | changes
+    )
+    torch.manual_seed(len(folder.name))
+    get_peft_model(loaded, config).save_pretrained(str(folder))
+    return folder
+
+
+def rewritten(folder: Path, name: str, **changes: Any) -> Path:
+    file = folder / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | changes))
+    return folder
+
+
+def test_everything_is_followed_from_an_adapter_to_its_base(tmp_path: Path, tiny_folder: Path):
+    rewritten(tiny_folder, "generation_config.json", eos_token_id=[0, 9])
+    first = adapter_on(tiny_folder, tmp_path / "first")
+    spec = ModelSpec(path=str(adapter_on(first, tmp_path / "on-top")))
+    assert load_generation_config(spec).eos_token_id == [0, 9]
+    assert load_model(spec).generation_config.eos_token_id == [0, 9]
+    assert load_config(spec).max_position_embeddings == 256
+    assert load_tokenizer(spec).chat_template == make_tokenizer().chat_template
+    # Both adapters are in, the first first.
+    base = LlamaForCausalLM.from_pretrained(tiny_folder)
+    for adapter in ("first", "on-top"):
+        base = PeftModel.from_pretrained(base, tmp_path / adapter).merge_and_unload()  # pyright: ignore
+    ids = torch.arange(8).unsqueeze(0)
+    torch.testing.assert_close(load_model(spec)(ids).logits, base(ids).logits, rtol=1e-5, atol=1e-5)
+    # A tokenizer beside an adapter is the one that it was trained with.
+    own = make_tokenizer()
+    own.chat_template = "own"
+    own.save_pretrained(tmp_path / "first")
+    assert load_tokenizer(spec).chat_template == "own"
+
+
+def test_adapter_is_an_adapter_with_its_bases_configuration_beside_it(tmp_path: Path, tiny_folder: Path):
+    adapter = adapter_on(tiny_folder, tmp_path / "adapter")
+    expected = load_model(ModelSpec(path=str(adapter))).state_dict()
+    shutil.copy(tiny_folder / "config.json", adapter)
+    found = load_model(ModelSpec(path=str(adapter))).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_reward_model_that_is_an_adapter_scores_as_peft_does(tmp_path: Path, tiny_folder: Path):
+    spec = ModelSpec(path=str(adapter_on(tiny_folder, tmp_path / "adapter", task="SEQ_CLS")))
+    assert load_classifier_config(spec).num_labels == 1
+    base = LlamaForSequenceClassification.from_pretrained(tiny_folder, num_labels=1)
+    expected = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    ids = torch.arange(2, 10).unsqueeze(0)
+    found = load_classifier(spec)
+    torch.testing.assert_close(found(ids).logits, expected(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    assert found.config.pad_token_id == 1
+    # What is missing of an adapter would be made up: its head, or any other weight.
+    saved = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(saved)
+    for part, expected in (("score", "does not fit its base"), ("layers.0.self_attn.q_proj.lora_A", "missing adapter")):
+        save_file({name: tensor for name, tensor in weights.items() if part not in name}, saved)
+        assert expected in refusal(load_classifier, spec.path)
+
+
+def test_language_models_adapter_is_no_reward_model_but_can_become_one(tmp_path: Path, tiny_folder: Path):
+    spec = ModelSpec(path=str(adapter_on(tiny_folder, tmp_path / "adapter")))
+    assert "is LlamaForCausalLM, not a reward model" in refusal(load_classifier, spec.path)
+    made, adapted = make_classifier(spec, make_tokenizer()), load_model(spec)
+    assert torch.equal(made.model.layers[0].self_attn.q_proj.weight, adapted.model.layers[0].self_attn.q_proj.weight)
+    assert not made.score.weight.any()
+
+
+@pytest.mark.parametrize("loader", [load_config, load_model, load_tokenizer, load_generation_config, load_classifier])
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ({"base_model_name_or_path": 5}, "does not name the adapter's base model: base_model_name_or_path is 5"),
+        ({"base_model_name_or_path": ["a"]}, r"base_model_name_or_path is ['a']"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
+        ({"base_model_name_or_path": ""}, "base_model_name_or_path is ''"),
+        ({}, "base_model_name_or_path is None"),
+        ({"base_model_name_or_path": "."}, "leads round in a circle"),
+        ([], "adapter_config.json is not a JSON object, but list"),
+        ("{", "adapter_config.json is not JSON that can be read"),
+    ],
+)
+def test_adapter_that_does_not_lead_to_a_model_is_refused(tmp_path: Path, monkeypatch: Any, loader: Any, described: Any,
+                                                          expected: str):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(described if described == "{" else json.dumps(described))
+    message = refusal(loader, tmp_path)
+    assert expected in message
+    assert "adapter_config.json" in message
+
+
+def test_adapter_of_an_absurd_rank_is_refused_without_making_it(tmp_path: Path, tiny_folder: Path):
+    adapter = adapter_on(tiny_folder, tmp_path / "adapter")
+    assert "r is 10000000000" in refusal(load_model, rewritten(adapter, "adapter_config.json", r=10**10))
+    assert "does not fit its base" in refusal(load_model, rewritten(adapter, "adapter_config.json", r=10**9))
+
+
+# --- numbers that no model has ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", -3),
+        ("num_hidden_layers", "many"),
+        ("num_labels", 10**9),
+        ("vocab_size", 10**12),
+        ("vocab_size", -5),
+        ("hidden_size", 10**30),
+        ("max_position_embeddings", -1),
+        ("max_position_embeddings", 10**12),
+        ("text_config", {"num_hidden_layers": 10**9}),
+    ],
+)
+@pytest.mark.parametrize("loader", [load_config, load_tokenizer, load_model, load_classifier_config])
+def test_configuration_with_an_absurd_number_is_refused_before_anything_is_made(
+    tiny_folder: Path, loader: Any, key: str, value: Any
+):
+    message = refusal(loader, rewritten(tiny_folder, "config.json", **{key: value}))
+    assert f"{tiny_folder}/config.json: " in message
+    assert "which no model can have" in message
+
+
+def test_configuration_of_far_more_weights_than_there_are_is_refused(tiny_folder: Path):
+    message = refusal(load_model, rewritten(tiny_folder, "config.json", hidden_size=10**6))
+    assert message.startswith(f"{tiny_folder}/config.json describes 746,000,000 weights, but its files hold ")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": "text"},
+        {"eos_token_id": -1},
+        {"eos_token_id": [[0]]},
+        {"eos_token_id": [0, "x"]},
+        {"eos_token_id": {"a": 1}},
+        {"eos_token_id": True},
+        {"eos_token_id": 10**12},
+        {"temperature": "hot"},
+        {"max_length": "x"},
+        {"top_k": "x"},
+        {"max_new_tokens": -1},
+        {"pad_token_id": [1]},
+    ],
+)
+@pytest.mark.parametrize("loader", [load_generation_config, load_model])
+def test_generation_config_that_cannot_be_used_is_refused(tiny_folder: Path, loader: Any, settings: dict[str, Any]):
+    message = refusal(loader, rewritten(tiny_folder, "generation_config.json", **settings))
+    assert f"{tiny_folder}/generation_config.json" in message
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null", "5", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_settings_that_are_no_object_are_refused_with_their_file(tiny_folder: Path, name: str, text: str):
+    (tiny_folder / name).write_text(text)
+    assert f"{tiny_folder}/{name} is not " in refusal(load_model, tiny_folder)
+
+
+def test_model_path_that_is_a_file_is_refused(tiny_folder: Path):
+    path = tiny_folder / "config.json"
+    assert refusal(load_model, path) == f"the model path {path} is a file: name the folder it is in"
+
+
+@pytest.mark.parametrize("wrong", ["text", -1, [[0]], 1.5, True])
+def test_end_token_of_an_object_that_is_none_is_refused(model: LlamaForCausalLM, wrong: Any):
+    model.generation_config.eos_token_id = wrong
+    with pytest.raises(ConfigError, match=r"eos_token_id is or holds .*, which is no token's number"):
+        eos_token_ids(model.generation_config, make_tokenizer())

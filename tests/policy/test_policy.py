@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from dar.policy import Policy
-from dar.policy.policy import Precision
+from dar.errors import NonFiniteError
+from dar.policy.policy import Policy, Precision
+from dar.policy.saving import save_policy
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 
@@ -23,3 +27,13 @@ def test_a_moving_reference_goes_the_given_share_of_the_way():
     policy.sync_reference(1.0)
     own = dict(policy.model.named_parameters())
     assert all(torch.equal(tensor, own[name]) for name, tensor in policy.reference_state().items())
+
+
+def test_a_model_that_is_not_finite_is_not_saved(tmp_path: Path):
+    policy = Policy(make_model(), make_tokenizer(), CPU, temperature=1.0, with_reference=False)
+    save_policy(policy, tmp_path / "model", card="before")
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[3, 2] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"the model is not saved to .*model: model.embed_tokens.weight is not"):
+        save_policy(policy, tmp_path / "model", card="after")
+    assert (tmp_path / "model" / "README.md").read_text() == "before"

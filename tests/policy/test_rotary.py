@@ -10,12 +10,12 @@ from handmade import plain_logprobs
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from dar.batch import Prompt, TokenGroups
-from dar.build import context_length
+from dar.build.data import context_length
 from dar.errors import ConfigError
-from dar.policy import LogprobModel, Policy
-from dar.policy.policy import Precision
+from dar.policy.logprobs import LogprobModel
+from dar.policy.policy import Policy, Precision
 from dar.policy.rotary import fixed_length
-from dar.rollout import InProcessEngine, SamplingKey
+from dar.rollout.engine import InProcessEngine, SamplingKey
 
 LIMIT = 16
 SIZES: dict[str, Any] = {

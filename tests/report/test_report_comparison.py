@@ -13,7 +13,7 @@ from dar.errors import CheckpointError, ConfigError
 from dar.report.comparison import arms_of, final_figures, frontier, win_matrix
 from dar.report.page import render_page
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
-from dar.report.png import write_pictures
+from dar.report.png import picture, write_pictures
 from dar.report.run import load_run, load_runs
 from dar.report.statistics import mean_interval, paired_difference, wilson, win_share
 from dar.report.text import cut, difference, duration, number, script_json
@@ -184,3 +184,23 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     (folder / "environment.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"environment.json is not JSON"):
         load_run(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_no_formulas_and_do_nothing_in_pictures_and_in_the_page(tmp_path: Path) -> None:
+    runs = load_runs(
+        [
+            write_run(tmp_path / name, algorithm={"type": "dar", "alpha": number / 10})
+            for number, name in enumerate((r"$\frac{$-seed0", "a$b$-seed0", "\x1b[31m\u202e-seed0"))
+        ]
+    )
+    plot = frontier(arms_of(runs))
+    assert plot is not None
+    names = [r"$\frac{$", "a$b$", "␛[31m[RLO]"]
+    assert [series.name for series in plot.series] == names
+    figure = picture(plot)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    figure.savefig(tmp_path / "names.png")
+    page = render_page(runs)
+    assert not set("\x1b\u202e") & set(page.partition("<main>")[2].partition("</main>")[0])
+    assert "\u202e" not in page.partition('id="report-data">')[2].partition("</script>")[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from dar.cli import main
+from dar.cli.app import main
 from dar.errors import ConfigError
 from dar.report.server import ReportServer
 from dar.train.run_folder import RunFolder

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
-from dar.rewards import builtin
+from dar.rewards import Failed, builtin
 from dar.rewards.builtin import completion_text
 from dar.rewards.function import Call, Score
 
@@ -39,6 +43,23 @@ def test_regex_searches_anywhere_and_across_lines():
         builtin.regex("<b>.*</b>"), completions=["x <b>1\n2</b> y", "<b>", [{"role": "a", "content": "<b></b>"}]]
     )
     assert found == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("reward", [builtin.regex, builtin.pattern_count])
+def test_a_pattern_that_backtracks_without_end_has_failed(monkeypatch: pytest.MonkeyPatch, reward: Any):
+    monkeypatch.setattr(builtin, "_MAX_SECONDS", 0.05)
+    pattern = r"(\w+\s?)*$"
+    before = signal.getsignal(signal.SIGVTALRM)
+    lost, found = reward(pattern)(completions=["word " * 40 + "!", "word"])
+    assert lost == Failed(rf"the pattern {pattern} took longer than 0.05 s of processor time")
+    assert found >= 1.0
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_a_pattern_is_searched_outside_of_the_main_thread_too():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(builtin.regex("a"), completions=["ba"]).result() == [1.0]
 
 
 def test_missing_end_is_punished():

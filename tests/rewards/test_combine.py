@@ -217,6 +217,48 @@ def test_a_failing_reward_gives_up_the_ones_on_their_way():
     assert cancelled.wait(60)
 
 
+# --- what a reward does to the others: nothing -----------------------------------------------------------------------
+
+
+def test_a_reward_that_edits_what_it_is_given_spoils_no_other():
+    rollouts = make_rollouts([["a", "bb"], ["ccc", "dddd"]], columns=[{"tests": ["x"]}, {"tests": ["y"]}])
+
+    def spoil(prompts: Any, completions: list[Any], tests: list[list[str]], **columns: Any) -> list[float]:
+        completions[:] = [""] * len(completions)
+        for row in tests:
+            row.append("z")
+        return [float(len(row)) for row in tests]
+
+    def measure(completions: list[str], tests: list[list[str]]) -> list[float]:
+        return [float(len(text) + 10 * len(row)) for text, row in zip(completions, tests, strict=True)]
+
+    for _ in range(2):
+        rewards = RewardSet([Reward("spoil", spoil), Reward("measure", measure), Reward("again", spoil)])
+        table = rewards.score(rollouts, where="step 1")
+        assert table.parts["measure"].tolist() == [[11.0, 12.0], [13.0, 14.0]]
+        # Completions of one prompt have its column each for themselves.
+        assert table.parts["spoil"].tolist() == table.parts["again"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert [prompt.columns for prompt in rollouts.prompts] == [{"tests": ["x"]}, {"tests": ["y"]}]
+
+
+def test_a_reward_that_cannot_be_looked_at_or_reports_with_an_exit_is_named():
+    class Hidden:
+        def __getattribute__(self, name: str) -> Any:
+            raise KeyboardInterrupt(name)
+
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [0.0] * len(completions)
+
+    class Leaving(Counting):
+        def metrics(self) -> dict[str, float]:
+            raise SystemExit(7)
+
+    with pytest.raises(RewardError, match="reward 'hidden' raised KeyboardInterrupt before it was called: __"):
+        RewardSet([Reward("hidden", Hidden())]).score(ROLLOUTS, where="step 7")
+    with pytest.raises(RewardError, match=r"^reward 'leaving' raised SystemExit in metrics\(\) at step 7: 7$"):
+        RewardSet([Reward("leaving", Leaving())]).score(ROLLOUTS, where="step 7")
+
+
 # --- what rewards say beside their scores ----------------------------------------------------------------------------
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -188,12 +190,204 @@ def test_error_inside_the_function_is_named_and_kept_as_the_cause():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_ctrl_c_inside_the_function_is_not_swallowed():
+class Wordless(BaseException):
+    """Has no words, and asking for them ends everything."""
+
+    def __str__(self) -> str:
+        raise SystemExit(9)
+
+    __repr__ = __str__
+
+
+class OddText(str):
+    def strip(self, *_: Any) -> str:
+        raise SystemExit(9)
+
+
+class OddWords(Exception):
+    def __str__(self) -> str:
+        return OddText("so")
+
+
+NO_EXCEPTIONS = [
+    (SystemExit(7), "SystemExit: 7"),
+    (SystemExit(), "SystemExit: no message"),
+    (KeyboardInterrupt(), "KeyboardInterrupt: no message"),
+    (GeneratorExit("gone"), "GeneratorExit: gone"),
+    (BaseException("bare"), "BaseException: bare"),
+    (BaseExceptionGroup("several", [KeyboardInterrupt()]), "BaseExceptionGroup: several (1 sub-exception)"),
+    (StopIteration("over"), "StopIteration: over"),
+    (asyncio.CancelledError("away"), "CancelledError: away"),
+    (Wordless(), "Wordless: no message"),
+    (OddWords(), "OddWords: so"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "so"), "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in "),
+]
+
+
+def kind_at_step(said: str) -> str:
+    """`reward 'score' raised KIND at step 7: WORDS`."""
+    kind, words = said.split(": ", 1)
+    return f"reward 'score' raised {kind} at step 7: {words}"
+
+
+@pytest.mark.parametrize(("error", "said"), NO_EXCEPTIONS, ids=lambda value: type(value).__name__)
+def test_whatever_a_function_raises_is_an_error_in_words(error: BaseException, said: str):
     def score(completions: list[str]) -> list[float]:
+        raise error
+
+    assert refusal(score).startswith(kind_at_step(said))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        # Python itself turns it into a RuntimeError, and asyncio's own CancelledError becomes that of futures.
+        pair
+        for pair in NO_EXCEPTIONS
+        if not isinstance(pair[0], StopIteration | asyncio.CancelledError)
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_an_async_function_raises_is_an_error_in_words_and_the_others_go_on(error: BaseException, said: str):
+    async def score(completions: list[str]) -> list[float]:
+        raise error
+
+    waiting = Call("patient", lengths_soon, ARGUMENTS, where="step 7")
+    assert refusal(score).startswith(kind_at_step(said))
+    assert waiting.result() == [4.0, 3.0]
+    assert call(lengths_later) == [4.0, 3.0]
+
+
+def test_async_function_that_cancels_itself_or_leaves_a_task_that_exits():
+    async def cancelled(completions: list[str]) -> list[float]:
+        raise asyncio.CancelledError
+
+    async def leaves_a_task(completions: list[str]) -> list[float]:
+        async def leave() -> None:
+            sys.exit(3)
+
+        task = asyncio.create_task(leave())
+        await asyncio.wait([task])
+        return [float(isinstance(task.exception(), SystemExit))] * 2
+
+    async def stops_the_loop(completions: list[str]) -> list[float]:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+        return [1.0, 1.0]
+
+    assert refusal(cancelled) == "reward 'score' raised CancelledError at step 7: no message"
+    assert call(leaves_a_task) == call(stops_the_loop) == [1.0, 1.0]
+    assert call(lengths_later) == [4.0, 3.0]
+
+
+def test_values_that_raise_when_they_are_looked_at_are_refused():
+    class Odd(float):
+        def __float__(self) -> float:
+            raise Wordless
+
+        __repr__ = __str__ = __float__  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    class Odder:
+        def __repr__(self) -> str:
+            raise Wordless
+
+    class Array:
+        def tolist(self) -> list[float]:
+            sys.exit(7)
+
+    class Longer(list[float]):
+        def __len__(self) -> int:
+            return 2
+
+    assert refusal(lambda completions: [0.0, Odd(1)]) == "reward 'score' raised Wordless at step 7: no message"
+    assert refusal(lambda completions: [0.0, Odder()]) == "reward 'score' raised Wordless at step 7: no message"
+    assert refusal(lambda completions: Array()) == "reward 'score' raised SystemExit at step 7: 7"
+    assert refusal(lambda completions: Longer([1.0] * 3)) == (
+        "reward 'score' returned 3 values for 2 completions at step 7"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_during_a_function_is_an_interrupt(number: signal.Signals):
+    def interrupted(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
+
+    def score(completions: list[str]) -> list[float]:
+        signal.raise_signal(number)
+        return [1.0, 1.0]
+
+    def hides_it(completions: list[str]) -> list[float]:
+        try:
+            return score(completions)
+        except KeyboardInterrupt:
+            raise ValueError("so") from None
+
+    before = signal.signal(number, interrupted)
+    try:
+        for function in score, hides_it:
+            with pytest.raises(KeyboardInterrupt):
+                call(function)
+            assert signal.getsignal(number) is interrupted
+        # One that was only noted, as a run does with the first, interrupts nothing.
+        noted: list[int] = []
+        signal.signal(number, lambda number, _frame: noted.append(number))
+        assert call(score) == [1.0, 1.0]
+        assert noted == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_ctrl_c_while_an_async_function_is_waited_for_is_an_interrupt():
+    async def score(completions: list[str]) -> list[float]:
+        await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+        return [1.0, 1.0]
 
     with pytest.raises(KeyboardInterrupt):
         call(score)
+
+
+# --- what it does to its arguments is its own affair ------------------------------------------------------------------
+
+
+def test_what_a_function_does_to_its_arguments_stays_with_it():
+    def arguments() -> dict[str, Any]:
+        prompt, row = [{"role": "user", "content": "p"}], {"tests": ["t"], "sizes": np.zeros(2), "pair": (["x"], 1)}
+        return {
+            "prompts": [prompt, prompt],
+            "completions": [[{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]],
+            "completion_ids": [[1, 2], [3]],
+            "row": [row, row],
+            "tags": [{"a", "b"}, bytearray(b"z")],
+        }
+
+    seen: list[int] = []
+
+    def spoil(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        for prompt, completion in zip(prompts, completions, strict=True):
+            prompt += completion  # a conversation, as many make it
+            completion[0]["content"] = ""
+            seen.append(len(prompt))
+        completion_ids[0].append(9)
+        completion_ids.pop()
+        first = columns["row"][0]
+        first["tests"].append("u")
+        first["sizes"] += 1
+        first["pair"][0].clear()
+        columns["tags"][0].clear()
+        columns["tags"][1] += b"y"
+        assert columns["row"][1] == arguments()["row"][1] | {"sizes": columns["row"][1]["sizes"]}
+        return [1.0, 1.0]
+
+    given, whole = arguments(), arguments()
+    for _ in range(2):
+        assert Call("score", spoil, given, where="step 7").result() == [1.0, 1.0]
+    # Prompts of one group are the same to begin with, and not one and the same.
+    assert seen == [2, 2, 2, 2]
+    sizes = [row.pop("sizes").tolist() for row in (given["row"][0], whole["row"][0])]
+    assert sizes[0] == sizes[1]
+    assert given == whole
 
 
 # --- async -----------------------------------------------------------------------------------------------------------
@@ -201,6 +395,11 @@ def test_ctrl_c_inside_the_function_is_not_swallowed():
 
 async def lengths_later(completions: list[str]) -> list[float]:
     await asyncio.sleep(0)
+    return [float(len(completion)) for completion in completions]
+
+
+async def lengths_soon(completions: list[str]) -> list[float]:
+    await asyncio.sleep(0.05)
     return [float(len(completion)) for completion in completions]
 
 
@@ -272,6 +471,24 @@ def test_module_that_raises_is_refused_with_its_error(working_folder: Path):
     (working_folder / "scores_broken.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError, match="scores_broken cannot be imported: ZeroDivisionError: division by zero"):
         load_function("scores_broken:score")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import sys\nsys.exit(7)", "SystemExit: 7"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: no message"),
+        ("class E(BaseException):\n    def __str__(self): raise self\nraise E", "E: no message"),
+        ("next(iter([]))", "StopIteration: no message"),
+        ("def __getattr__(name): raise KeyError(name)", "KeyError: 'score'"),
+    ],
+)
+@pytest.mark.parametrize("what", ["reward", "oracle"])
+def test_whatever_a_module_raises_is_an_error_in_words(working_folder: Path, source: str, said: str, what: str):
+    (working_folder / "scores_odd.py").write_text(source)
+    with pytest.raises(ConfigError) as caught:
+        load_function("scores_odd:score", what=what)
+    assert str(caught.value) == f"{what} scores_odd:score: the module scores_odd cannot be imported: {said}"
 
 
 @pytest.mark.parametrize("name", ["scroe", "CONSTANT"])

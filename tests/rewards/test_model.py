@@ -13,8 +13,10 @@ from conftest import make_model, make_tokenizer
 from reward_models import make_classifier, save_classifier
 from safetensors.torch import load_file
 
-from dar.build import build_loop, build_reward
-from dar.config import ComputeSpec, ModelRewardSpec
+from dar.build.loop import build_loop
+from dar.build.reward import build_reward
+from dar.config.model_reward import ModelRewardSpec
+from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
 from dar.plan import make_plan
 from dar.policy.policy import Precision
@@ -58,7 +60,7 @@ def test_plain_text_is_joined(tmp_path: Path):
     reward = build(save_classifier(tmp_path / "rm", chat=False))
     ids = make_tokenizer()("2 + 2 = 4")["input_ids"]
     assert reward(["2 + 2 = "], ["4"]) == pytest.approx([plain_score(ids)], rel=1e-4, abs=1e-5)
-    with pytest.raises(ConfigError, match="reward model's tokenizer has no chat template"):
+    with pytest.raises(ConfigError, match="the reward model: prompts are messages, but the tokenizer has no"):
         reward([USER], [said("4")])
 
 

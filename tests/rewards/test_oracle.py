@@ -70,6 +70,14 @@ def test_an_oracle_that_raises_is_named():
 
     assert problem(broken) == problem(broken_later) == "the oracle 'rules' raised KeyError: 'rule 7'"
 
+    def leaves(completions: list[str]) -> list[bool]:
+        raise SystemExit(7)
+
+    async def leaves_later(completions: list[str]) -> list[bool]:
+        raise SystemExit(7)
+
+    assert problem(leaves) == problem(leaves_later) == "the oracle 'rules' raised SystemExit: 7"
+
     def said(completions: list[str]) -> list[bool]:
         raise DataError("all is said")
 
@@ -80,3 +88,13 @@ def test_an_oracle_that_raises_is_named():
 def test_an_oracle_that_cannot_be_imported_is_called_an_oracle():
     with pytest.raises(ConfigError, match=r"^oracle no_such_module:ask: the module no_such_module cannot be imported"):
         load_function("no_such_module:ask", what="oracle")
+
+
+def test_an_oracle_that_spoils_its_arguments_spoils_its_own():
+    def spoil(completions: list[str], rule: list[str]) -> list[bool]:
+        completions.clear()
+        rule[0] = ""
+        return [True, False]
+
+    assert ask_oracle("rules", spoil, ARGUMENTS) == [True, False]
+    assert ARGUMENTS == {"prompts": ["p", "p"], "completions": ["yes", "no"], "rule": ["a", "b"]}

@@ -9,7 +9,7 @@ import pytest
 from handmade import make_rollouts, make_spec
 
 from dar.build.reward import build_reward
-from dar.config import ComputeSpec
+from dar.config.run import ComputeSpec
 from dar.errors import ConfigError
 from dar.rewards import RewardSet
 from dar.rewards.table import Shaping

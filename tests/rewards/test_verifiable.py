@@ -39,7 +39,7 @@ def test_mathematics_in_a_sandbox() -> None:
 
 def test_unreadable_gold_answer_names_itself() -> None:
     reward = verifiable.math("answer", num_workers=1, limits=LIMITS)
-    with pytest.raises(RewardError, match="no mathematical answer can be read from the gold answer"):
+    with pytest.raises(RewardError, match="no answer can be read from the gold answer"):
         scored(reward, ["18"], answer=["####"])
 
 
@@ -92,7 +92,8 @@ def test_json_schema(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"type": "strange"}', "is not a JSON schema: 'strange' is not valid"),
-        ("{a: [", "cannot be read"),
+        ("{a: [", "is not YAML that can be read"),
+        ("$schema: [1]", "expected a mapping"),
         ("", "is not a JSON schema: expected a mapping, found None"),
     ],
 )

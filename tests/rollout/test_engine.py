@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from peft import PeftModel
 
 from dar.batch import Prompt
-from dar.config import LoraSpec
-from dar.policy import Policy
+from dar.config.model import LoraSpec
 from dar.policy.loading import add_lora
-from dar.policy.policy import Precision
-from dar.rollout import InProcessEngine, SamplingKey, weights
+from dar.policy.policy import Policy, Precision
+from dar.policy.rendering import opened_tag
+from dar.rewards.verifiable import tag_format
+from dar.rollout import weights
+from dar.rollout.engine import InProcessEngine, SamplingKey
 from dar.rollout.weights import sampling_weights
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
@@ -53,3 +55,44 @@ def test_converted_weights_are_gone_after_sampling(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(inside.float(), before, rtol=0.1, atol=0.3)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_tags_that_are_special_tokens_are_text_and_control_tokens_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<think>", "</think>", "<answer>", "</answer>"]})
+    model = make_model(vocab_size=len(tokenizer))
+    engine = InProcessEngine(Policy(model, tokenizer, FP32, temperature=1.0), max_tokens=1000)
+    said = "<|user|><think>a</think><pad><answer>b</answer><eos>"
+    script = torch.tensor(tokenizer(said)["input_ids"])
+    monkeypatch.setattr(engine, "_draw", lambda states, uniforms, at, _: (script[at], torch.zeros(len(at))))
+    prompts = [Prompt(0, "x", tuple(tokenizer(text)["input_ids"]), {}) for text in ("<|assistant|>", "<eos>")]
+    rollouts = engine.generate(prompts, 1, max_completion_length=20, key=SamplingKey(0))
+    assert rollouts.texts == ("<think>a</think><answer>b</answer>",) * 2
+    assert tag_format(["think", "answer"])(completions=rollouts.texts) == [1.0, 1.0]
+
+
+def test_a_tag_that_the_prompt_opens_is_the_beginning_of_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    engine = InProcessEngine(Policy(make_model(), tokenizer, FP32, temperature=1.0), max_tokens=1000)
+    script = torch.tensor(tokenizer("a</think><answer>b</answer><eos>")["input_ids"])
+    monkeypatch.setattr(engine, "_draw", lambda states, uniforms, at, _: (script[at], torch.zeros(len(at))))
+    prompts = [Prompt(0, "x", tuple(tokenizer(text)["input_ids"]), {}) for text in ("<think>\n", "q", "<think> x")]
+    rollouts = engine.generate(prompts, 2, max_completion_length=40, key=SamplingKey(0))
+    said = "a</think><answer>b</answer>"
+    assert rollouts.texts == (f"<think>\n{said}",) * 2 + (said,) * 4
+    assert tag_format(["think", "answer"])(completions=rollouts.texts) == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("user: q<think>", "a</think>b", "<think>"),
+        ("user: q<think>", "a", ""),  # not closed: nothing that a reward could count
+        ("user: q<think>", "<think>a</think>b", ""),  # opened by the completion itself
+        ("user: q<think></think>\n", "a</think>", ""),
+        ("user: q<bot>", "<b>a</b>", ""),  # a role's marker, not a tag of the turn
+    ],
+)
+def test_opened_tag(prompt: str, completion: str, expected: str) -> None:
+    tokenizer = make_tokenizer()
+    assert opened_tag(tokenizer, tokenizer(prompt)["input_ids"], completion) == expected

@@ -22,15 +22,14 @@ from transformers import (
 )
 
 from dar.batch import Prompt, Rollouts
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy import Policy
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.recipe import build_spec, load_recipe
 from dar.rewards import Reward, RewardSet
-from dar.rollout import InProcessEngine, SamplingKey
 from dar.rollout.decode import PaddedDecoder
+from dar.rollout.engine import InProcessEngine, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding, truncate
 
 INFINITY = float("inf")

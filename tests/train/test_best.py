@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from dar.build import build_loop
-from dar.cli import app
+from dar.build.loop import build_loop
+from dar.cli.app import app
 from dar.errors import CheckpointError
 from dar.recipe import load_recipe
 from dar.train.best import BestPolicy

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from dar.config import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import CheckpointError
 from dar.train import checkpoint as checkpoints
 from dar.train.checkpoint import (

@@ -11,12 +11,12 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from dar.batch import Prompt, Rollouts
-from dar.config import DataSpec, SourceSpec
-from dar.data import LoggedSet, PromptStream, prepare_logged, prepare_prompts
-from dar.policy import Policy
-from dar.policy.policy import Precision
+from dar.config.data import DataSpec, SourceSpec
+from dar.data.logged import LoggedSet, prepare_logged
+from dar.data.prompts import PromptStream, prepare_prompts
+from dar.policy.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet, RewardTable
-from dar.rollout import InProcessEngine
+from dar.rollout.engine import InProcessEngine
 from dar.train.collect import Collector, LoggedCollector, OnlineCollector
 from dar.train.distributed import Scored, concatenate
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dar.batch import Weighted
-from dar.build import Objects, build_loop
-from dar.config import ALGORITHM_SPECS
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
+from dar.config.algorithms import ALGORITHM_SPECS
 from dar.train.distributed import Scored
 from dar.train.loop import Loop
 from dar.train.update import SAMPLER_LOGPROBS

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ import torch
 from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
-from dar.build import build_loop
-from dar.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
+from dar.build.loop import build_loop
+from dar.errors import CheckpointError, ConfigError, DarError, DataError, NonFiniteError, RewardError
 from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
@@ -118,26 +121,6 @@ def test_a_run_without_the_compiler_it_needs_ends_before_it_begins(write_recipe:
     with no_compiler(), pytest.raises(ConfigError, match=r"torch\.compile does not work here"):
         build_loop(spec, quiet=True)
     assert not Path(spec.output_dir).exists()
-
-
-def test_negligible_rows_change_the_gradient_by_less_than_a_thousandth(
-    write_recipe: WriteRecipe, tmp_path: Path
-) -> None:
-    recipe = write_recipe(num_generations=8, steps=1, optim={"type": "adamw", "learning_rate": 1e-3})
-    grads, skipped = {}, {}
-    for share in (0.0, 1e-4):
-        overrides = [f"runtime.negligible_share={share}", f"output_dir={tmp_path / str(share)}", "prompts_per_step=5"]
-        loop = build_loop(load_recipe(recipe, overrides), quiet=True)
-        captured: list[torch.Tensor] = []
-        loop.updater.optimizer.step = lambda *_, loop=loop, captured=captured: captured.extend(  # pyright: ignore
-            p.grad.clone().flatten() for p in loop.updater.parameters if p.grad is not None
-        )
-        skipped[share] = loop.step(1)["rows/skipped_fraction"]
-        grads[share] = torch.cat(captured)
-    assert skipped[0.0] == 0.0
-    assert skipped[1e-4] > 0.2
-    norm = grads[0.0].norm()
-    assert (grads[0.0] - grads[1e-4]).norm() < 1e-3 * norm
 
 
 def test_rows_of_weight_zero_are_left_out_exactly(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -278,7 +261,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
     (tmp_path / "ranks.py").write_text(
         "import sys, weakref\n"
         "import torch.distributed\n"
-        "from dar.build import build_loop\n"
+        "from dar.build.loop import build_loop\n"
         "from dar.errors import DarError\n"
         "from dar.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
@@ -299,6 +282,24 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
     said = ranks.stdout.decode()
     assert ranks.returncode == 0, said
     assert said.count("DistributedDataParallel") == said.count("at the end: None") == said.count(f"done: {steps}") == 2
+
+
+def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=1)
+    (tmp_path / "twice.py").write_text(
+        "import sys\n"
+        "from dar.build.loop import build_loop\n"
+        "from dar.recipe import load_recipe\n"
+        "from dar.trainer import run_loop\n"
+        "for run in 'ab':\n"
+        "    loop = build_loop(load_recipe(sys.argv[1], [f'output_dir={run}']), quiet=True)\n"
+        "    print('done:', run_loop(loop, resume=False, command='').steps, loop.accelerator.num_processes)\n"
+    )
+    ranks = on_two_ranks("twice.py", str(recipe), cwd=tmp_path, port=29520)
+    assert ranks.returncode == 0, ranks.stdout.decode()
+    assert ranks.stdout.decode().count("done: 1 2") == 4
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_error_of_one_rank_ends_all_of_them_with_a_checkpoint(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -352,9 +353,92 @@ def test_failing_reward_stops_the_run_and_keeps_what_was_saved(
     assert len(metrics_of(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("call", [5, 4], ids=["in a step", "in an evaluation"])
+def disturb(owner: Any, name: str, call: int, disturbed: Callable[[Any], Any]) -> None:
+    """Replaces what one call of a method returns."""
+    original, calls = getattr(owner, name), iter(range(1000))
+
+    def method(*arguments: Any, **others: Any) -> Any:
+        found = original(*arguments, **others)
+        return disturbed(found) if next(calls) == call else found
+
+    setattr(owner, name, method)
+
+
+def unreadable(_: Any) -> Any:
+    raise DataError("row 3 cannot be read")
+
+
+def without_a_number(terms: Any) -> Any:
+    return replace(terms, losses=terms.losses * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "disturbed"),
+    [
+        ("algorithm", "weigh", 2, unreadable),
+        # The first call is the self-test's.
+        ("engine", "generate", 3, lambda rollouts: replace(rollouts, logprobs=rollouts.logprobs - 1.0)),
+        # Each step asks once what its rows move, and once for the loss.
+        ("algorithm", "terms", 5, without_a_number),
+    ],
+    ids=["data", "gap", "loss"],
+)
+def test_every_error_before_a_step_changes_anything_saves_the_step_before(
+    write_recipe: WriteRecipe, tmp_path: Path, owner: str, name: str, call: int, disturbed: Callable[[Any], Any]
+) -> None:
+    recipe = write_recipe(steps=4, checkpoint={"every": 0})
+    undisturbed = train(recipe, f"output_dir={tmp_path / 'undisturbed'}")
+    loop = build_loop(load_recipe(recipe), quiet=True)
+    disturb(getattr(loop, owner), name, call, disturbed)
+    with pytest.raises(DarError):
+        run_loop(loop, resume=False, command="test")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert train(recipe, resume=True) == undisturbed
+    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_an_error_in_the_midst_of_a_step_saves_no_half_of_it(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    algorithm = {"type": "grpo", "updates": 2}
+    loop = build_loop(load_recipe(write_recipe(algorithm=algorithm, checkpoint={"every": 0})), quiet=True)
+    # The fourth loss is that of the second update of step 2.
+    disturb(loop.algorithm, "terms", 3, without_a_number)
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 2"):
+        run_loop(loop, resume=False, command="test")
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_before(
+    write_recipe: WriteRecipe, tmp_path: Path, tiny_folder: Path, lora: bool
+) -> None:
+    model: Any = {"path": str(tiny_folder), "lora": {"rank": 2}} if lora else str(tiny_folder)
+    recipe = write_recipe(model=model, steps=1)
+    train(recipe)
+    shutil.rmtree(tmp_path / "run" / "model")
+    spec = load_recipe(recipe, ["steps=2", "optim.learning_rate=3e38", "optim.weight_decay=3e38"])
+    loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
+    with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
+        run_loop(loop, resume=True, command="test")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_resumed_run_sweeps_what_a_kill_left_half_removed(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe(steps=1)
+    train(recipe)
+    rests = [tmp_path / "run" / name for name in (".removing-best", "checkpoints/.removing-step-0", ".writing-model")]
+    for rest in rests:
+        rest.mkdir()
+    train(recipe, resume=True)
+    assert not any(rest.exists() for rest in rests)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(5, "ConnectionError"), (4, "ConnectionError"), (5, "KeyboardInterrupt"), (4, "SystemExit")],
+)
 def test_a_run_continues_exactly_after_its_reward_failed(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: str
 ) -> None:
     # Calls: the evaluation before step 1, steps 1 and 2, the evaluation after 2, steps 3 and 4, the evaluation after 4.
     (tmp_path / "away.py").write_text(
@@ -363,7 +447,7 @@ def test_a_run_continues_exactly_after_its_reward_failed(
         "    global calls\n"
         "    calls += 1\n"
         "    if calls == fails_at:\n"
-        "        raise ConnectionError('away')\n"
+        f"        raise {error}('away')\n"
         "    return [1.0 * len(str(c)) for c in completions]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -378,7 +462,7 @@ def test_a_run_continues_exactly_after_its_reward_failed(
     )
     undisturbed = train(recipe, f"output_dir={tmp_path / 'undisturbed'}")
     away.calls, away.fails_at = 0, call
-    with pytest.raises(RewardError, match=r"reward 'judge' raised ConnectionError at .*: away"):
+    with pytest.raises(RewardError, match=rf"reward 'judge' raised {error} at .*: away"):
         train(recipe)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     assert train(recipe, resume=True) == undisturbed

@@ -10,9 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar.config import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import NonFiniteError
-from dar.train.optim import build_optimizer, clipped_step, learning_rate_factor, set_learning_rate
+from dar.train.optim import (
+    build_optimizer,
+    clipped_step,
+    learning_rate_factor,
+    set_learning_rate,
+)
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -111,3 +116,29 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_gone():
         clipped_step(torch.optim.SGD([weight], lr=1.0), [weight], 1.0, where="step 7")
     assert weight.tolist() == [1.0, 1.0]
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("spec", [AdamWSpec(learning_rate=1e38), AdamWSpec(weight_decay=1e38), AdafactorSpec()])
+def test_weights_that_a_step_has_overflowed_are_refused(spec: AdamWSpec | AdafactorSpec):
+    weight = torch.nn.Parameter(torch.full((2, 2), -3.3e38))
+    optimizer = build_optimizer(spec, [weight])
+    set_learning_rate(optimizer, 3e38)
+    weight.grad = torch.ones(2, 2)
+    with pytest.raises(NonFiniteError, match=r"the update at step 7 overflowed: weights or .* lower optim"):
+        clipped_step(optimizer, [weight], 1.0, where="step 7")
+
+
+def test_moments_that_overflow_are_refused_before_they_show_in_the_weights():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(AdamWSpec(beta2=0.0), [weight])
+    # Finite, and so is its norm; its square is not.
+    weight.grad = torch.full((1,), 2e19)
+    with pytest.raises(NonFiniteError, match="the update at step 7 overflowed: weights or the optimizer's moments"):
+        clipped_step(optimizer, [weight], 1e38, where="step 7")
+    assert weight.isfinite().all()
+
+
+def test_weights_whose_norm_alone_overflows_are_finite():
+    weight = torch.nn.Parameter(torch.full((2,), 1e30))
+    weight.grad = torch.ones(2)
+    assert clipped_step(torch.optim.SGD([weight], lr=1.0), [weight], 10.0, where="step 7") == pytest.approx(2**0.5)

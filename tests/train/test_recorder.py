@@ -13,8 +13,11 @@ import pytest
 import torch
 from builders import make_groups
 from conftest import make_tokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
-from dar.build import build_loop
+from dar.build.loop import build_loop
 from dar.recipe import load_recipe
 from dar.train.recorder import token_columns
 from dar.trainer import run_loop
@@ -70,3 +73,16 @@ def test_padding_is_no_token() -> None:
     assert columns["tokens"] == [[tokenizer.decode([70]), "<eos>"], [tokenizer.decode([72])]]
     assert columns["logprobs"].to_pylist() == [[-1.0, -2.0], [-3.0]]
     assert columns.keys() == {"tokens", "logprobs"}
+
+
+def test_tokens_keep_the_space_they_begin_with():
+    model = BPE({"a": 0, "\u2581": 1, "\u2581a": 2, "b": 3, "<unk>": 4}, [("\u2581", "a")], unk_token="<unk>")
+    metaspace = Tokenizer(model)
+    metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
+    metaspace.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace)
+    ids = torch.tensor([[2, 2, 3]])
+    assert (tokenizer.decode([2]), tokenizer.decode(ids[0])) == ("a", "a ab")
+    groups = make_groups([3], [1], [2])
+    groups.completion_ids[:] = ids
+    assert token_columns(groups, None, None, tokenizer)["tokens"] == [[" a", " a", "b"]]

@@ -14,8 +14,13 @@ from handmade import make_spec
 from safetensors.torch import load_file, save_file
 
 from dar.batch import Weighted
-from dar.build import Objects, build_algorithm, build_loop
-from dar.config import AnyAlgorithm, DARSpec, PPOSpec, R2VPOSpec
+from dar.build.algorithm import build_algorithm
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
+from dar.config.actor_critic import PPOSpec
+from dar.config.algorithms import AnyAlgorithm
+from dar.config.policy_gradient import R2VPOSpec
+from dar.config.regression import DARSpec
 from dar.train.loop import Loop
 from dar.train.replay import ReplayBuffer
 

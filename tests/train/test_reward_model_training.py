@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from dar.build import build_reward_model_loop
-from dar.cli import app
-from dar.config import RewardModelSpec
-from dar.errors import CheckpointError, ConfigError, DataError
+from dar.build.reward_model import build_reward_model_loop
+from dar.cli.app import app
+from dar.config.reward_model import RewardModelSpec
+from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.policy.policy import Precision
 from dar.policy.score_model import ScoreModel
 from dar.recipe import load_recipe
@@ -130,6 +130,23 @@ def test_training_goes_on_from_a_classifier(tmp_path: Path):
     require_same_scores_of_transformers(tmp_path / "run")
     with pytest.raises(ConfigError, match="has 2 outputs"):
         train(write_recipe(tmp_path), f"model={save_classifier(tmp_path / 'two', num_labels=2)}", "output_dir=x")
+
+
+def test_a_last_step_that_overflows_leaves_no_model_and_keeps_the_checkpoint_before(tmp_path: Path):
+    recipe = write_recipe(tmp_path, optim={"learning_rate": 1e-12, "weight_decay": 1e9}, checkpoint={"every": 1})
+    loop = build_reward_model_loop(load_recipe(recipe, ["steps=2"], kind=RewardModelSpec), quiet=True)
+    take = loop.step
+
+    def hasty(step: int) -> dict[str, float]:
+        if step == 2:
+            loop.spec = load_recipe(recipe, ["steps=2", "optim.learning_rate=3e38"], kind=RewardModelSpec)
+        return take(step)
+
+    loop.step = hasty
+    with pytest.raises(NonFiniteError, match="the update at step 2 overflowed"):
+        run_reward_model(loop, resume=False, command="test")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_adapter_is_merged_into_the_saved_model(tmp_path: Path):

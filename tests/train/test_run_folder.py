@@ -18,7 +18,7 @@ from dar.train.run_folder import RunFolder
 
 @pytest.fixture
 def started(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "runs" / "first")
+    folder = RunFolder(tmp_path / "runs" / "first", {"data.train (its rows)": "a1"})
     folder.start(make_spec(), {"torch": "2"})
     return folder
 
@@ -27,7 +27,7 @@ def test_new_run_writes_recipe_and_environment(started: RunFolder):
     assert started.is_run
     assert load_recipe(started.path / "config.yaml") == make_spec()
     assert json.loads((started.path / "environment.json").read_text()) == {"torch": "2"}
-    assert sorted(file.name for file in started.path.iterdir()) == ["config.yaml", "environment.json"]
+    assert sorted(file.name for file in started.path.iterdir()) == ["config.yaml", "data.json", "environment.json"]
 
 
 def test_folder_that_holds_a_run_is_not_overwritten(started: RunFolder):
@@ -75,7 +75,7 @@ def test_changed_recipe_is_refused_with_the_differences(started: RunFolder):
     with pytest.raises(CheckpointError) as caught:
         started.require_same_recipe(changed, allow_changes=False)
     message = str(caught.value)
-    assert message.startswith(f"the recipe differs from the one {started.path} was started with:\n")
+    assert message.startswith(f"the recipe or its data differs from what {started.path} was started with:\n")
     assert "  seed: 0 → 5\n" in message
     assert "  algorithm.type: 'dar' → 'rloo'\n" in message
     assert "  algorithm.w_clip: 20.0 → '(absent)'\n" in message
@@ -119,8 +119,28 @@ def test_what_changes_no_number_may_change(started: RunFolder, changes: dict[str
     ],
 )
 def test_what_changes_numbers_may_not_change(started: RunFolder, changes: dict[str, Any]):
-    with pytest.raises(CheckpointError, match="the recipe differs"):
+    with pytest.raises(CheckpointError, match="the recipe or its data differs"):
         started.require_same_recipe(make_spec(**changes), allow_changes=False)
+
+
+def test_changed_data_is_refused_with_what_differs_until_it_is_allowed(tmp_path: Path):
+    RunFolder(tmp_path, {"rows": "aa", "tokens": "bb"}).start(make_spec(), {})
+    RunFolder(tmp_path, {"rows": "aa", "tokens": "bb"}).require_same_recipe(make_spec(), allow_changes=False)
+    changed = RunFolder(tmp_path, {"rows": "aa", "tokens": "cc"})
+    with pytest.raises(CheckpointError, match=r"was started with:\n  tokens: 'bb' → 'cc'\nUndo the change"):
+        changed.require_same_recipe(make_spec(), allow_changes=False)
+    changed.require_same_recipe(make_spec(), allow_changes=True)
+    changed.record_recipe(make_spec())
+    changed.require_same_recipe(make_spec(), allow_changes=False)
+    # Who has only the recipe, as a comparison of runs, compares that.
+    RunFolder(tmp_path).require_same_recipe(make_spec(), allow_changes=False)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "\xff"])
+def test_damaged_record_of_the_data_is_refused(started: RunFolder, text: str):
+    (started.path / "data.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"cannot read .*data\.json"):
+        started.require_same_recipe(make_spec(), allow_changes=False)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

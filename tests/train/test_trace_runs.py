@@ -15,7 +15,8 @@ from handmade import make_spec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dar.build import Objects, build_loop
+from dar.build.loop import build_loop
+from dar.build.objects import Objects
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
 from dar.plan import make_plan
 from dar.recipe import load_recipe
@@ -62,7 +63,13 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_loop(
-    folder: Path, *, resume: bool = False, data: list[dict[str, Any]] | None = None, callbacks: Any = (), **keys: Any
+    folder: Path,
+    *,
+    resume: bool = False,
+    allow: bool = False,
+    data: list[dict[str, Any]] | None = None,
+    callbacks: Any = (),
+    **keys: Any,
 ) -> Loop:
     settings: dict[str, Any] = {
         "algorithm": {"type": "trace", "oracle": "new_rules:polite"},
@@ -77,7 +84,7 @@ def make_loop(
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
     objects = Objects(model=make_model(), tokenizer=make_tokenizer(), train_rows=data or rows(), callbacks=callbacks)
-    return build_loop(make_spec(**settings | keys), objects, resume=resume, quiet=True)
+    return build_loop(make_spec(**settings | keys), objects, resume=resume, allow_changed_recipe=allow, quiet=True)
 
 
 def triage_of(folder: Path) -> dict[str, list[Any]]:
@@ -251,8 +258,11 @@ def test_a_run_killed_before_its_triage_was_written_makes_it(rules: Path):
 
 def test_other_data_than_the_runs_is_refused(rules: Path):
     run_loop(make_loop(rules / "run", steps=2), resume=False, command="test")
-    with pytest.raises(CheckpointError, match=r"triage.parquet was made of 5 pairs and the data now has 4"):
+    with pytest.raises(CheckpointError, match=r"data\.train \(its rows\)"):
         make_loop(rules / "run", steps=2, resume=True, data=rows()[:4])
+    # A triage cannot be taken over to other rows, even where they are allowed.
+    with pytest.raises(CheckpointError, match=r"triage.parquet was made of 5 pairs and the data now has 4"):
+        make_loop(rules / "run", steps=2, resume=True, allow=True, data=rows()[:4])
     (rules / "run" / "triage.parquet").write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"triage.parquet cannot be read"):
         make_loop(rules / "run", steps=2, resume=True)

@@ -11,9 +11,9 @@ import pytest
 from handmade import make_spec
 from typer.testing import CliRunner
 
-from dar.build import build_loop
-from dar.cli import app
-from dar.config import KLAlertSpec, MissingEosAlertSpec
+from dar.build.loop import build_loop
+from dar.cli.app import app
+from dar.config.alerts import KLAlertSpec, MissingEosAlertSpec
 from dar.errors import ConfigError
 from dar.recipe import load_recipe
 from dar.train.run_folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dar.errors import DataError
-from dar.verifiable import check_instructions
+from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.instructions import CHECKS, detect_language
 
 PROSE = "The weather is fine today and we will walk along the river."
@@ -191,13 +191,33 @@ def test_absent_arguments_may_be_none() -> None:
         (
             ["length_constraints:number_words"],
             [{"num_words": 1, "relation": "exactly"}],
-            "an IFEval relation is 'at least' or 'less than', not 'exactly'",
+            "relation of the IFEval instruction 'length_constraints:number_words' must be 'at least' or 'less than'",
         ),
+        (
+            ["length_constraints:number_words"],
+            [{"num_words": 2.5, "relation": "at least"}],
+            "num_words of the IFEval instruction 'length_constraints:number_words' must be a whole number, found 2.5",
+        ),
+        (["keywords:existence"], [{"keywords": "sea"}], "must be a list of texts, found 'sea'"),
+        (["startend:end_checker"], [{"end_phrase": 3}], "must be text, found 3"),
+        (["punctuation:no_comma"], ["no"], "must be a mapping of names to values, found 'no'"),
+        ("punctuation:no_comma", [{}], "instruction_id_list is not JSON that can be read"),
+        (["punctuation:no_comma"], "{}", "kwargs must be a list, found '{}'"),
     ],
 )
-def test_instruction_that_cannot_be_checked_is_an_error(ids: list[str], arguments: list[Any], message: str) -> None:
+def test_instruction_that_cannot_be_checked_is_an_error(ids: Any, arguments: Any, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         check_instructions("text", ids, arguments)
+
+
+def test_arguments_may_be_json_text_and_floats_that_are_whole() -> None:
+    # As CSV and Parquet files have them.
+    ids = '["length_constraints:number_words", "punctuation:no_comma"]'
+    given = [{"num_words": 2.0, "relation": "at least", "keywords": None}, {}]
+    for arguments in (given, json.dumps(given), [json.dumps(each) for each in given]):
+        assert check_instructions("two words", ids, arguments) == [True, True]
+        assert check_instructions("one,", ids, arguments) == [False, False]
+    assert check_instructions("a", ["punctuation:no_comma"], None) == [True]
 
 
 def test_short_texts_get_the_same_language_every_time() -> None:

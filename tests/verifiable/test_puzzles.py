@@ -10,7 +10,8 @@ import pytest
 from handmade import make_rollouts, make_spec
 
 from dar.build.reward import build_reward
-from dar.config import ComputeSpec, SourceSpec
+from dar.config.data import SourceSpec
+from dar.config.run import ComputeSpec
 from dar.data.sources import load_rows
 from dar.errors import ConfigError, DataError
 from dar.rewards import RewardSet
@@ -56,7 +57,8 @@ def test_reward_of_a_recipe_scores_in_a_sandbox() -> None:
         ("reasoning_gym:leg_countin", "reasoning-gym has no task 'leg_countin' (did you mean 'leg_counting'?)"),
         ("reasoning_gym:leg_counting?sise=3", "unknown sise; expected reasoning_gym:TASK?size=1000&seed=0"),
         ("reasoning_gym:leg_counting?seed=x", "size and seed are whole numbers"),
-        ("reasoning_gym:leg_counting?size=0", "size is at least 1"),
+        ("reasoning_gym:leg_counting?size=0", "size is 1 to 1,000,000"),
+        ("reasoning_gym:leg_counting?size=1000001", "size is 1 to 1,000,000"),
     ],
 )
 def test_task_that_cannot_be_made(path: str, message: str) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dar.batch import Experience, TokenOutputs, Weighted
@@ -34,7 +35,7 @@ class Algorithm(ABC):
     needs_values: a critic is trained along, and its values of the batch are read.
     needs_logits: `terms` reads the sampled tokens' logits.
     needs_ratios: `begin_update` reads log π_θ of the whole batch, which costs a forward pass from the second update on.
-    reads_rows_together: a row's loss depends on others', so only rows of weight 0 may be left out of an update.
+    reads_rows_together: a row's loss depends on others'.
     replay: earlier batches that are trained on again after each new one.
     """
 
@@ -53,6 +54,25 @@ class Algorithm(ABC):
     @abstractmethod
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         """The loss of each row of a micro-batch."""
+
+    def loads(self, batch: Weighted) -> Tensor | None:
+        """[B, T] ≥ 0: how long each token's part of the gradient in the logits is, or None where that is not known.
+
+            |∂ Σ losses / ∂ log π_θ(y_t)| · (1 − π_t(y_t))   at π_θ = π_t
+
+        ∇ log π(y) in the logits is e_y − π, of length 1 − π(y) to √2 times that. Not known are the loads of rows read
+        together, beside a critic's loss, of the data's completions (π_t is NaN), and of later updates, where clips have
+        closed and penalties woken: there only rows of weight 0 may be left out.
+        """
+        is_later = self.updates + self.replay > 1
+        if self.reads_rows_together or self.needs_values or is_later or batch.old_logprobs[batch.mask].isnan().any():
+            return None
+        logprobs, logits = (batch.old_logprobs.clone().requires_grad_() for _ in range(2))
+        losses = self.terms(TokenOutputs(logprobs, logits=logits), batch).losses
+        slopes = torch.autograd.grad(losses.sum(), (logprobs, logits), allow_unused=True, materialize_grads=True)
+        # A logit's own gradient has length 1.
+        parts = slopes[0].abs() * -batch.old_logprobs.expm1() + slopes[1].abs()
+        return parts.masked_fill(~batch.mask, 0.0)
 
     def held_rows(self, batch: Weighted) -> Tensor | None:
         """[B] bool: rows for which `terms` reads KL(π₀‖π_θ) of whole distributions; None for a method without any.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import LCOSpec
+from dar.config.policy_gradient import LCOSpec
 from dar.objectives.logits import lco_kld_on_policy, lco_logcosh, lco_mse
 from dar.ops import masked_sum
 

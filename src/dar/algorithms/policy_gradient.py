@@ -10,7 +10,17 @@ from torch import Tensor
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import BAPOSpec, BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
+from dar.config.policy_gradient import (
+    BAPOSpec,
+    BNPOSpec,
+    DAOSpec,
+    DAPOSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    R2VPOSpec,
+    RLOOSpec,
+)
 from dar.objectives.bapo import bapo_bounds
 from dar.objectives.ratio import (
     clipped_surrogate,
@@ -282,9 +292,11 @@ class R2VPO(Algorithm):
         return Terms(losses, {"r2vpo/variance": Mean.of(variance, batch.mask)})
 
     def finish_update(self, means: Metrics) -> Metrics:
-        self.penalty = dual_step(
-            self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
-        )
+        # A batch that trains nothing has no variance.
+        if "r2vpo/variance" in means:
+            self.penalty = dual_step(
+                self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
+            )
         return {"r2vpo/penalty": self.penalty}
 
     def state(self) -> dict[str, float]:

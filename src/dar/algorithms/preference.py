@@ -10,8 +10,16 @@ from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
-from dar.config.preference import PairedSpec
+from dar.config.preference import (
+    ChiPOSpec,
+    DPOSpec,
+    IPOSpec,
+    OnlineDPOSpec,
+    OnlineIPOSpec,
+    OnlineSLiCSpec,
+    PairedSpec,
+    SLiCSpec,
+)
 from dar.objectives.preference import chi_po, dpo, ipo, slic
 from dar.ops import Mean, masked_sum
 
@@ -55,9 +63,6 @@ class PairedPreference(Algorithm):
         assert batch.ref_logprobs is not None
         chosen, rejected = batch.advantages > 0, batch.advantages < 0
         current = masked_sum(outputs.logprobs, batch.mask)
-        if not chosen.any():
-            # Rows that only take part so that every rank does: no loss, but still a graph.
-            return Terms(current * 0.0, {})
         reference = masked_sum(batch.ref_logprobs, batch.mask)
         # One chosen and one rejected row in each group, so the i-th of each are a pair.
         losses = self.loss(current[chosen], current[rejected], reference[chosen], reference[rejected])

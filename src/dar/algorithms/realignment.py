@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import TRACESpec
+from dar.config.realignment import TRACESpec
 from dar.objectives.realignment import Triage, conflict_losses, triage
 from dar.ops import Mean, masked_sum
 

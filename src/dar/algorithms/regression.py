@@ -9,7 +9,7 @@ from torch import Tensor
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config import AWRSpec, BestOfNSpec, DARSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, TargetESSSpec, TargetKLSpec, VARSpec
 from dar.objectives.adaptive import beta_for_ess, beta_for_kl
 from dar.objectives.regression import (
     best_of_n_weights,

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-from dar.algorithms import (
-    BAPO,
-    BNPO,
-    DAO,
-    DAPO,
-    DAR,
-    GRPO,
-    GSPO,
-    LCO,
-    PPO,
-    R2VPO,
-    RLOO,
-    SFT,
-    TRACE,
-    VAR,
-    Algorithm,
-    BestOfN,
-    DrGRPO,
-    DualPPO,
-    awr,
-    offline_preference,
-    online_preference,
-)
-from dar.config import (
-    AnyAlgorithm,
-    AWRSpec,
+from dar.algorithms.actor_critic import PPO, DualPPO
+from dar.algorithms.base import Algorithm
+from dar.algorithms.logits import LCO
+from dar.algorithms.policy_gradient import BAPO, BNPO, DAO, DAPO, GRPO, GSPO, R2VPO, RLOO, DrGRPO
+from dar.algorithms.preference import offline_preference, online_preference
+from dar.algorithms.realignment import TRACE
+from dar.algorithms.regression import DAR, SFT, VAR, BestOfN, awr
+from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.alerts import KLAlertSpec
+from dar.config.algorithms import AnyAlgorithm
+from dar.config.policy_gradient import (
     BAPOSpec,
-    BestOfNSpec,
     BNPOSpec,
-    ChiPOSpec,
     DAOSpec,
     DAPOSpec,
-    DARSpec,
-    DPOSpec,
     DrGRPOSpec,
-    DualPPOSpec,
     GRPOSpec,
     GSPOSpec,
-    IPOSpec,
-    KLAlertSpec,
     LCOSpec,
-    OnlineDPOSpec,
-    OnlineIPOSpec,
-    OnlineSLiCSpec,
-    PPOSpec,
     R2VPOSpec,
     RLOOSpec,
-    RunSpec,
-    SFTSpec,
-    SLiCSpec,
-    TRACESpec,
-    VARSpec,
 )
+from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
+from dar.config.realignment import TRACESpec
+from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, VARSpec
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
 
 

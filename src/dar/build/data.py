@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from dar.build.objects import Objects
-from dar.config import (
-    AnyAlgorithm,
-    ChiPOSpec,
-    DPOSpec,
-    IPOSpec,
-    RunSpec,
-    SFTSpec,
-    SLiCSpec,
-    SourceSpec,
-    TRACESpec,
-    VARSpec,
-)
-from dar.data import LoggedSet, PromptSet, load_rows, prepare_logged, prepare_prompts
-from dar.data.logged import Kind
+from dar.build.rows import check_rows
+from dar.config.algorithms import AnyAlgorithm
+from dar.config.data import SourceSpec
+from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, SLiCSpec
+from dar.config.realignment import TRACESpec
+from dar.config.regression import SFTSpec, VARSpec
+from dar.config.run import RunSpec
+from dar.data.logged import Kind, LoggedSet, prepare_logged
+from dar.data.prompts import PromptSet, prepare_prompts
+from dar.data.sources import load_rows
 from dar.errors import ConfigError
 from dar.policy.loading import (
     eos_token_ids,
@@ -44,6 +44,31 @@ class RunData:
     heldout: PromptSet | None
     gold: LoggedSet | None
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a run's numbers depend on, for a resumed run to compare."""
+        found: dict[str, str] = {}
+        tables = {"data.train": self.logged or self.train, "data.heldout": self.heldout, "algorithm.gold": self.gold}
+        for name, table in tables.items():
+            groups = table.groups if isinstance(table, LoggedSet) else ()
+            prompts = table.prompts if isinstance(table, PromptSet) else [group.prompt for group in groups]
+            texts = (*prompts, *(completion for group in groups for completion in group.completions))
+            found[f"{name} (its rows)"] = fingerprint((each.position, each.content, each.columns) for each in prompts)
+            tokens = fingerprint(each.token_ids for each in texts)
+            found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
+        return found
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, skipkeys=True, default=_text_of).encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(value: Any) -> str:
+    return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__
+
 
 def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:
     """Reads and checks all data of a run.
@@ -55,7 +80,7 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         config: the model's transformers configuration.
 
     Raises:
-        DataError: a file or row cannot be used, or prompts are too long.
+        DataError: a file or row cannot be used or scored, or prompts are too long.
         ConfigError: no room for a prompt is left, or a token has no embedding.
     """
     context = context_length(config)
@@ -73,6 +98,11 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         gold=_gold(spec, objects, tokenizer, context),
     )
     _require_vocabulary(config, data.train, data.heldout, data.logged)
+    if data.logged is None:
+        check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
+    if data.heldout is not None and spec.data.heldout is not None:
+        rows = [(each.position, each.columns) for each in data.heldout.prompts]
+        check_rows([*spec.rewards, *spec.evaluation.rewards], rows, spec.data.heldout.path)
     if data.gold is not None:
         _require_vocabulary(config, data.gold.prompts, None, data.gold)
     return data

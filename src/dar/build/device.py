@@ -6,10 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from dar.config import (
-    ComputeSpec,
-    RunSpec,
-)
+from dar.config.run import ComputeSpec, RunSpec
 from dar.errors import ConfigError
 from dar.policy.policy import Precision
 

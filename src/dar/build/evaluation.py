@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dar.batch import Prompt
 from dar.build.data import context_length
 from dar.build.device import resolve_precision
 from dar.build.reward import build_reward
-from dar.config import AnyReward, DataSpec, ModelSpec, RuntimeSpec, expand_reward
-from dar.data import prepare_prompts
+from dar.config.data import DataSpec
+from dar.config.model import ModelSpec
+from dar.config.rewards import AnyReward, expand_reward
+from dar.config.run import RuntimeSpec
+from dar.data.prompts import prepare_prompts
 from dar.errors import ConfigError
 from dar.evaluate.generate import Generator
-from dar.policy import Policy
 from dar.policy.loading import load_config, load_model, load_tokenizer
-from dar.recipe import explain
+from dar.policy.policy import Policy
+from dar.recipe import explain, read_yaml
 from dar.rewards import Reward
-from dar.rollout import InProcessEngine
+from dar.rollout.engine import InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.tables import Row
 
@@ -108,10 +109,7 @@ def read_judge(judge: str) -> AnyReward:
     """
     raw: Any = judge
     if judge.endswith((".yaml", ".yml")):
-        try:
-            raw = yaml.safe_load(Path(judge).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the judge {judge}: {' '.join(str(error).split())}") from error
+        raw = read_yaml(judge)
     entry = expand_reward(raw)
     try:
         return TypeAdapter(AnyReward).validate_python(entry)

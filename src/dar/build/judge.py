@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from dar.config import JudgeEndpointSpec, JudgeRewardSpec
+from dar.config.judge import JudgeEndpointSpec
+from dar.config.rewards import JudgeRewardSpec
 from dar.errors import ConfigError
 from dar.judge import (
     Budget,
@@ -20,7 +20,7 @@ from dar.judge import (
     WinsReward,
     load_template,
 )
-from dar.paths import cache_root
+from dar.paths import cache_root, expanded
 
 _MIN_SCORE_MASS = 0.1
 
@@ -42,7 +42,7 @@ def build_judge(spec: JudgeRewardSpec) -> Judge:
     return Judge(
         client,
         load_template(spec.template, spec.mode),
-        cache=None if spec.cache is None else ReplyCache(cache_root() / Path(spec.cache).expanduser()),
+        cache=None if spec.cache is None else ReplyCache(cache_root() / expanded(spec.cache)),
         scale=Scale(low, high),
         min_mass=_MIN_SCORE_MASS if spec.min_score_mass is None else spec.min_score_mass,
     )

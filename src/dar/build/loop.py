@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from dar.build.algorithm import build_algorithm, require_reference_is_read
 from dar.build.data import build_data, context_length
 from dar.build.device import build_accelerator, resolve_precision
@@ -15,18 +13,22 @@ from dar.build.objects import Objects
 from dar.build.policy import build_null_space, build_policy
 from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.build.reward import build_reward
-from dar.config import ActorCriticSpec, RunSpec, TRACESpec
-from dar.data import LoggedSet, PromptSet, PromptStream
+from dar.config.actor_critic import ActorCriticSpec
+from dar.config.realignment import TRACESpec
+from dar.config.run import RunSpec
+from dar.console import Console
+from dar.data.logged import LoggedSet
+from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy import Policy
 from dar.policy.compiling import require_compiler
 from dar.policy.head import look_up_sparsely
 from dar.policy.loading import load_config, load_tokenizer
 from dar.policy.logprobs import unwrapped
+from dar.policy.policy import Policy
 from dar.recipe import flatten
 from dar.rewards import Reward, RewardSet
-from dar.rollout import Engine, InProcessEngine
+from dar.rollout.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration
@@ -78,7 +80,7 @@ def build_loop(
     data, oracle = build_data(spec, objects, tokenizer, config), build_oracle(spec)
     rewards = [build_reward(reward, objects.reward_functions, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
-    folder = RunFolder(spec.output_dir)
+    folder = RunFolder(spec.output_dir, data.fingerprints())
     if resume:
         folder.require_same_recipe(spec, allow_changes=allow_changed_recipe)
     elif accelerator.is_main_process:
@@ -124,6 +126,8 @@ def build_loop(
         correction_cap=spec.sampling.correction_cap,
         reference=policy.held_tokens,
         compile_layers=spec.runtime.compile_layers,
+        # What completions from the data were sampled with is not known, and nothing to agree with.
+        max_gap=None if spec.algorithm.is_offline else spec.runtime.max_logprob_gap,
     )
     if not resume and accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.

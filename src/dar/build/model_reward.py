@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from dar.build.data import context_length
 from dar.build.device import resolve_precision
-from dar.config import AnyReward, CalibrationSpec, ComputeSpec, ModelRewardSpec
+from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
+from dar.config.rewards import AnyReward
+from dar.config.run import ComputeSpec
 from dar.policy.classifier import freeze_in, load_classifier, load_classifier_config
 from dar.policy.loading import load_tokenizer
 from dar.policy.policy import Precision

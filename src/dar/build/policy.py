@@ -5,22 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 
+from dar.build.adapter import adapted, has_adapter, require_named_base
 from dar.build.data import build_prompts
 from dar.build.objects import Objects
-from dar.config import (
-    RunSpec,
-)
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.policy import Policy
 from dar.policy.critic import make_critic
-from dar.policy.loading import (
-    add_lora,
-    disable_dropout,
-    load_model,
-)
+from dar.policy.loading import disable_dropout, load_model
 from dar.policy.logprobs import hidden_states, unwrapped
-from dar.policy.policy import Precision
+from dar.policy.policy import Policy, Precision
 from dar.train.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 
 
@@ -43,13 +38,15 @@ def build_policy(
     model = model.float()
     disable_dropout(model)
     lora = objects.lora or spec.model.lora
-    if lora is not None:
+    if lora is not None or has_adapter(model):
         if spec.reference_sync is not None:
             raise ConfigError("reference_sync needs a reference of its own, but with an adapter the base model is π₀")
-        model = add_lora(model, lora)
+        if objects.model is not None:
+            require_named_base(model)
+        model = adapted(model.to(precision.device), lora, seed=spec.seed)
     if spec.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if lora is not None:
+        if isinstance(model, PeftModel):
             # Without a gradient at the input, checkpointing would find nothing to recompute for.
             model.enable_input_require_grads()
     if not any(parameter.requires_grad for parameter in model.parameters()):

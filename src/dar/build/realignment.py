@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dar.algorithms.realignment import IMPACT
-from dar.config import RunSpec, TRACESpec
-from dar.data import LoggedSet
+from dar.config.realignment import TRACESpec
+from dar.config.run import RunSpec
+from dar.data.logged import LoggedSet
 from dar.errors import CheckpointError, DataError
 from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
-from dar.policy import Policy
+from dar.policy.policy import Policy
 from dar.rewards import Oracle, ask_oracle, load_function
 from dar.train.display import Display
 from dar.train.impact import gradient_agreement

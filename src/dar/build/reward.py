@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from dar.build.judge import build_judge_reward
 from dar.build.model_reward import build_model_reward, check_model_reward
-from dar.config import (
+from dar.config.model_reward import ModelRewardSpec
+from dar.config.rewards import (
     AnyReward,
-    ComputeSpec,
     DiversityRewardSpec,
-    FormatRewardSpec,
     FunctionRewardSpec,
-    IFEvalRewardSpec,
-    JsonSchemaRewardSpec,
     JudgeRewardSpec,
     LengthPenaltySpec,
     LengthRewardSpec,
-    MathRewardSpec,
     MissingEosPenaltySpec,
-    ModelRewardSpec,
     PatternCountRewardSpec,
-    ReasoningGymRewardSpec,
     RegexRewardSpec,
-    SandboxedRewardSpec,
-    SandboxSpec,
     SentimentRewardSpec,
     TokenCostSpec,
     reward_name,
+)
+from dar.config.run import ComputeSpec
+from dar.config.verifiable import (
+    FormatRewardSpec,
+    IFEvalRewardSpec,
+    JsonSchemaRewardSpec,
+    MathRewardSpec,
+    ReasoningGymRewardSpec,
+    SandboxedRewardSpec,
+    SandboxSpec,
 )
 from dar.rewards import Reward, RewardFunction, builtin, load_function, verifiable
 from dar.rewards.group import diversity

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple
 from typing import Any
 
-import torch
 from peft import TaskType
 
-from dar.build.data import context_length
+from dar.build.data import context_length, fingerprint
 from dar.build.device import resolve_precision
-from dar.config import RewardModelSpec, SourceSpec
-from dar.data import load_rows, read_pairs
-from dar.data.pairs import TokenPair, tokenize_pairs
+from dar.config.data import SourceSpec
+from dar.config.reward_model import RewardModelSpec
+from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs
+from dar.data.sources import load_rows
 from dar.errors import ConfigError
 from dar.policy.classifier import make_classifier
 from dar.policy.loading import add_lora, load_config, load_tokenizer
-from dar.policy.policy import fingerprint
+from dar.policy.policy import fingerprint as weights_fingerprint
 from dar.policy.score_model import ScoreModel
 from dar.train.display import Display
 from dar.train.environment import describe_environment, settle_heap
@@ -44,13 +45,14 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
     context = context_length(load_config(spec.model))
     pairs = build_pairs(spec, spec.data.train, tokenizer, context)
     heldout = [] if spec.data.heldout is None else build_pairs(spec, spec.data.heldout, tokenizer, context)
-    folder = RunFolder(spec.output_dir)
+    tables = {"data.train": pairs, "data.heldout": heldout}
+    folder = RunFolder(spec.output_dir, {name: fingerprint(map(astuple, table)) for name, table in tables.items()})
     if resume:
         folder.require_same_recipe(spec, allow_changes=False)
     else:
         folder.require_new()
     model = make_classifier(spec.model, tokenizer)
-    initial = fingerprint(model)
+    initial = weights_fingerprint(model)
     model = _made_trainable(model, spec).to(precision.device)
     module = ScoreModel(model)
     loop = RewardModelLoop(
@@ -80,9 +82,7 @@ def build_pairs(spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, conte
 def _made_trainable(model: Any, spec: RewardModelSpec) -> Any:
     lora = spec.model.lora
     if lora is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            model = add_lora(model, lora, TaskType.SEQ_CLS)
+        model = add_lora(model, lora, TaskType.SEQ_CLS, seed=spec.seed)
     if spec.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:

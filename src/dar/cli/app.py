@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.text import Text
 
 from dar import __version__
 from dar.cli.compare import compare
@@ -19,6 +18,7 @@ from dar.cli.report import report, watch
 from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
 from dar.cli.train import plan, train
+from dar.console import Console, LogHandler
 from dar.errors import ConfigError, DarError
 
 app = typer.Typer(
@@ -44,12 +44,8 @@ def common(
     ] = False,
 ) -> None:
     """Options of every command."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        # Not among the results: what a command prints may be read by another program.
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
+    logging.captureWarnings(True)
     _settings["debug"] = debug
 
 
@@ -64,14 +60,20 @@ for command in (sample, judge, report, watch):
 
 def main() -> None:
     """Entry point: an error the library raises on purpose becomes one paragraph and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows no π is no reason to lose a result.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except DarError as error:
-        if _settings["debug"]:
-            raise
-        kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
-        Console(stderr=True).print(Text(f"dar{kind}: {error}"), soft_wrap=True)
-        sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
+    except Exception as error:
+        if isinstance(error, DarError) and not _settings["debug"]:
+            kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
+            Console(stderr=True).print(f"dar{kind}: {error}", soft_wrap=True)
+            sys.exit(2)
+        # Python would print what the error quotes as it is.
+        Console(stderr=True).print(traceback.format_exc(), soft_wrap=True)
+        sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from dar.errors import ConfigError
+from dar.shown import redacted
 
 if TYPE_CHECKING:
     from dar.config.base import Spec
@@ -44,8 +46,15 @@ def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], 
         raise ConfigError(f"{command}: " + "; ".join(explain(error, values))) from error
 
 
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """JSON on standard output: for programs, and in ASCII alone, so that none of it does anything to a terminal."""
+    typer.echo(redacted(json.dumps(value, indent=indent)))
+
+
 def hide_file_progress() -> None:
-    """transformers' bars tell of files, not of the run, and would break up ours."""
+    """transformers' bars tell of files, not of the run, and would break up ours; its warnings become ours."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()

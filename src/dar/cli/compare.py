@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from dar.cli.common import AsJson, Overrides, Recipe
+from dar.cli.common import AsJson, Overrides, Recipe, print_json
+from dar.console import Console
+from dar.paths import expanded
 
 
 def compare(
@@ -28,7 +28,7 @@ def compare(
         ),
     ],
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with seeds 0, 1, …")] = 1,
     learning_rates: Annotated[
         str | None,
         typer.Option(
@@ -47,14 +47,17 @@ def compare(
     Run it again to continue, or with further methods beside these to add them: runs that are finished, or that an
     alert has stopped, are not repeated.
     """
-    from dar.compare import at_learning_rates, parse_arms, plot_frontier, run_all, summarize
+    from dar.compare.arms import at_learning_rates, parse_arms
+    from dar.compare.runs import run_all
+    from dar.compare.summary import plot_frontier, summarize
 
     # With --json only comparison.json's content goes to standard output.
     console = Console(stderr=as_json)
     arms = parse_arms(algorithms)
     if learning_rates is not None:
         arms = at_learning_rates(arms, learning_rates)
-    outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, lambda text: console.print(Text(text)))
+    out = Path(expanded(out))
+    outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print)
     summary = summarize(outcomes)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -63,14 +66,14 @@ def compare(
         plot_frontier(summary, out / "frontier.png")
         written.append(out / "frontier.png")
         if not as_json:
-            console.print(Text(_heading(summary)))
+            console.print(_heading(summary))
             console.print(comparison_table(summary))
     for run in summary["runs"]:
         if run["stopped_by"]:
-            console.print(Text(_stopped(run)))
-    console.print(Text(", ".join(map(str, written))))
+            console.print(_stopped(run))
+    console.print(", ".join(map(str, written)))
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        print_json(summary)
     if summary["failed"]:
         raise typer.Exit(1)
 
@@ -103,7 +106,7 @@ def _heading(summary: dict[str, Any]) -> str:
 
 
 def comparison_table(summary: dict[str, Any]) -> Table:
-    """What `dar.compare.summarize` found: every method's best learning rate first, the other rates below."""
+    """What `dar.compare.summary.summarize` found: every method's best learning rate first, the other rates below."""
     methods, tried = list(summary["methods"].values()), summary["tried"]
     # Without frames the figures of one seed fit into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress, print_json
 from dar.cli.evaluate_benchmarks import gsm8k, ifeval
 from dar.cli.evaluate_options import MaxTokens, NumPrompts, Plain, Seed, Temperature, note
 from dar.cli.mt_bench import mt_bench
+from dar.console import Console
 from dar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ eval_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Resamples = Annotated[int, typer.Option(min=20, help="Draws of the bootstrap.")]
+Resamples = Annotated[int, typer.Option(min=20, max=1_000_000, help="Draws of the bootstrap.")]
 
 
 @eval_app.command("win-rate")
@@ -177,7 +176,7 @@ def agreement(
         chosen = agreements.choices_of(judged)
     result = agreements.agreement(labeled.pairs, chosen, judged)
     if as_json:
-        typer.echo(json.dumps(agreement_json(result, labeled), indent=2, ensure_ascii=False))
+        print_json(agreement_json(result, labeled))
     else:
         print_agreement(Console(), str(preferences), result, labeled)
 
@@ -203,7 +202,7 @@ def _show_win_rate(
         controlled = length_controlled(pairs, difficulty, resamples=resamples, seed=seed)
     result = rates.win_rate(pairs, resamples=resamples, seed=seed)
     if as_json:
-        typer.echo(json.dumps(win_rate_json(result, controlled), indent=2, ensure_ascii=False))
+        print_json(win_rate_json(result, controlled))
     else:
         print_win_rate(Console(), title, result, controlled)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress, print_json
 from dar.cli.evaluate_options import MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
+from dar.console import Console
 
 if TYPE_CHECKING:
     from dar.evaluate.benchmarks import IFEval, Share
@@ -47,7 +46,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
         hide_file_progress()
         result, tables = measure(model, prompts, out, Sampling(max_tokens, temperature, seed, plain, num_prompts))
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
+            print_json(dataclasses.asdict(result))
             return
         for title, shares in tables.items():
             print_shares(Console(), title, shares)

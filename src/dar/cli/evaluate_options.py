@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same completions and intervals.")]
+from dar.console import Console
+
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same completions and intervals.")
+]
 Out = Annotated[
     Path, typer.Option(help="Folder of settings, completions and results. Run again to continue.", show_default=False)
 ]
@@ -21,4 +23,4 @@ NumPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prom
 
 def note(text: str) -> None:
     """Progress is for people: results on standard output stay clean."""
-    Console(stderr=True).print(Text(text, style="dim"))
+    Console(stderr=True).print(text, style="dim")

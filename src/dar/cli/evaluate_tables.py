@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from dar.console import Console
 from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
 from dar.evaluate.intervals import Interval
@@ -70,9 +69,9 @@ def print_win_rate(console: Console, title: str, result: WinRate, controlled: Le
         table.add_row("standard error", f"{result.standard_error:.2f}", "")
     console.print(table)
     failed = f"; {result.num_failed} pairs were not judged and are left out" if result.num_failed else ""
-    _line(console, f"{overall.wins} wins, {overall.ties} ties, {overall.losses} losses{failed}")
+    console.print(f"{overall.wins} wins, {overall.ties} ties, {overall.losses} losses{failed}")
     if controlled is not None:
-        _line(console, _fit_in_words(controlled))
+        console.print(_fit_in_words(controlled))
     if result.categories:
         console.print(_tallies(result.categories))
     _print_position(console, result)
@@ -90,20 +89,19 @@ def print_agreement(console: Console, title: str, result: Agreement, labeled: La
     console.print(table)
     if result.annotators is not None:
         people = result.annotators
-        _line(
-            console,
+        console.print(
             f"{people.num_annotators} annotators agree with each other on {people.agreement:.1f} % of pairs, Cohen κ "
             f"{_number(people.kappa, '.3f')} (means over pairs of annotators)",
         )
     if result.orders is not None:
-        _line(console, f"the two orders give different outcomes for {result.orders.disagreement:.1f} % of pairs")
+        console.print(f"the two orders give different outcomes for {result.orders.disagreement:.1f} % of pairs")
     for number, what in (
         (len(labeled.skipped), "rows were skipped: their two prompts differ"),
         (result.num_unlabeled, "pairs have no majority of annotators and are left out"),
         (result.num_unchosen, "pairs have no choice and are left out"),
     ):
         if number:
-            _line(console, f"{number} {what}")
+            console.print(f"{number} {what}")
     if result.subsets:
         console.print(_subsets(result))
 
@@ -112,15 +110,15 @@ def print_mt_bench(console: Console, title: str, result: MTBench) -> None:
     table = _table(title, "", "both turns", "first turn", "second turn", "rated", "not rated")
     for name, row in {"overall": result.overall, **result.categories}.items():
         scores = (_score(score) for score in (row.both, row.first, row.second))
-        table.add_row(Text(name), *scores, str(row.both.num_ratings), str(row.both.num_failed))
+        table.add_row(name, *scores, str(row.both.num_ratings), str(row.both.num_failed))
     console.print(table)
-    _line(console, "ratings from 1 to 10 ± standard error over questions")
+    console.print("ratings from 1 to 10 ± standard error over questions")
     for number, what in (
         (result.num_unreadable, "answers of the judge hold no rating"),
         (result.num_unanswered, "requests got no answer from the judge: the same command asks again"),
     ):
         if number:
-            _line(console, f"{number} {what}; what is not rated is left out of the means")
+            console.print(f"{number} {what}; what is not rated is left out of the means")
 
 
 def _score(score: Score) -> str:
@@ -144,18 +142,18 @@ def _tallies(categories: dict[str, Tally]) -> Table:
     table = _table("by category", "", "win rate %", "95 % Wilson", "wins", "ties", "losses")
     for name, row in categories.items():
         counts = (str(number) for number in (row.wins, row.ties, row.losses))
-        table.add_row(Text(name), f"{row.win_rate:.2f}", _interval(row.wilson), *counts)
+        table.add_row(name, f"{row.win_rate:.2f}", _interval(row.wilson), *counts)
     return table
 
 
 def _print_position(console: Console, result: WinRate) -> None:
     if result.position is None:
-        _line(console, "position bias: not known, the judgements do not say which completion was shown first")
+        console.print("position bias: not known, the judgements do not say which completion was shown first")
         return
     text = f"position bias: the completion shown first wins {result.position.first_shown_win_rate:.1f} %"
     if result.position.disagreement is not None:
         text += f"; the two orders give different outcomes for {result.position.disagreement:.1f} % of pairs"
-    _line(console, text)
+    console.print(text)
 
 
 def _print_length(console: Console, result: WinRate) -> None:
@@ -164,7 +162,7 @@ def _print_length(console: Console, result: WinRate) -> None:
     if length.longer_wins is not None and length.longer_wins_wilson is not None:
         wilson = _interval(length.longer_wins_wilson)
         text += f"; the longer one wins {length.longer_wins:.1f} % of {length.num_decided} decided pairs ({wilson})"
-    _line(console, text)
+    console.print(text)
     table = _table("by length difference (model less baseline, characters)", "", "win rate %", "pairs")
     for one in length.bins:
         table.add_row(f"{one.low:+d} … {one.high:+d}", f"{one.win_rate:.2f}", str(one.num_pairs))
@@ -175,7 +173,7 @@ def _subsets(result: Agreement) -> Table:
     table = _table("by subset", "", "accuracy %", "95 % Wilson", "longer wins %", "pairs")
     for name, (chosen, longer) in result.subsets.items():
         cells = ("", "") if chosen is None else _accuracy_cells(chosen)[:2]
-        table.add_row(Text(name), *cells, _number(longer.accuracy, ".1f"), str(longer.num_pairs))
+        table.add_row(name, *cells, _number(longer.accuracy, ".1f"), str(longer.num_pairs))
     return table
 
 
@@ -185,15 +183,11 @@ def _accuracy_cells(row: Accuracy) -> tuple[str, str, str, str]:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column(first)
     for name in columns:
         table.add_column(name, justify="right")
     return table
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(Text(text))
 
 
 def _interval(interval: Interval) -> str:
@@ -207,5 +201,5 @@ def _number(value: float | None, form: str) -> str:
 def print_shares(console: Console, title: str, shares: dict[str, Share]) -> None:
     table = _table(title, "", "%", "95 % Wilson", "of")
     for name, share in shares.items():
-        table.add_row(Text(name), f"{share.percent:.1f}", _interval(share.interval), str(share.n))
+        table.add_row(name, f"{share.percent:.1f}", _interval(share.interval), str(share.n))
     console.print(table)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dar.cli.common import spec_of
+from dar.cli.common import print_json, spec_of
+from dar.console import Console
 from dar.errors import DataError
 
 if TYPE_CHECKING:
-    from dar.config import JudgeRewardSpec
+    from dar.config.rewards import JudgeRewardSpec
 
 
 class JudgeMode(StrEnum):
@@ -53,7 +52,7 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per row instead of a summary.")] = False,
 ) -> None:
     """Score completions with a judge, or compare two: exactly as the reward of type judge does."""
-    from dar.config import JudgeRewardSpec
+    from dar.config.rewards import JudgeRewardSpec
     from dar.tables import read_table, rows_of
 
     spec = spec_of(
@@ -75,7 +74,7 @@ def judge(
     results = _judged(spec, rows, needed)
     if as_json:
         for result in results:
-            typer.echo(json.dumps(result, ensure_ascii=False))
+            print_json(result, indent=None)
     else:
         Console().print(_summary(results, file))
     if any("failed" in result for result in results):
@@ -90,15 +89,11 @@ def _require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], 
 
 
 def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
-    from dar.data.messages import is_conversation
+    from dar.data.messages import text_of
 
     for number, row in enumerate(rows):
         for name in columns:
-            if not isinstance(row[name], str) and not is_conversation(row[name]):
-                raise DataError(
-                    f"{file}: row {number}: {name} must be text or a list of messages with role and content, found "
-                    f"{row[name]!r:.100}"
-                )
+            text_of(row[name], f"{file}: row {number}: {name}")
 
 
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:

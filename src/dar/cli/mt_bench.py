@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dar.cli.common import AsJson, hide_file_progress, spec_of
+from dar.cli.common import AsJson, hide_file_progress, print_json, spec_of
 from dar.cli.evaluate_options import MaxTokens, Out, Seed, note
+from dar.console import Console
 
 
 def mt_bench(
@@ -52,7 +51,7 @@ def mt_bench(
     judge_prompts.jsonl --base-url http://127.0.0.1:8000/v1 --judge-model JUDGE --out evals/mt-bench
     """
     from dar.cli.evaluate_tables import print_mt_bench
-    from dar.config import JudgeEndpointSpec
+    from dar.config.judge import JudgeEndpointSpec
     from dar.mt_bench import Answering, Files, run_mt_bench
 
     endpoint = {"base_url": base_url, "model": judge_model, "api_key_env": api_key_env}
@@ -62,6 +61,6 @@ def mt_bench(
     files = Files(questions, references, judge_prompts)
     result = run_mt_bench(model, files, judge, out, Answering(max_tokens, temperature, seed, num_questions), note)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
+        print_json(dataclasses.asdict(result))
     else:
         print_mt_bench(Console(), f"MT-Bench: {model}, judged by {judge_model}", result)

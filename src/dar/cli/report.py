@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from dar.cli.common import AsJson
+from dar.cli.common import AsJson, print_json
+from dar.console import Console
 from dar.errors import CheckpointError, ConfigError
+from dar.paths import expanded
 
 Runs = Annotated[
     list[Path],
@@ -40,6 +39,7 @@ def report(
 
     found = load_runs(runs)
     target = out or (found[0].path / "report.html" if len(found) == 1 else Path("report.html"))
+    target = Path(expanded(target))
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: -o is the file to write, such as {target / 'report.html'}")
     page = render_page(found)
@@ -49,12 +49,12 @@ def report(
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     console = Console(stderr=as_json)
-    console.print(Text(f"{target} ({len(page.encode()) / 1e6:.1f} MB)"), soft_wrap=True)
+    console.print(f"{target} ({len(page.encode()) / 1e6:.1f} MB)", soft_wrap=True)
     if png is not None:
-        written = write_pictures(found, png)
-        console.print(Text(f"{len(written)} pictures in {png}"), soft_wrap=True)
+        written = write_pictures(found, Path(expanded(png)))
+        console.print(f"{len(written)} pictures in {png}", soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps({"report": str(target)} | record(found), indent=2))
+        print_json({"report": str(target)} | record(found))
 
 
 def watch(
@@ -71,8 +71,8 @@ def watch(
     load_runs(runs)  # what is wrong with a folder is said here, not in the browser
     console = Console()
     with ReportServer(runs, host, port) as server:
-        console.print(Text(f"{server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+        console.print(f"{server.url}   (Ctrl-C ends it)", soft_wrap=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            console.print(Text("stopped"))
+            console.print("stopped")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from dar.cli.common import Overrides, Recipe, hide_file_progress
+from dar.cli.common import Overrides, Recipe, hide_file_progress, print_json
+from dar.console import Console
 
 
 def reward_model(
@@ -25,19 +23,19 @@ def reward_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a reward model on preference pairs (Bradley–Terry); Ctrl-C finishes the step and saves."""
-    from dar.config import RewardModelSpec
+    from dar.config.reward_model import RewardModelSpec
     from dar.recipe import load_recipe
 
     spec = load_recipe(recipe, overrides or [], kind=RewardModelSpec)
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.build import build_reward_model_loop
+    from dar.build.reward_model import build_reward_model_loop
     from dar.reward_training import run_reward_model
 
     hide_file_progress()
     loop = build_reward_model_loop(spec, resume=resume, quiet=as_json)
     result = run_reward_model(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
+        print_json(dataclasses.asdict(result))
     elif "after" in result.evaluation:
         Console().print(_table(result.evaluation, result.output_dir))
     if result.steps < result.num_steps:
@@ -63,7 +61,7 @@ def _table(evaluation: dict[str, Any], title: str) -> Table:
     table.add_section()
     for first, last in zip(before["by_length_difference"], after["by_length_difference"], strict=True):
         cells = [f"{row['accuracy']:.1%} ± {row['se']:.1%}" for row in (first, last)]
-        table.add_row(Text(f"chosen longer by {_range(last)} ({last['num_pairs']})"), *cells)
+        table.add_row(f"chosen longer by {_range(last)} ({last['num_pairs']})", *cells)
     return table
 
 

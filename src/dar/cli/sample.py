@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from dar.cli.common import AsJson, hide_file_progress
+from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.console import Console
 from dar.errors import ConfigError
 
 
@@ -23,7 +21,9 @@ def sample(
     prompt: Annotated[str, typer.Argument(help="What to say to it; '-' reads standard input.", show_default=False)],
     num: Annotated[
         int | None,
-        typer.Option("--num", "-n", min=1, help="Completions. [default: 3; 1 with --greedy]", show_default=False),
+        typer.Option(
+            "--num", "-n", min=1, max=1_000_000, help="Completions. [default: 3; 1 with --greedy]", show_default=False
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per completion.")] = 128,
     min_tokens: Annotated[int, typer.Option(min=0, help="Tokens before a completion may end with EOS.")] = 0,
@@ -37,16 +37,17 @@ def sample(
         list[str] | None,
         typer.Option(help="End a completion before this text; may be repeated.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same completions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same completions.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
-    from dar.build import build_prompts, context_length, resolve_precision
-    from dar.policy import Policy
+    from dar.build.data import build_prompts, context_length
+    from dar.build.device import resolve_precision
     from dar.policy.loading import load_model, load_tokenizer
+    from dar.policy.policy import Policy
     from dar.recipe import build_spec
-    from dar.rollout import InProcessEngine, SamplingKey
+    from dar.rollout.engine import InProcessEngine, SamplingKey
     from dar.rollout.truncation import Decoding
 
     hide_file_progress()
@@ -86,16 +87,16 @@ def sample(
     found = list(zip(rollouts.texts, rollouts.finish_reasons, strict=True))
     if as_json:
         rows = [{"completion": completion, "finish_reason": reason} for completion, reason in found]
-        typer.echo(json.dumps({"prompt": prompts.prompts[0].content, "completions": rows}, indent=2))
+        print_json({"prompt": prompts.prompts[0].content, "completions": rows})
     else:
         _show(found)
     # Not among the completions: the same call prints the same completions, but never takes the same time.
     speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens per second"
-    Console(stderr=True).print(Text(speed, style="dim"))
+    Console(stderr=True).print(speed, style="dim")
 
 
 def _show(completions: Sequence[tuple[str, str]]) -> None:
     console = Console()
     for index, (completion, reason) in enumerate(completions, start=1):
-        console.print(Text(f"── {index} ({reason}) ──", style="dim"))
-        console.print(Text(completion), soft_wrap=True)
+        console.print(f"── {index} ({reason}) ──", style="dim")
+        console.print(completion, soft_wrap=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress
+from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress, print_json
+from dar.console import Console
 
 if TYPE_CHECKING:
-    from dar.config import RunSpec
+    from dar.config.run import RunSpec
     from dar.plan import Plan
 
 
@@ -33,7 +31,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
     hide_file_progress()
     found = make_plan(spec)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json(dataclasses.asdict(found))
     else:
         Console().print(_plan_table(str(recipe), spec, found))
 
@@ -65,7 +63,7 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
         ),
         ("run folder", spec.output_dir),
     ):
-        table.add_row(label, Text(value))
+        table.add_row(label, value)
     return table
 
 
@@ -89,7 +87,7 @@ def train(
 
     spec = load_recipe(recipe, overrides or [])
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.build import build_loop
+    from dar.build.loop import build_loop
     from dar.report.record import run_record
     from dar.report.run import load_run
     from dar.trainer import run_loop
@@ -100,14 +98,14 @@ def train(
     loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet, console=console)
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if as_json and loop.accelerator.is_main_process:
-        typer.echo(json.dumps(run_record(load_run(loop.folder.path)), indent=2))
+        print_json(run_record(load_run(loop.folder.path)))
     if result.steps < spec.steps and result.stopped_by is not None:
         # Whoever asked for quiet still wants to know why there is no model.
         reason = f"the alert {result.stopped_by.rule}: {result.stopped_by.message}"
         text = (
             f"dar: stopped after step {result.steps} of {spec.steps} by {reason}. Continue all the same with --resume."
         )
-        Console(stderr=True).print(Text(text), soft_wrap=True)
+        Console(stderr=True).print(text, soft_wrap=True)
         raise typer.Exit(3)
     if result.steps < spec.steps:
         loop.display.note(f"stopped after step {result.steps} of {spec.steps}; continue with --resume")

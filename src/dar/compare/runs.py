@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dar.compare.arms import Arm
-from dar.config import RunSpec
+from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
 from dar.recipe import load_recipe
 from dar.report.run import Alert, load_run

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dar.compare.runs import Outcome
 from dar.report.statistics import mean_interval
+from dar.shown import one_line
 from dar.train.run_folder import RunFolder
 
 FIGURES = {
@@ -101,6 +103,7 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": found.mean} | ({} if found.half_width is None else {"half_width": found.half_width})
 
 
+@rc_context({"text.parse_math": False})
 def plot_frontier(summary: dict[str, Any], target: Path) -> None:
     """Held-out reward against KL to π₀, one line per run from the start to its end, as a PNG.
 
@@ -123,11 +126,12 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
         look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
         roots = [math.sqrt(max(kl, 0.0)) for kl, _ in points]
         rewards = [reward for _, reward in points]
-        axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=None if name in labelled else name)
+        label = None if name in labelled else one_line(name, 60)
+        axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=label)
         axes.plot(roots[-1], rewards[-1], "o", color=look["color"])
-        if name not in labelled:
+        if label is not None:
             axes.annotate(
-                name, (roots[-1], rewards[-1]), (5, -3), textcoords="offset points", fontsize=8, color=look["color"]
+                label, (roots[-1], rewards[-1]), (5, -3), textcoords="offset points", fontsize=8, color=look["color"]
             )
         labelled.add(name)
     ticks = [tick for tick in (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if math.sqrt(tick) <= axes.get_xlim()[1]]

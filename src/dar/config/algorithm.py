@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dar.config.base import Spec, unknown_key_message
+from dar.config.base import Spec
 
 ClipHigh = Annotated[float, Field(ge=0)]
 
@@ -21,23 +21,14 @@ class AlgorithmSpec(Spec):
     is_offline: ClassVar[bool] = False
     """Whether the method learns from completions that come with the data, and samples none."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _expand_and_check_keys(cls, value: Any) -> Any:
+    def unknown_key(cls, key: object, type: object) -> str:
         """Names the methods that do have an option this one has not."""
-        if isinstance(value, dict):
-            method = str(value.get("type", cls.model_fields["type"].default))
-            problems = []
-            for key in value:
-                if key not in cls.model_fields:
-                    owners = sorted(name for name, spec in concrete_specs(AlgorithmSpec) if key in spec.model_fields)
-                    if owners:
-                        problems.append(f"{method} has no {key}; these methods do: {', '.join(owners)}")
-                    else:
-                        problems.append(unknown_key_message(key, list(cls.model_fields)))
-            if problems:
-                raise ValueError("; ".join(problems))
-        return value
+        method = type or cls.model_fields["type"].default
+        owners = sorted(name for name, spec in concrete_specs(AlgorithmSpec) if key in spec.model_fields)
+        if not owners:
+            return super().unknown_key(key, type)
+        return f"{method} has no {key}; these methods do: {', '.join(owners)}"
 
 
 def concrete_specs(base: type[AlgorithmSpec]) -> Iterator[tuple[str, type[AlgorithmSpec]]]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dar.intake import is_text
+from dar.shown import one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Rows = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A count of what is held in memory at once, one by one."""
+_MOST_KEYS = 20
 
 
 class Spec(BaseModel):
@@ -29,17 +36,31 @@ class Spec(BaseModel):
         if isinstance(value, dict):
             unknown = [key for key in value if key not in cls.model_fields]
             if unknown:
-                raise ValueError("; ".join(unknown_key_message(key, list(cls.model_fields)) for key in unknown))
+                more = f"; … and {len(unknown) - _MOST_KEYS:,} more" if len(unknown) > _MOST_KEYS else ""
+                method = value.get("type")
+                raise ValueError("; ".join(cls.unknown_key(key, method) for key in unknown[:_MOST_KEYS]) + more)
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value: Any) -> Any:
+        if isinstance(value, str) and ("\0" in value or not is_text(value)):
+            raise ValueError(f"'{one_line(value)}' has a NUL character or half of a surrogate pair, as no file can")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("no number here may be as large as 2**63")
+        for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+            cls._can_be_used(part)
+        return value
 
-def unknown_key_message(key: object, allowed: list[str]) -> str:
-    """`unknown key 'alhpa' (did you mean 'alpha'?); allowed: …`"""
-    return unknown_name_message("key", key, allowed)
+    @classmethod
+    def unknown_key(cls, key: object, type: object) -> str:
+        """What is wrong with a key that the spec does not have; `type` is what the mapping says it is."""
+        return unknown_name_message("key", key, cls.model_fields)
 
 
-def unknown_name_message(what: str, name: object, allowed: list[str]) -> str:
+def unknown_name_message(what: str, name: object, allowed: Iterable[str]) -> str:
     """`unknown metric 'eval/rewrad' (did you mean 'eval/reward'?); allowed: …`"""
-    nearest = difflib.get_close_matches(str(name), allowed, n=1)
+    name = one_line(str(name), 80)
+    nearest = difflib.get_close_matches(name, allowed, n=1)
     hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
     return f"unknown {what} '{name}'{hint}; allowed: {', '.join(allowed)}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dar.config.base import Count, Positive, Spec
+from dar.config.base import Count, Positive, Rows, Spec
 
 
 class HHFormatSpec(Spec):
@@ -120,7 +120,7 @@ class DataSpec(RowsSpec):
 class SamplingSpec(Spec):
     """How completions are drawn. Truncating samplers (top-k, top-p) would change π_t and are not offered."""
 
-    max_completion_length: Count = 256
+    max_completion_length: Rows = 256
     """Most tokens a completion may have."""
     temperature: Positive = 1.0
     """Divides the logits of policy, behaviour policy and reference alike, so the closed form stays exact."""

@@ -46,7 +46,8 @@ class JudgeEndpointSpec(Spec):
     @classmethod
     def _is_a_url_without_secrets(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        is_plain = value.isprintable() and " " not in value and parts.port != 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
             raise ValueError("expected a URL such as http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.password is not None or parts.query:
             raise ValueError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dar.config.base import Count, NotNegative, Positive, Spec
+from dar.config.base import Count, NotNegative, Rows, Spec
 from dar.config.data import RowsSpec
 from dar.config.model import ModelSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.run import CheckpointSpec, ComputeSpec
+from dar.paths import expanded
 
 
 class PairDataSpec(RowsSpec):
@@ -44,15 +45,15 @@ class RewardModelSpec(Spec):
     """The loss of a pair."""
     optim: AnyOptim = Field(default_factory=AdamWSpec)
     """The optimizer: a name, or a mapping with `type`."""
-    pairs_per_step: Count = 16
+    pairs_per_step: Rows = 16
     """Pairs of one optimizer step."""
-    epochs: Positive | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Passes over the pairs, to the nearest step. This or `steps`."""
     steps: Count | None = None
     """Optimizer steps. This or `epochs`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the order of pairs, and of a new adapter's weights."""
-    output_dir: str
+    output_dir: Annotated[str, AfterValidator(expanded)]
     """The run folder."""
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     """What is saved to continue from."""

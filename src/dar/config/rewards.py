@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -199,7 +200,7 @@ def reward_name(spec: RewardSpec) -> str:
 def require_distinct_names(rewards: Sequence[RewardSpec]) -> None:
     """Raises ValueError where two rewards would share their metrics."""
     names = [reward_name(reward) for reward in rewards]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"rewards share a name ({', '.join(repeated)}): give each its own with the key 'name'")
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dar.config.alerts import AnyAlert, expand_alerts, why_blind
 from dar.config.algorithms import AnyAlgorithm
-from dar.config.base import Count, Positive, Spec, unknown_name_message
+from dar.config.base import Count, Positive, Rows, Spec, unknown_name_message
 from dar.config.data import DataSpec, SamplingSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyReward, expand_rewards, require_distinct_names, reward_name
+from dar.paths import expanded
 
 
 class EvaluationSpec(Spec):
@@ -23,7 +24,7 @@ class EvaluationSpec(Spec):
 
     every: Annotated[int, Field(ge=0)] = 0
     """Also every so many steps; 0 = only before and after."""
-    num_generations: Count = 4
+    num_generations: Rows = 4
     """Completions per held-out prompt."""
     max_prompts: Count | None = None
     """Use only the first held-out prompts."""
@@ -104,8 +105,8 @@ class RuntimeSpec(ComputeSpec):
     """Where and how it runs: speed and memory, not the method."""
 
     negligible_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
-    """Rows that together carry at most this share of Σ weight · length are left out of the update; 0 = only rows of
-    weight 0, whose gradient is exactly 0."""
+    """Rows that together move at most this share of √Σ load², over all tokens, are left out of the update
+    (docs/performance.md); 0 = only rows of weight 0, whose gradient is exactly 0."""
     max_cache_tokens: Count = 16384
     """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
     compile_layers: bool = False
@@ -135,15 +136,15 @@ class RunSpec(Spec):
     """How completions are drawn."""
     optim: AnyOptim = Field(default_factory=AdamWSpec)
     """The optimizer: a name, or a mapping with `type`."""
-    prompts_per_step: Count = 32
+    prompts_per_step: Rows = 32
     """Prompts per step, over all ranks."""
-    num_generations: Count = 4
+    num_generations: Rows = 4
     """Completions per prompt (K)."""
     steps: Count
     """Batches of rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the prompt order and of every sampled token."""
-    output_dir: str
+    output_dir: Annotated[str, AfterValidator(expanded)]
     """The run folder."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     """Sampling on held-out prompts."""
@@ -202,6 +203,8 @@ class RunSpec(Spec):
         leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
         if leaves_out and self.num_generations < 2:
             raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
+        if self.prompts_per_step * self.num_generations > 10**7:
+            raise ValueError("prompts_per_step × num_generations is more than ten million completions a step")
         require_distinct_names(self.rewards)
         if self.evaluation.rewards and self.data.heldout is None:
             raise ValueError("evaluation.rewards measure held-out completions, but data.heldout names no prompts")

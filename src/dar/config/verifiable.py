@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dar.config.base import Count, Positive
+from dar.config.base import Positive
 from dar.config.reward import RewardSpec
 
 
@@ -29,7 +29,7 @@ class FunctionPathSpec(RewardSpec):
 class SandboxSpec(RewardSpec):
     """What rewards that run in processes of their own share."""
 
-    workers: Count = 2
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
     """Processes at once."""
     timeout_seconds: Positive = 10.0
     """Most a completion may take; then its process is killed, and the score has failed (`on_failure`)."""
@@ -53,7 +53,7 @@ class MathRewardSpec(SandboxSpec):
     type: Literal["math"] = "math"
     """`math`"""
     column: str = "answer"
-    """Column with the gold answer: a number, LaTeX, or a solution that ends in `#### number` (GSM8K)."""
+    """Column with the gold answer: a number, LaTeX, words, or a solution that ends in `#### number` (GSM8K)."""
 
 
 class ReasoningGymRewardSpec(SandboxSpec):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-from dar.config import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
+from dar.config.data import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
 from dar.errors import DataError
 from dar.tables import Row
 from dar.transcripts import transcript_pair
@@ -20,7 +21,7 @@ def formatted(rows: Sequence[Row], spec: AnyFormat, *, where: str) -> list[Row]:
         DataError: a row is not in this format, unusable rows are to be refused, or none is left.
     """
     kept: list[Row] = []
-    num_left_out = 0
+    left_out: list[Row] = []
     for index, row in enumerate(rows):
         here = f"{where}: row {index}"
         match spec:
@@ -31,23 +32,33 @@ def formatted(rows: Sequence[Row], spec: AnyFormat, *, where: str) -> list[Row]:
         if found is not None:
             kept.append(found)
         elif value == "refuse":
-            raise DataError(f"{here}: {_problem(spec)}. Remove the row, or leave such rows out with format.{key}: skip")
+            raise DataError(
+                f"{here}: {_problem(row, spec)}. Remove the row, or leave such rows out with format.{key}: skip"
+            )
         else:
-            num_left_out += 1
+            left_out.append(row)
     if not kept:
-        raise DataError(f"{where}: no row is left, in all {len(rows)} {_problem(spec)}")
-    if num_left_out:
-        log.warning("%s: %d of %d rows were left out: %s", where, num_left_out, len(rows), _problem(spec))
+        raise DataError(f"{where}: no row is left, in all {len(rows)} {_problem(left_out[0], spec)}")
+    if left_out:
+        log.warning("%s: %d of %d rows were left out: %s", where, len(left_out), len(rows), _problem(left_out[0], spec))
     return kept
 
 
-def _problem(spec: AnyFormat) -> str:
-    """What an unusable row of the format is like."""
+def _problem(row: Row, spec: AnyFormat) -> str:
+    """What an unusable row of the format is like; this is one."""
     match spec:
         case HHFormatSpec():
             return "chosen and rejected differ before the last answer, or an answer is empty"
         case LabelledPairsFormatSpec():
-            return f"column '{spec.label}' has none of the labels {', '.join(spec.columns)}"
+            labels = ", ".join(spec.columns)
+            return f"column '{spec.label}' has none of the labels {labels} (but such as {row[spec.label]!r:.120})"
+
+
+def _label(value: Any) -> str:
+    """A label as text, the same for 1 and 1.0, and for true in JSON, YAML and CSV."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).lower() if str(value).lower() in ("true", "false") else str(value)
 
 
 def _from_transcripts(row: Row, here: str) -> Row | None:
@@ -66,7 +77,7 @@ def _from_labels(row: Row, spec: LabelledPairsFormatSpec, here: str) -> Row | No
     for name in (spec.label, *spec.columns.values()):
         if name not in row:
             raise DataError(f"{here} has no column '{name}'; it has {', '.join(map(str, row)) or 'none'}")
-    better = spec.columns.get(str(row[spec.label]))
+    better = {_label(name): column for name, column in spec.columns.items()}.get(_label(row[spec.label]))
     if better is None:
         return None
     (worse,) = set(spec.columns.values()) - {better}

@@ -10,11 +10,12 @@ from numbers import Real
 from typing import Any, Literal
 
 from dar.batch import FinishReason, Message, Prompt
-from dar.config import DataSpec
-from dar.data.messages import is_conversation
+from dar.config.data import DataSpec
+from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError
-from dar.tables import Row
+from dar.policy.rendering import chat_text, text_ids
+from dar.tables import Row, typed
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +155,10 @@ def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
         if column in row:
             found.append(row)
             continue
-        chosen, rejected = row["chosen"], row["rejected"]
-        if not (is_conversation(chosen) and is_conversation(rejected)):
+        chosen, rejected = (
+            read_conversation(row[name], f"{where}: row {index}: '{name}'") for name in COLUMNS["preferences"]
+        )
+        if chosen is None or rejected is None:
             raise DataError(
                 f"{where}: row {index} has no column '{column}', so chosen and rejected must be lists of messages that "
                 "begin alike: in plain text nobody can tell where the prompt ends. Give the prompt a column of its own "
@@ -166,7 +169,7 @@ def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
         shared = next((place for place in range(most) if chosen[place] != rejected[place]), most)
         if shared == 0 or max(len(chosen), len(rejected)) > shared + 1:
             apart.append(index)
-        found.append({**row, column: list(chosen[:shared])})
+        found.append({**row, column: chosen[:shared]})
     if apart:
         raise DataError(
             f"{where}: in {len(apart)} of {len(rows)} rows (rows {some_rows(apart)}) chosen and rejected are not the "
@@ -185,16 +188,14 @@ def _labelled(prompt: Prompt, kind: Kind, where: str) -> list[tuple[Any, float]]
         case "preferences":
             return [(columns["chosen"], 1.0), (columns["rejected"], 0.0)]
         case "verdicts":
-            for name in COLUMNS[kind][2:]:
-                if not isinstance(columns[name], bool):
+            verdicts = [typed(columns[name]) for name in COLUMNS[kind][2:]]
+            for name, verdict in zip(COLUMNS[kind][2:], verdicts, strict=True):
+                if not isinstance(verdict, bool):
                     raise DataError(
                         f"{where}: row {index}: '{name}' must be true (the completion complies with the new rules) or "
                         f"false, found {columns[name]!r:.120}"
                     )
-            return [
-                (columns["chosen"], float(columns["chosen_complies"])),
-                (columns["rejected"], float(columns["rejected_complies"])),
-            ]
+            return [(columns["chosen"], float(verdicts[0])), (columns["rejected"], float(verdicts[1]))]
         case "rewards":
             for name in COLUMNS[kind]:
                 if isinstance(columns[name], str | Mapping) or not isinstance(columns[name], Iterable):
@@ -216,14 +217,14 @@ def answer(completion: Any, prompt: str | list[Message], here: str) -> Message:
     """
     if isinstance(completion, str):
         message: Message = {"role": "assistant", "content": completion}
-    elif is_conversation(completion):
+    elif (messages := read_conversation(completion, f"{here}: a completion")) is not None:
         if isinstance(prompt, str):
             raise DataError(
                 f"{here}: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true, or "
                 "give the prompt as messages too"
             )
-        *before, message = completion
-        roles = ", ".join(str(each["role"]) for each in completion)
+        *before, message = messages
+        roles = ", ".join(each["role"] for each in messages)
         if before and prompt[-len(before) :] != before:
             raise DataError(
                 f"{here}: a completion must be one message, before which only the prompt's may stand once more; found "
@@ -233,8 +234,6 @@ def answer(completion: Any, prompt: str | list[Message], here: str) -> Message:
             raise DataError(f"{here}: a completion must end with a message of the assistant's, found {roles}")
     else:
         raise DataError(f"{here}: a completion must be a string or a list of messages, found {completion!r:.120}")
-    if not isinstance(message["content"], str):
-        raise DataError(f"{here}: a completion's content must be a string, found {message['content']!r:.120}")
     return message
 
 
@@ -243,19 +242,23 @@ def _tokenize(
 ) -> tuple[int, ...]:
     here = f"{where}: row {prompt.position}"
     if isinstance(prompt.content, str):
-        ids = tuple(tokenizer(message["content"], add_special_tokens=False)["input_ids"])
+        ids = text_ids(tokenizer, message["content"])
     else:
-        try:
-            whole = tokenizer.apply_chat_template([*prompt.content, message], return_dict=True)
-        except Exception as error:
-            raise DataError(f"{here}: the chat template refuses the prompt with its completion: {error}") from error
-        start = len(prompt.token_ids)
-        if tuple(whole["input_ids"][:start]) != prompt.token_ids:
-            raise DataError(
-                f"{here}: the chat template does not continue the prompt's tokens with the completion's, so they "
-                "cannot be told apart"
-            )
-        ids = tuple(whole["input_ids"][start:])
+        whole, start = chat_text(tokenizer, [*prompt.content, message], here=here), len(prompt.token_ids)
+        ids = text_ids(tokenizer, whole)
+        if ids[:start] == prompt.token_ids:
+            ids = ids[start:]
+        else:
+            # The prompt ends inside a token of the whole. Who is given its tokens goes on with others, and so do these.
+            before = chat_text(tokenizer, prompt.content, here=here, is_prompt=True)
+            if not whole.startswith(before):
+                raise DataError(
+                    f"{here}: the chat template writes the prompt differently when its completion follows (one that "
+                    "opens the model's thoughts by itself does), so nobody can tell where the completion begins. Give "
+                    "both as strings: the prompt as tokenizer.apply_chat_template(prompt, tokenize=False, "
+                    "add_generation_prompt=True) writes it, and what the model is to write behind that"
+                )
+            ids = text_ids(tokenizer, whole[len(before) :])
     if not ids:
         raise DataError(f"{here}: the completion {message['content']!r:.120} has no tokens")
     # Templates put a newline or the like behind the turn; a sampled completion ends at EOS.

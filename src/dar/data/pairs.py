@@ -10,12 +10,13 @@ from numbers import Real
 from typing import Any
 
 from dar.batch import Message
-from dar.config import PairDataSpec, RowsSpec
+from dar.config.data import RowsSpec
+from dar.config.reward_model import PairDataSpec
 from dar.data.logged import answer, readable
 from dar.data.prompts import prompt_content, some_rows
 from dar.errors import DataError
 from dar.policy.rendering import render
-from dar.tables import Row
+from dar.tables import Row, typed
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ def tokenize_pairs(
 
 
 def _margin(row: Row, column: str, here: str) -> float:
-    margin = row.get(column)
+    found = row.get(column)
+    margin = typed(found)
     if isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin):
-        raise DataError(f"{here}: the margin in column '{column}' must be a finite number, found {margin!r:.120}")
+        raise DataError(f"{here}: the margin in column '{column}' must be a finite number, found {found!r:.120}")
     return float(margin)

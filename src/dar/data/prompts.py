@@ -6,13 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from dar.batch import Message, Prompt
-from dar.config import DataSpec, RowsSpec
-from dar.data.messages import is_conversation
+from dar.config.data import DataSpec, RowsSpec
+from dar.data.messages import read_conversation
 from dar.data.order import ShuffledOrder
 from dar.errors import ConfigError, DataError
+from dar.policy.rendering import prompt_ids
 from dar.tables import Row
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def prepare_prompts(
     too_long: list[int] = []
     for index, row in enumerate(rows):
         content = prompt_content(row, spec, index, where)
-        token_ids = _tokenize(content, tokenizer, index, where)
+        token_ids = prompt_ids(tokenizer, content, here=f"{where}: row {index}")
         if not token_ids:
             raise DataError(f"{where}: row {index}: the prompt {content!r} has no tokens")
         if max_prompt_length is not None and len(token_ids) > max_prompt_length:
@@ -132,30 +133,15 @@ def prompt_content(row: Row, spec: RowsSpec, index: int, where: str) -> str | li
                 )
             return found
         found = [{"role": "user", "content": found}]
-    if not is_conversation(found):
+    messages = read_conversation(found, f"{where}: row {index}: '{column}'")
+    if messages is None:
         raise DataError(
             f"{where}: row {index}: '{column}' must be a non-empty string or a list of messages with 'role' and "
-            f"'content', found {str(found)[:120]!r}"
+            f"'content', found {found!r:.120}"
         )
-    messages: list[Message] = [{**message} for message in cast(Sequence[Message], found)]
     if spec.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": spec.system_prompt}, *messages]
     return messages
-
-
-def _tokenize(content: str | list[Message], tokenizer: Any, index: int, where: str) -> tuple[int, ...]:
-    if isinstance(content, str):
-        return tuple(tokenizer(content)["input_ids"])
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            f"{where}: prompts are messages, but the tokenizer has no chat template. Use a chat model, or give prompts "
-            "as plain strings."
-        )
-    try:
-        encoded = tokenizer.apply_chat_template(content, add_generation_prompt=True, return_dict=True)
-    except Exception as error:
-        raise DataError(f"{where}: row {index}: the chat template refuses this conversation: {error}") from error
-    return tuple(encoded["input_ids"])
 
 
 def some_rows(indices: list[int]) -> str:

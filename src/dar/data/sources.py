@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from dar.config import SourceSpec
+from dar.config.data import SourceSpec
 from dar.data.formats import formatted
 from dar.data.splits import select_part
 from dar.errors import DataError
@@ -44,8 +44,8 @@ def load_rows(source: SourceSpec, given: Iterable[Any] | None = None) -> list[Ro
 def _read(path: str, source: SourceSpec) -> Iterable[Any]:
     if path.startswith(PREFIX):
         return puzzle_rows(path)
-    if table_kind(path) in TABLE_KINDS or path.startswith((".", "/", "~")):
-        return read_table(Path(path).expanduser())
+    if table_kind(path) in TABLE_KINDS or path.startswith((".", "/")):
+        return read_table(Path(path))
     return _read_hub(path, source)
 
 

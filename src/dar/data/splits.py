@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dar.config import SplitByHashSpec
-from dar.data.messages import is_conversation
+from dar.config.data import SplitByHashSpec
+from dar.data.messages import read_conversation
 from dar.errors import DataError
 from dar.tables import Row
 
@@ -37,12 +37,12 @@ def select_part(rows: Sequence[Row], spec: SplitByHashSpec, *, where: str) -> li
 def _key(row: Row, column: str, here: str) -> str:
     """What is hashed: the string, or the first thing the user says."""
     value: Any = row.get(column)
-    if is_conversation(value):
-        value = next((message["content"] for message in value if message["role"] == "user"), value[0]["content"])
+    if messages := read_conversation(value, f"{here}: '{column}'"):
+        value = next((each["content"] for each in messages if each["role"] == "user"), messages[0]["content"])
     if not isinstance(value, str):
         raise DataError(
-            f"{here}: split_by_hash needs a string or messages in column '{column}', found "
-            f"{str(row.get(column))[:120]!r}; name another with split_by_hash.column (the row has "
+            f"{here}: split_by_hash needs a string or messages in column '{column}', found {value!r:.120}; "
+            f"name another with split_by_hash.column (the row has "
             f"{', '.join(map(str, row)) or 'none'})"
         )
     return value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from dar.config import (
+from dar.config.alerts import (
     AnyAlert,
     EntropyAlertSpec,
     KLAlertSpec,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import DataError
-from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up
-from dar.tables import Row, read_table, rows_of
+from dar.evaluate.judgements import JudgedPair, Judgement, is_number, judgement_of, pair_up, unit
+from dar.tables import Row, read_table, rows_of, typed
 
 
 def read_judged_pairs(path: Path) -> list[JudgedPair]:
@@ -40,9 +40,9 @@ def alpaca_eval_judgements(rows: Sequence[Row], *, where: str) -> list[Judgement
     first is not in the file.
 
     Raises:
-        DataError: a row lacks a column, or its preference is none of these; more than one model or baseline.
+        DataError: a row lacks a column, or its preference is none of these; more than one model, baseline or annotator.
     """
-    for name, role in (("generator_1", "baseline"), ("generator_2", "model")):
+    for name, role in (("generator_1", "baseline"), ("generator_2", "model"), ("annotator", "annotator")):
         names = sorted({str(row[name]) for row in rows if name in row})
         if len(names) > 1:
             raise DataError(
@@ -62,18 +62,20 @@ def alpaca_eval_judgements(rows: Sequence[Row], *, where: str) -> list[Judgement
                 preference=_preference(row["preference"], f"{where}: row {number}"),
                 model_length=len(row["output_2"]),
                 baseline_length=len(row["output_1"]),
-                category=row.get("dataset"),
+                category=None if row.get("dataset") is None else str(row["dataset"]),
             )
         )
     return judgements
 
 
-def _preference(value: Any, where: str) -> float | None:
+def _preference(found: Any, where: str) -> float | None:
+    value = typed(found)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and (value == 0 or 1 <= value <= 2):
-        return 0.5 if value == 0 else value - 1.0
+    preference = (0.5 if value == 0 else unit(value - 1.0)) if is_number(value) else None
+    if preference is not None:
+        return preference
     raise DataError(
-        f"{where}: preference is {value!r}; AlpacaEval's is 1 (baseline better) to 2 (model better), 0 for a tie, or "
+        f"{where}: preference is {found!r}; AlpacaEval's is 1 (baseline better) to 2 (model better), 0 for a tie, or "
         "null"
     )

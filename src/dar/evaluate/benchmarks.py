@@ -9,7 +9,8 @@ from typing import Any
 from dar.errors import DataError
 from dar.evaluate.intervals import Interval, wilson
 from dar.tables import Row
-from dar.verifiable import check_instructions, is_correct
+from dar.verifiable.ifeval import as_list, check_instructions
+from dar.verifiable.maths import is_correct
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def ifeval(rows: Sequence[Row], completions: Sequence[str]) -> IFEval:
     loose = [_followed(row, text, loose=True) for row, text in zip(rows, completions, strict=True)]
     kinds: dict[str, list[bool]] = {}
     for row, followed in zip(rows, strict, strict=True):
-        for name, value in zip(row["instruction_id_list"], followed, strict=True):
+        for name, value in zip(as_list(row["instruction_id_list"], "instruction_id_list"), followed, strict=True):
             kinds.setdefault(name.partition(":")[0], []).append(value)
     return IFEval(
         prompt_strict=Share.of([all(row) for row in strict]),
@@ -64,7 +65,7 @@ def ifeval(rows: Sequence[Row], completions: Sequence[str]) -> IFEval:
 
 
 def _followed(row: Row, text: str, *, loose: bool) -> list[bool]:
-    return check_instructions(text, row["instruction_id_list"], row["kwargs"], loose=loose)
+    return check_instructions(text, row["instruction_id_list"], row.get("kwargs"), loose=loose)
 
 
 def require_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], where: str) -> None:
@@ -78,12 +79,3 @@ def require_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], whe
 def solved(completion: str, gold: str) -> list[float]:
     """1 where a completion's answer is the gold one, else 0, as the one value of a reward; for a sandbox."""
     return [float(is_correct(completion, gold))]
-
-
-def require_gold_answers(rows: Sequence[Row], where: str) -> None:
-    """Raises DataError where a row's `answer` holds none that can be read."""
-    for number, row in enumerate(rows):
-        try:
-            is_correct("", row["answer"])
-        except DataError as error:
-            raise DataError(f"{where}: row {number}: {error}") from error

@@ -75,7 +75,7 @@ def read_difficulty(path: Path) -> Difficulty:
         difficulties=_column(rows, _DIFFICULTY, path),
         preferences=_column(rows, "preference", path),
     )
-    if not ((gamed.preferences >= 0) & (gamed.preferences <= 1)).all():
+    if not ((gamed.preferences >= -1e-9) & (gamed.preferences <= 1 + 1e-9)).all():
         raise DataError(f"{path}: preference must lie in [0, 1] in every row")
     return Difficulty(by_key, gamed, str(path))
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
+from dar.intake import parse_json, read_text
+from dar.paths import expanded
+from dar.shown import redacted
 
 _SETTINGS = "settings.json"
 
@@ -26,7 +29,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+        self.path = path = Path(expanded(path))
         wanted = json.loads(json.dumps(settings))
         file = path / _SETTINGS
         if file.exists():
@@ -75,7 +78,7 @@ class Lines:
             os.truncate(path, len(whole))
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                self._keep(json.loads(line))
+                self._keep(parse_json(line.decode(), "the text"))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: line {number} is not a row of this evaluation: {error}") from error
 
@@ -84,13 +87,13 @@ class Lines:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rows and has them on the disk when it returns."""
-        rows = [dict(row) for row in rows]
+        lines = [redacted(json.dumps(row, ensure_ascii=False)) for row in rows]
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.writelines(line + "\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
-        for row in rows:
-            self._keep(row)
+        for line in lines:
+            self._keep(json.loads(line))
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[tuple(row[name] for name in self.key)] = row
@@ -103,11 +106,11 @@ def file_digest(path: Path) -> dict[str, str]:
 
 def _read_settings(file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}. Choose another --out.") from error
+        found = parse_json(read_text(file), str(file))
+    except DataError as error:
+        raise ConfigError(f"{error}. Choose another --out.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} holds a {type(found).__name__}. Choose another --out.")
     return found
 
 

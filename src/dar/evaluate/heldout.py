@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dar.algorithms import kl_metrics
+from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
 from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
-from dar.policy import Policy
+from dar.policy.policy import Policy
 from dar.rewards import RewardSet, RewardTable
-from dar.rollout import Engine, SamplingKey
-from dar.rollout.engine import Progress
+from dar.rollout.engine import Engine, Progress, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dar.errors import DataError
-from dar.tables import Row
+from dar.tables import Row, typed
 
 Outcome = Literal["win", "tie", "loss"]
 
@@ -120,7 +120,7 @@ def pair_up(judgements: Iterable[Judgement], *, where: str) -> list[JudgedPair]:
     return [JudgedPair(tuple(group)) for group in found.values()]
 
 
-def judgement_of(row: Row, number: int, where: str) -> Judgement:
+def judgement_of(row: Row, number: int | str, where: str) -> Judgement:
     """A judgement from a row of a judgements file.
 
     Raises:
@@ -138,18 +138,29 @@ def judgement_of(row: Row, number: int, where: str) -> Judgement:
                 if some
             )
         )
-    value: Any = row["preference"]
-    if value is not None and not (_is_number(value) and 0 <= value <= 1):
+    numbers = {name: typed(row.get(name)) for name in ("preference", "model_length", "baseline_length", "model_first")}
+    value = numbers["preference"]
+    numbers["preference"] = unit(value) if is_number(value) else None
+    if value is not None and numbers["preference"] is None:
         raise DataError(f"{where}: row {number}: preference must be a number in [0, 1] or null, found {value!r}")
     for name in ("model_length", "baseline_length"):
-        if not isinstance(row[name], int) or row[name] < 0:
+        if not isinstance(numbers[name], int) or numbers[name] < 0:
             raise DataError(f"{where}: row {number}: {name} must be a count of characters, found {row[name]!r}")
-    if not isinstance(row.get("model_first"), bool | None):
+    if not isinstance(numbers["model_first"], bool | None):
         raise DataError(f"{where}: row {number}: model_first must be true, false or null, found {row['model_first']!r}")
-    return Judgement(**{**row, "pair": str(row["pair"])})
+    for name in ("category", "verdict"):
+        if not isinstance(row.get(name), str | None):
+            raise DataError(f"{where}: row {number}: {name} must be text or null, found {row[name]!r}")
+    return Judgement(**{**row, **numbers, "pair": str(row["pair"])})
 
 
-def _is_number(value: Any) -> bool:
+def unit(value: float) -> float | None:
+    """The value in [0, 1], where sums of probabilities may be off by rounding; None where it is not in there."""
+    return min(1.0, max(0.0, value)) if -1e-9 <= value <= 1 + 1e-9 else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dar.evaluate.folder import Lines
 from dar.evaluate.generate import CHUNK, Content, Note
-from dar.evaluate.judgements import Judgement
+from dar.evaluate.judgements import Judgement, judgement_of
 from dar.judge import PairItem, WinsReward
 from dar.rewards import Failed, Reward, Score
 from dar.rewards.function import Call
@@ -50,7 +50,7 @@ def judge_pairs(pairs: Sequence[PairToJudge], reward: Reward, lines: Lines, note
         # After an interruption between the two lines of a pair, one of them is there already.
         lines.append(dataclasses.asdict(one) for one in found if (one.pair, one.model_first) not in lines)
         note(f"{lines.path.stem}: {len(pairs) - len(missing) + start + len(chunk)} of {len(pairs)}")
-    return [Judgement(**lines.rows[pair.key, order]) for pair in pairs for order in orders]
+    return [judgement_of(lines.rows[pair.key, order], pair.key, str(lines.path)) for pair in pairs for order in orders]
 
 
 def compare_pairs(pairs: Sequence[PairToJudge], reward: WinsReward) -> list[Judgement]:

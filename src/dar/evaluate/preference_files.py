@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dar.errors import DataError
-from dar.tables import Row, read_table, rows_of
+from dar.tables import Row, read_table, rows_of, typed
 from dar.transcripts import transcript_pair
 
 Choice = Literal[0, 1, 2]
@@ -128,14 +128,16 @@ def _placed(number: int, prompt: str | list[dict[str, str]], chosen: str, reject
 def _llmbar(row: Row, number: int) -> LabeledPair:
     completions = (_text(row, "output_1"), _text(row, "output_2"))
     labels = (_choice(row, "label", (1, 2)),)
-    return LabeledPair(str(number), _text(row, "input"), completions, labels, row.get("subset"))
+    subset = None if row.get("subset") is None else _text(row, "subset")
+    return LabeledPair(str(number), _text(row, "input"), completions, labels, subset)
 
 
 def _pandalm(row: Row, number: int) -> LabeledPair:
     names = [f"annotator{index}" for index in range(1, len(row) + 1) if f"annotator{index}" in row]
     prompt = "\n\n".join(text for text in (_text(row, "instruction"), row.get("input") or "") if text)
     # The published file has responses such as True and 4.5, which were text before they were parsed.
-    completions = (str(row["response1"]), str(row["response2"]))
+    plain = {name: str(value) if isinstance(value, bool | int | float) else value for name, value in row.items()}
+    completions = (_text(plain, "response1"), _text(plain, "response2"))
     return LabeledPair(str(number), prompt, completions, tuple(_choice(row, name, (0, 1, 2)) for name in names))
 
 
@@ -146,7 +148,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def _choice(row: Row, name: str, allowed: Sequence[Choice]) -> Choice:
-    value: Any = row[name]
+    value: Any = typed(row[name])
     if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}, found {value!r}")
+        raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}, found {row[name]!r}")
     return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import time
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from dar.errors import ConfigError, RewardError
 from dar.judge.budget import Budget
@@ -18,18 +19,21 @@ from dar.judge.reply import MalformedReply, Reply, read_reply
 from dar.judge.retry import Backoff, Outage, retry_after_seconds
 from dar.judge.template import Messages
 from dar.rewards import Failed
+from dar.shown import keep_secret, one_line
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from httpx2 import AsyncClient, Response
 
-_NO_KEY = "none"
-"""The SDK wants a key even where none is sent."""
 _MALFORMED_TRIES = 3
 """How often a request may be answered with what is no chat completion: such answers may have to be paid for."""
 _RETRIED = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may pass by themselves."""
 _HOPELESS = frozenset({401, 403, 404})
 """Statuses that every other request would get too."""
+_LEAST_BYTES, _MOST_BYTES, _CANDIDATE_BYTES = 2 << 20, 64 << 20, 512
+"""What an answer may hold whatever was asked for, at most, and for each candidate of each token."""
+_ERROR_BYTES = 64 << 10
+_MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Endpoint:
                 "the judge's key begins or ends with white space, or has characters that no HTTP header can have, "
                 "such as the end of a line: set the environment variable that api_key_env names without them"
             )
+        keep_secret(key or "")
+        keep_secret(urlsplit(self.base_url).password or "")
 
     def sampling(self) -> dict[str, Any]:
         """What of a request decides over the answer, beside its messages."""
@@ -79,6 +85,12 @@ class Endpoint:
         given = found | dict(self.parameters)
         # `max_tokens: null` among the parameters takes it out, for servers that know it under another name.
         return {name: value for name, value in given.items() if value is not None}
+
+    def max_bytes(self) -> int:
+        """Most bytes that are read of an answer, after decompression."""
+        asked = self.sampling().items()
+        tokens = max((value for name, value in asked if "tokens" in name and isinstance(value, int)), default=0)
+        return min(_LEAST_BYTES + _CANDIDATE_BYTES * tokens * (1 + self.top_logprobs), _MOST_BYTES)
 
 
 class _Refused(Exception):
@@ -113,24 +125,20 @@ class Client:
     async def session(self) -> AsyncIterator[Session]:
         """Connections for one batch of requests; they belong to the running event loop."""
         # Some tenths of a second that only those who ask a judge need to wait.
-        from openai import AsyncOpenAI  # noqa: PLC0415
+        from httpx2 import AsyncClient, Limits  # noqa: PLC0415
 
-        endpoint = self.endpoint
-        connection = AsyncOpenAI(
-            api_key=endpoint.api_key or _NO_KEY,
-            base_url=endpoint.base_url,
-            max_retries=0,
-            timeout=endpoint.timeout,
-            default_headers=_own_headers(endpoint),
-        )
-        async with connection:
+        headers = {"Accept-Encoding": "gzip, deflate", "Content-Type": "application/json"}
+        if self.endpoint.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
+        # Neither the clock nor the number of connections is left to the client: see `_attempt` and `ask`.
+        async with AsyncClient(headers=headers, timeout=None, limits=Limits()) as connection:
             yield Session(self, connection)
 
 
 class Session:
     """Connections to the endpoint, and the places of those who may use them at once."""
 
-    def __init__(self, client: Client, connection: AsyncOpenAI) -> None:
+    def __init__(self, client: Client, connection: AsyncClient) -> None:
         self._client = client
         self._connection = connection
         self._outage = Outage()
@@ -184,35 +192,31 @@ class Session:
 
     async def _attempt(self, messages: Messages) -> Reply:
         """One request."""
-        from openai import APIConnectionError, APIStatusError, Omit  # noqa: PLC0415 - loaded by the session
+        from httpx2 import HTTPError  # noqa: PLC0415 - loaded by the session
 
         endpoint, client = self._client.endpoint, self._client
+        roles = {"system": messages.system, "user": messages.user}
+        question = {
+            "model": endpoint.model,
+            "messages": [{"role": role, "content": text} for role, text in roles.items()],
+            **endpoint.sampling(),
+        }
+        url = endpoint.base_url.rstrip("/") + "/chat/completions"
         started = time.monotonic()
         try:
             # The deadline is on the whole: a server that sends a byte now and then never makes a read time out.
             async with asyncio.timeout(endpoint.timeout):
-                raw = await self._connection.chat.completions.with_raw_response.create(
-                    model=endpoint.model,
-                    messages=[
-                        {"role": "system", "content": messages.system},
-                        {"role": "user", "content": messages.user},
-                    ],
-                    extra_body=endpoint.sampling(),
-                    extra_headers={"Authorization": Omit()} if endpoint.api_key is None else {},
-                )
+                status, body, retry_after = await self._post(url, json.dumps(question, ensure_ascii=False).encode())
         except TimeoutError:
             raise _Unanswered(f"no answer within {endpoint.timeout:g} s") from None
         except UnicodeEncodeError as error:
             raise _Refused(f"the question cannot be sent: {error.reason}") from None
-        except APIConnectionError as error:
-            # The cause names what happened; the error itself says "Connection error."
-            cause = error.__cause__ or error
-            raise _Unanswered(self._shown(f"{type(cause).__name__}: {cause}")) from error
-        except APIStatusError as error:
-            # Without its cause, which has the server's words as they came, and with them perhaps the key.
-            raise self._judged(error) from None
+        except HTTPError as error:
+            raise _Unanswered(one_line(f"{type(error).__name__}: {error}")) from None
+        if not 200 <= status < 300:
+            raise self._judged(status, body, retry_after)
         self._outage.answered()
-        reply = read_reply(raw.http_response.content)
+        reply = read_reply(body)
         client.counts.answered(
             latency=time.monotonic() - started,
             prompt_tokens=reply.prompt_tokens,
@@ -221,42 +225,70 @@ class Session:
         client.budget.spend(reply.prompt_tokens + reply.completion_tokens)
         return reply
 
-    def _judged(self, error: APIStatusError) -> Exception:
+    async def _post(self, url: str, question: bytes) -> tuple[int, bytes, str | None]:
+        """Status, body and Retry-After of what comes back; redirects are followed within the origin."""
+        request = self._connection.build_request("POST", url, content=question)
+        for _ in range(_MAX_REDIRECTS):
+            response = await self._connection.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                following = response.next_request
+                if following is None:
+                    body = await _body(response, self._client.endpoint.max_bytes())
+                    return response.status_code, body, response.headers.get("retry-after")
+            here, there = (f"{sent.url.scheme}://{sent.url.netloc.decode()}" for sent in (request, following))
+            if request.url.origin != following.url.origin:
+                raise RewardError(
+                    f"the judge's server {here} redirects to {there}, and prompts and completions are sent to no other "
+                    "origin than that of base_url. If the judge is there, set base_url to it."
+                )
+            request = following
+        raise MalformedReply(f"a redirect, after {_MAX_REDIRECTS - 1} others")
+
+    def _judged(self, status: int, body: bytes, retry_after: str | None) -> Exception:
         """What an error status means for this request, and for the others."""
-        endpoint, status = self._client.endpoint, error.status_code
-        said = self._shown(f"{status}: {_message(error)}")
-        if status in _HOPELESS or error.code == "insufficient_quota":
+        endpoint = self._client.endpoint
+        message, code = _error(body)
+        said = one_line(f"{status}: {message}")
+        if status in _HOPELESS or code == "insufficient_quota":
             return RewardError(
                 f"the judge at {endpoint.base_url} does not serve model '{endpoint.model}' to us ({said}). "
                 "Check base_url, model and the environment variable that api_key_env names."
             )
         if status in _RETRIED or status >= 500:
-            return _Unanswered(said, retry_after_seconds(error.response.headers.get("retry-after")))
+            return _Unanswered(said, retry_after_seconds(retry_after))
         return _Refused(said)
 
-    def _shown(self, text: str) -> str:
-        """A text for messages: short, and without the key, which a server may repeat."""
-        key = self._client.endpoint.api_key
-        text = " ".join((text.replace(key, "***") if key else text).split())
-        return text if len(text) <= 300 else text[:300] + "…"
+
+async def _body(response: Response, max_bytes: int) -> bytes:
+    """The body, decompressed; of an answer with an error status its beginning is enough.
+
+    Raises:
+        MalformedReply: it is longer, or cannot be decompressed.
+    """
+    limit = max_bytes if response.is_success else _ERROR_BYTES
+    body = bytearray()
+    async with contextlib.aclosing(response.aiter_raw()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > limit:
+                break
+    is_long = len(body) > limit
+    if response.headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate"):
+        try:
+            body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, limit + 1)
+        except zlib.error:
+            raise MalformedReply("not compressed as it says") from None
+    if response.is_success and (is_long or len(body) > limit):
+        raise MalformedReply(f"longer than {limit:,} bytes, more than the tokens that were asked for come to")
+    return bytes(body[:limit])
 
 
-def _own_headers(endpoint: Endpoint) -> dict[str, Any]:
-    """Headers that leave out what the environment has for another server: its key, ids and additional headers."""
-    from openai import Omit  # noqa: PLC0415 - loaded by the session
-
-    given = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
-    ambient = {line.partition(":")[0].strip() for line in given if ":" in line}
-    own: dict[str, Any] = {name: Omit() for name in ambient if name.lower() != "authorization"}
-    own |= {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-    # Named here, so that the environment cannot name another.
-    own["Authorization"] = f"Bearer {endpoint.api_key or _NO_KEY}"
-    return own
-
-
-def _message(error: APIStatusError) -> str:
-    """What the server said beside the status."""
-    body = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or json.dumps(body))
-    return str(body or error.response.reason_phrase)
+def _error(body: bytes) -> tuple[str, Any]:
+    """What the server says of an error, and its name for it."""
+    text = body.decode(errors="replace") or "no more than that"
+    try:
+        found = json.loads(text)
+        found = found.get("error", found)
+        return str(found["message"] or text), found.get("code")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return text, None

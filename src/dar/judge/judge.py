@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dar.judge.cache import ReplyCache
 from dar.judge.client import Client, Session
-from dar.judge.reply import Reply
+from dar.judge.reply import CUT_OFF, Reply
 from dar.judge.scores import Scale, Score, read_score
 from dar.judge.template import Messages, Template
 from dar.judge.verdicts import Preference, Verdict, read_verdict
@@ -134,11 +134,7 @@ class Judge:
 
     def _read_score(self, reply: Reply) -> Score | Failed:
         score = read_score(reply, self.scale, min_mass=self.min_mass)
-        if score is None:
-            return Failed(
-                f"no score from {self.scale.low} to {self.scale.high} in the judge's answer: {reply.text!r:.200}"
-            )
-        return score
+        return score or _unread(f"no score from {self.scale.low} to {self.scale.high}", reply)
 
     async def _ask(
         self, questions: Sequence[Messages], read: Callable[[Reply], Found | Failed]
@@ -179,7 +175,12 @@ class Judge:
 
 
 def _read_verdict(reply: Reply) -> Verdict | Failed:
-    return read_verdict(reply) or Failed(f"neither A, B nor tie in the judge's answer: {reply.text!r:.200}")
+    return read_verdict(reply) or _unread("neither A, B nor tie", reply)
+
+
+def _unread(what: str, reply: Reply) -> Failed:
+    cut = f", which was {CUT_OFF}" if reply.is_cut else ""
+    return Failed(f"{what} in the judge's answer{cut}: {reply.text!r:.200}")
 
 
 def _preference(forward: Verdict | Failed, backward: Verdict | Failed) -> Preference | Failed:

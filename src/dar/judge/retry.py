@@ -46,10 +46,10 @@ def retry_after_seconds(value: str | None, *, now: float | None = None) -> float
     try:
         seconds = float(value)
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        if date is None:
-            return None
         try:
+            date = email.utils.parsedate_tz(value)
+            if date is None:
+                return None
             seconds = email.utils.mktime_tz(date) - (time.time() if now is None else now)
         except (ValueError, OverflowError):
             return None  # a day that no calendar has

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dar.judge.reply import Reply, Token
+from dar.judge.reply import Reply, Token, answer_start, answer_tokens, token_at
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
-_OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+(?:\.0+)?\b|\b\d+\s*(?:-|–|to)\s*\d+\b", re.IGNORECASE)
-_BRACKETED = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+# No part of a pattern is tried twice on the same characters: a judge's answer may be anything, of any length.
+_NUMBER = re.compile(r"(?<![\w.])-?\d++(?:\.\d++)?(?!\w)")
+_OUT_OF = re.compile(r"(?<!\s)\s*+(?:/|out of)\s*+\d++(?:\.0++)?\b|\b\d++\s*+(?:-|–|to)\s*+\d++\b", re.IGNORECASE)
+_BRACKETED = re.compile(r"\[\[\s*+(-?\d++(?:\.\d++)?)\s*+\]\]")
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,17 @@ def read_score(reply: Reply, scale: Scale, *, min_mass: float) -> Score | None:
     stated = stated_number(reply.text)
     if stated is not None and not scale.low <= stated.value <= scale.high:
         return None
-    if reply.tokens and (stated is None or stated.value.is_integer()):
-        place = 0 if stated is None else _token_at(reply, stated.start)
-        masses = score_masses(reply.tokens, place, scale) if place is not None else {}
-        mass = math.fsum(masses.values())
-        if mass > 0 and mass >= min_mass:
-            expectation = math.fsum(int(score) * p for score, p in masses.items()) / mass
-            return Score(expectation, min(mass, 1.0), reply.text)
+    tokens = answer_tokens(reply) if stated is None or stated.value.is_integer() else ()
+    place = token_at(tokens, answer_start(reply.text) if stated is None else stated.start)
+    masses = score_masses(tokens[place:], scale) if place is not None else {}
+    # A "1" at which the answer was cut off may be 10, unless 10 is a token.
+    longer = _longer(reply.text[stated.start :], scale.names()) if reply.is_cut and stated is not None else set()
+    if longer and (place is None or not longer & {text.strip() for text, _ in tokens[place].candidates}):
+        return None
+    mass = math.fsum(masses.values())
+    if mass > 0 and mass >= min_mass:
+        expectation = math.fsum(int(score) * p for score, p in masses.items()) / mass
+        return Score(expectation, min(mass, 1.0), reply.text)
     return None if stated is None else Score(stated.value, None, reply.text)
 
 
@@ -81,8 +86,7 @@ def stated_number(text: str) -> _Stated | None:
     `[[7]]` wins over every other number; `/10`, `out of 10` and `1 to 10` are the scale and not a score; what stands
     before `</think>` is not the answer. Of several equal numbers the first counts.
     """
-    thoughts = _THOUGHTS.match(text)
-    offset = thoughts.end() if thoughts else 0
+    offset = answer_start(text)
     answer = text[offset:]
     bracketed = [(float(found[1]), found.start(1)) for found in _BRACKETED.finditer(answer)]
     # Blanked and not cut, so that places stay where they are.
@@ -93,54 +97,37 @@ def stated_number(text: str) -> _Stated | None:
     return _Stated(numbers[0][0], offset + numbers[0][1])
 
 
-def _token_at(reply: Reply, place: int) -> int | None:
-    """Index of the token that holds the text's character `place`; None where tokens and text differ."""
-    end = 0
-    for index, token in enumerate(reply.tokens):
-        end += len(token.text)
-        if place < end:
-            return index
-    return None
-
-
-def score_masses(tokens: tuple[Token, ...], place: int, scale: Scale) -> dict[str, float]:
-    """Probability of each score that was seen at a token.
+def score_masses(tokens: Sequence[Token], scale: Scale) -> dict[str, float]:
+    """Probability of each score that was seen at the first of these tokens.
 
     A score of several tokens ("1", "0") needs the next token's candidates, and these are known only after the token
     that the judge did say. "1" among the others is then 1 or the beginning of 10, and which one is unknown: it is left
     out, unless "10" is a candidate too, and so a token of its own.
     """
-    names = scale.names()
+    return _continued("", tokens, scale.names())
+
+
+def _continued(begun: str, tokens: Sequence[Token], names: frozenset[str]) -> dict[str, float]:
+    """Probability of each score that begins with digits that were said. Where the answer ends, so does the number."""
     candidates: dict[str, float] = {}
-    for text, logprob in tokens[place].candidates:
-        name = text.strip()
-        if name in names:
+    digits = 0.0
+    for text, logprob in tokens[0].candidates if tokens else ():
+        # Ten tokens for "0" cannot be; but "0" and "0." can.
+        number = re.match(r"\d*", text) if begun else None
+        digits += math.exp(logprob) if number and number[0] else 0.0
+        name = begun + (number[0] if number else text.strip())
+        if name in names and name != begun:
             candidates[name] = candidates.get(name, 0.0) + math.exp(logprob)
-    said = tokens[place].text.strip()
-    masses: dict[str, float] = {}
+    masses = {begun: max(0.0, 1.0 - digits)} if begun else {}
     for name, probability in candidates.items():
-        longer = {other for other in names if other != name and other.startswith(name)}
+        longer = _longer(name, names)
         if not longer or longer & candidates.keys():
-            masses[name] = masses.get(name, 0.0) + probability
-        elif name == said:
-            for score, share in _continued(name, tokens[place + 1 : place + 2], names).items():
-                masses[score] = masses.get(score, 0.0) + probability * share
+            masses[name] = probability
+        elif name == begun + tokens[0].text.strip():
+            further = _continued(name, tokens[1:], names)
+            masses |= {score: probability * share for score, share in further.items()}
     return masses
 
 
-def _continued(name: str, following: tuple[Token, ...], names: frozenset[str]) -> dict[str, float]:
-    """What a score that others begin with turned out to be: {score: share of its probability}."""
-    if not following:
-        # The answer ends here, and so does the number.
-        return {name: 1.0}
-    shares: dict[str, float] = {}
-    digits = 0.0
-    for text, logprob in following[0].candidates:
-        if text[:1].isdigit():
-            digits += math.exp(logprob)
-            # Ten tokens for "0" cannot be; but "0" and "0." can.
-            number = re.match(r"\d+", text)
-            score = name + number[0] if number else ""
-            if score in names:
-                shares[score] = shares.get(score, 0.0) + math.exp(logprob)
-    return shares | {name: max(0.0, 1.0 - digits)}
+def _longer(name: str, names: frozenset[str]) -> set[str]:
+    return {other for other in names if other != name and other.startswith(name)}

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import yaml
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dar.errors import ConfigError, RewardError
+from dar.bounded import Bounded
+from dar.errors import ConfigError, DataError, RewardError
+from dar.intake import read_text
 from dar.paths import resolve_path
+from dar.recipe import MAX_YAML_BYTES, parse_yaml
 
 Mode = Literal["pointwise", "pairwise"]
 
@@ -33,8 +37,11 @@ _REQUIRED: dict[Mode, tuple[str, ...]] = {
 }
 _COMPUTING = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template may raise beside Jinja's own errors."""
+_ENDLESS = (TimeoutError, MemoryError, RecursionError)
+"""What becomes of a template that loops, grows or calls itself without end."""
+_SECONDS = 5.0
 _DELIMITERS = re.compile(
-    r"<(?=\s*/?\s*(?:prompt|completion|completion_a|completion_b|rubric|reference)\b)"  # the templates' own
+    r"<(?=\s*+(?:/\s*+)?+(?:prompt|completion|completion_a|completion_b|rubric|reference)\b)"  # the templates' own
     r"|<(?=[|｜])|<(?=/?s>)|<(?=(?:start|end)_of_turn>)|<(?=</?SYS>>)"  # turn markers of chat formats
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT)\])",
     re.IGNORECASE,
@@ -70,13 +77,18 @@ class Template:
         Raises:
             RewardError: the template asks for something the row does not have, or computes what cannot be.
         """
-        safe = {name: value if name == "rubric" else as_data(value) for name, value in values.items()}
         try:
-            return Messages(self.system.render(safe).strip(), self.user.render(safe).strip())
-        except (jinja2.TemplateError, *_COMPUTING) as error:
+            with Bounded(seconds=_SECONDS):
+                safe = {name: value if name == "rubric" else as_data(value) for name, value in values.items()}
+                return self.fill(safe)
+        except (jinja2.TemplateError, *_ENDLESS, *_COMPUTING) as error:
             raise RewardError(
                 f"the judge's template {self.name} cannot be filled: {type(error).__name__}: {error}"
             ) from error
+
+    def fill(self, values: Mapping[str, Any]) -> Messages:
+        """The messages with these values as they are."""
+        return Messages(self.system.render(values).strip(), self.user.render(values).strip())
 
 
 def as_data(value: Any) -> Any:
@@ -109,24 +121,33 @@ def load_template(name: str, mode: Mode) -> Template:
     own = _FOLDER / f"{name}.{mode}.yaml"
     path = own if name in template_names(mode) else Path(resolve_path(name))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, max_bytes=MAX_YAML_BYTES)
+    except DataError as error:
         known = template_names(mode)
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
         raise ConfigError(
             f"judge template '{name}'{hint}: neither one of {', '.join(known)} nor a file that can be read: {error}"
         ) from error
-    try:
-        parts = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"judge template {path} is not YAML: {' '.join(str(error).split())}") from error
+    parts = parse_yaml(text, f"judge template {path}")
     if not isinstance(parts, dict) or set(parts) != {"system", "user"} or not all(map(_is_text, parts.values())):
         raise ConfigError(f"judge template {path}: expected the two keys system and user, each with a text")
-    _check_variables(path, parts, mode)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    environment = _environment()
-    return Template(name, digest, environment.from_string(parts["system"]), environment.from_string(parts["user"]))
+    try:
+        # Rewards are filled in another thread, where nothing can be interrupted: what never ends has to be found here.
+        with Bounded(seconds=_SECONDS):
+            _check_variables(path, parts, mode)
+            system, user = (_environment().from_string(parts[part]) for part in ("system", "user"))
+            template = Template(name, digest, system, user)
+            # What such a row lacks, a real one may have.
+            with contextlib.suppress(jinja2.TemplateError, *_COMPUTING):
+                row = defaultdict(lambda: "some text")
+                template.fill(dict.fromkeys(VARIABLES[mode], "some text") | {"row": row, "low": 1, "high": 10})
+    except _ENDLESS as error:
+        raise ConfigError(
+            f"judge template {path} loops, grows or calls itself without end ({type(error).__name__}: {error})"
+        ) from error
+    return template
 
 
 def _is_text(value: object) -> bool:

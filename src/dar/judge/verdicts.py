@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from dataclasses import dataclass
 from typing import Literal
 
-from dar.judge.reply import Reply
+from dar.judge.reply import Reply, answer_start, answer_tokens, token_at
 
 Choice = Literal["first", "second", "tie"]
 
-_BRACKETED = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
+# No part of a pattern is tried twice on the same characters: a judge's answer may be anything, of any length.
+_BRACKETED = re.compile(r"\[\[\s*+(A|B|C|tie)\s*+\]\]", re.IGNORECASE)
 # "A" is also an article: the letter must be all that the answer says before it pauses.
 _LETTER = re.compile(
-    r"^[\s\"'*(\[]*(?:(?:the\s+)?(?:answer|verdict|winner|better|completion|summary|response|assistant)\s*(?:is)?\s*:?\s*)*"
-    r"(A|B|C|tie)[\s\"'*)\]]*(?:$|[.,:;!\n])",
+    r"[\s\"'*(\[]*+(?:(?:the\s++)?+(?:answer|verdict|winner|better|completion|summary|response|assistant)"
+    r"\s*+(?:is\s*+)?+(?::\s*+)?+)*+(A|B|C|tie)(?:[^\S\n]|[\"'*)\]])*+(?:$|[.,:;!\n])",
     re.IGNORECASE,
 )
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _MEANING: dict[str, Choice] = {"A": "first", "B": "second", "C": "tie", "TIE": "tie"}
 
 
@@ -27,7 +28,7 @@ class Verdict:
     """What a judge said of two completions in one order.
 
     choice: which of the two as they were shown.
-    first_share: P(A) / (P(A) + P(B)) at the answer's first token; None where no log-probabilities were seen.
+    first_share: P(A) / (P(A) + P(B)) at the token that holds the verdict; None where no log-probabilities were seen.
     text: what the judge said.
     """
 
@@ -78,22 +79,23 @@ class Preference:
 
 def read_verdict(reply: Reply) -> Verdict | None:
     """The verdict in a reply: `A`, `B`, `C` or `tie`, alone or as `[[A]]`; None where there is none or two."""
-    answer = _THOUGHTS.sub("", reply.text)
-    found = {mark.upper() for mark in _BRACKETED.findall(answer)}
-    if not found and (letter := _LETTER.match(answer)):
-        found = {letter[1].upper()}
+    start = answer_start(reply.text)
+    letters = list(_BRACKETED.finditer(reply.text, start)) or [_LETTER.match(reply.text, start)]
+    found = {letter[1].upper(): letter.start(1) for letter in reversed(letters) if letter}
     meanings: set[Choice] = {_MEANING[mark] for mark in found}
     if len(meanings) != 1:
         return None
-    return Verdict(meanings.pop(), _first_share(reply), reply.text)
+    return Verdict(meanings.pop(), _first_share(reply, min(found.values())), reply.text)
 
 
-def _first_share(reply: Reply) -> float | None:
-    if not reply.tokens:
+def _first_share(reply: Reply, place: int) -> float | None:
+    tokens = answer_tokens(reply)
+    at = token_at(tokens, place)
+    if at is None:
         return None
     mass = {"A": 0.0, "B": 0.0}
-    for text, logprob in reply.tokens[0].candidates:
-        if (name := text.strip().upper()) in mass:
+    for text, logprob in tokens[at].candidates:
+        if (name := text.strip("[]()*\"'" + string.whitespace).upper()) in mass:
             mass[name] += math.exp(logprob)
     both = mass["A"] + mass["B"]
     return mass["A"] / both if both > 0 else None

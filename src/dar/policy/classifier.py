@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import PeftConfig, TaskType
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from dar.config import ModelSourceSpec
+from dar.config.model import ModelSourceSpec
 from dar.errors import ConfigError
-from dar.policy.loading import disable_dropout, first_line, resolve_model
+from dar.policy.loading import followed, load_config, load_tokenizer, load_weights
 from dar.policy.policy import Precision
 from dar.policy.score_model import reads_last_token
 
@@ -54,6 +55,9 @@ def load_classifier(spec: ModelSourceSpec) -> Any:
             f"{spec.path} is not a whole reward model: {len(missing)} of its weights are missing, the first is "
             f"{missing[0]}"
         )
+    if followed(spec)[1] and (padding := load_tokenizer(spec).pad_token_id) is not None:
+        # An adapter's folder has no configuration of its own in which this would stand.
+        model.config.get_text_config().pad_token_id = model.config.pad_token_id = padding
     return model.requires_grad_(False)
 
 
@@ -75,9 +79,7 @@ def make_classifier(spec: ModelSourceSpec, tokenizer: Any) -> Any:
         _require_one_output(config, spec)
         model, missing = _load(spec)
     else:
-        # transformers would report the new head as missing, which is the point.
-        with _quiet_transformers():
-            model, missing = _load(spec, num_labels=1)
+        model, missing = _load(spec)
         head = [name for name in missing if name.startswith("score.")]
         missing = [name for name in missing if name not in head]
         if not head or not isinstance(getattr(model, "score", None), nn.Module):
@@ -115,14 +117,16 @@ def _give_padding(model: Any, tokenizer: Any) -> None:
     config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _config(spec: ModelSourceSpec) -> Any:
-    source = resolve_model(spec)
-    with _explained(spec):
-        return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-
-
 def _is_classifier(config: Any) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def _config(spec: ModelSourceSpec) -> Any:
+    config = load_config(spec, "reward model")
+    if any(PeftConfig.from_pretrained(adapter).task_type == TaskType.SEQ_CLS for adapter in followed(spec)[1]):
+        # Whatever the base is, the adapter brings a head.
+        config.architectures, config.num_labels = ["ForSequenceClassification"], 1
+    return config
 
 
 def _require_one_output(config: Any, spec: ModelSourceSpec) -> None:
@@ -133,22 +137,12 @@ def _require_one_output(config: Any, spec: ModelSourceSpec) -> None:
         )
 
 
-def _load(spec: ModelSourceSpec, **changes: Any) -> tuple[Any, list[str]]:
-    source = resolve_model(spec)
-    with _explained(spec):
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            # Pickled weights could run code.
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **changes,
+def _load(spec: ModelSourceSpec) -> tuple[Any, list[str]]:
+    # transformers would report a head that is to come, or to be made, as missing. Pickled weights could run code.
+    with _quiet_transformers():
+        return load_weights(
+            spec, AutoModelForSequenceClassification, "reward model", use_safetensors=True, num_labels=1
         )
-    model, found = loaded
-    disable_dropout(model)
-    return model, sorted(found["missing_keys"])
 
 
 @contextlib.contextmanager
@@ -159,19 +153,3 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
-def _explained(spec: ModelSourceSpec) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        hint = ""
-        if isinstance(error, OSError):
-            hint = (
-                " Is the name right, does it have safetensors weights (pickled ones are not read), and can this "
-                "machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
-            )
-        raise ConfigError(f"no reward model can be loaded from {spec.path}: {first_line(error)}{hint}") from error

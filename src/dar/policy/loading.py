@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.hub import cached_file
 
-from dar.config import LoraSpec, ModelSourceSpec
+from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
+from dar.intake import parse_json, read_text
 from dar.paths import resolve_path
 from dar.policy.gguf import converted
 from dar.policy.toy import TOY, toy_folder
+from dar.shown import one_line, words
 
 log = logging.getLogger(__name__)
+
+_COUNT = re.compile(
+    r"(num|n|d)_\w+|(encoder|decoder)_layers|(hidden|intermediate|vocab)_size|max_position_\w+|head_dim|r"
+)
+"""Keys of a model's or an adapter's configuration that say how many or how large."""
+_NUMBER = re.compile(r"temperature|top_[hkp]|(min|typical)_p|num_beams|\w+_penalty|(min|max)_(length|new_tokens|time)")
+"""Keys of a generation configuration that hold a number."""
+_BASE = ("base_model_name_or_path", "revision")
+_MOST, _MOST_LAYERS = 1 << 31, 4096
 
 
 def resolve_model(spec: ModelSourceSpec) -> str:
@@ -32,31 +45,54 @@ def resolve_model(spec: ModelSourceSpec) -> str:
     if spec.path == TOY:
         return str(toy_folder())
     path = resolve_path(spec.path)
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
     if path.endswith(".gguf"):
         return str(converted(Path(path), sha256=spec.sha256))
     if spec.sha256:
         raise ConfigError("model.sha256 is for .gguf files; pin a Hub model with model.revision")
     if (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).exists():
         raise ConfigError(f"the model path {path} does not exist")
+    if Path(path).is_file():
+        raise ConfigError(f"the model path {path} is a file: name the folder it is in")
     return path
 
 
-def load_config(spec: ModelSourceSpec) -> Any:
-    """The model's configuration alone (no weights); of a folder with an adapter, its base's.
+def followed(spec: ModelSourceSpec) -> tuple[ModelSourceSpec, list[str]]:
+    """The model that an adapter such as the `model` folder of a LoRA run belongs to, and the sources of the adapters to
+    put on it, the first first: there is one for every run on top of another's.
+
+    Raises:
+        ConfigError: an adapter does not name its base, or the names go round in a circle.
+    """
+    adapters: list[str] = []
+    while True:
+        with explained(spec, adapters):
+            source = resolve_model(spec)
+            described = _read_json(source, "adapter_config.json", spec)
+            if described is None:
+                return spec, adapters
+            file, base, revision = f"{source}/adapter_config.json", *map(described.get, _BASE)
+            if not (isinstance(base, str) and base and isinstance(revision, str | None)):
+                raise ConfigError(f"{file} does not name the adapter's base model: {_BASE[0]} is {base!r}")
+            if not Path(source).is_dir():
+                raise ConfigError(f"{source} is an adapter on the Hub: download it, and name the folder it is in")
+            if str(Path(source).resolve()) in adapters:
+                raise ConfigError(f"{file}: {_BASE[0]} leads round in a circle, back to this adapter")
+        adapters.insert(0, str(Path(source).resolve()))
+        spec = spec.model_copy(update={"path": base, "revision": revision, "sha256": None})
+
+
+def load_config(spec: ModelSourceSpec, what: str = "causal language model") -> Any:
+    """The model's configuration alone (no weights); of an adapter, its base's.
 
     Raises:
         ConfigError: it cannot be had, or is not that of a model.
     """
-    source = resolve_model(spec)
-    if base := _base_of_adapter(source):
-        with _adapter_needs(base, source):
-            return load_config(spec.model_copy(update={"path": base}))
-    try:
+    spec, adapters = followed(spec)
+    with explained(spec, adapters, what):
+        source = resolve_model(spec)
+        # Checked before transformers makes lists of that many entries.
+        _read_json(source, "config.json", spec)
         return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except Exception as error:
-        raise _not_loadable(spec, error) from error
 
 
 def load_model(spec: ModelSourceSpec) -> Any:
@@ -67,86 +103,136 @@ def load_model(spec: ModelSourceSpec) -> Any:
     Raises:
         ConfigError: it cannot be had, or is no causal language model.
     """
-    source = resolve_model(spec)
-    if base := _base_of_adapter(source):
-        with _adapter_needs(base, source):
-            return _merged(load_model(spec.model_copy(update={"path": base})), source)
-    try:
-        # With output_loading_info the call returns a pair, which its annotation does not say.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        model, found = loaded
-    except Exception as error:
-        raise _not_loadable(spec, error) from error
-    if missing := sorted(found["missing_keys"]):
+    load_generation_config(spec)
+    model, missing = load_weights(spec, AutoModelForCausalLM)
+    if missing:
         # transformers would fill them with random numbers and say so in a log line.
         raise ConfigError(
             f"{spec.path} is not a whole causal language model: {len(missing)} of its weights are missing, the first "
             f"is {missing[0]}"
         )
-    disable_dropout(model)
     return model
 
 
-def _base_of_adapter(source: str) -> str | None:
-    """What a folder with only an adapter, such as the `model` folder of a LoRA run, names as its base; else None."""
-    description = Path(source) / "adapter_config.json"
-    if not description.is_file() or (description.parent / "config.json").exists():
+def load_weights(
+    spec: ModelSourceSpec, auto: Any, what: str = "causal language model", **changes: Any
+) -> tuple[Any, list[str]]:
+    """A model with fp32 weights, dropout off, adapters merged, and the names of the weights that nothing held.
+
+    Args:
+        spec: where it comes from.
+        auto: transformers' class for models of its kind.
+        what: that kind, for messages.
+        changes: of its configuration, and further arguments of `from_pretrained`.
+
+    Raises:
+        ConfigError: it cannot be had, or is not of the kind.
+    """
+    config = load_config(spec, what)
+    spec, adapters = followed(spec)
+    with explained(spec, adapters, what):
+        source = resolve_model(spec)
+        _require_weights_for(config, source, auto, spec)
+        # With output_loading_info the call returns a pair, which its annotation does not say.
+        model, found = auto.from_pretrained(
+            source,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **changes,
+        )
+    missing = set(found["missing_keys"])
+    for adapter in adapters:
+        try:
+            adapted = put_on(model, adapter)
+            # A part that is trained whole, such as a new head, comes with the adapter.
+            whole = {name.removesuffix(".original_module") for name, _ in adapted.get_base_model().named_modules()
+                     if name.endswith(".original_module")}  # fmt: skip
+            missing = {name for name in missing if name.rpartition(".")[0] not in whole}
+            model = adapted.merge_and_unload()
+        except Exception as error:
+            raise ConfigError(
+                f"{adapter}: the adapter does not fit its base {spec.path} or cannot be merged ({first_line(error)})"
+            ) from error
+        # An adapter trained on top of this model must name this folder, not its base, as what it belongs to.
+        model.name_or_path = adapter
+        model.requires_grad_(True)
+    disable_dropout(model)
+    return model, sorted(missing)
+
+
+def put_on(model: Any, adapter: str) -> Any:
+    """The model with a saved adapter on it. Raises whatever peft raises, and where one of its weights is missing."""
+    config = PeftConfig.from_pretrained(adapter)
+    if config.task_type == TaskType.CAUSAL_LM:
+        # peft would ask for a way to generate, which the layers under a reward model's head have not.
+        config.task_type = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        return PeftModel.from_pretrained(model, adapter, config=config, low_cpu_mem_usage=True)
+
+
+def _require_weights_for(config: Any, source: str, auto: Any, spec: ModelSourceSpec) -> None:
+    """Raises ConfigError where a configuration has far more weights than there are: transformers would make them up."""
+    size = sum(file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in Path(source).glob(kind))
+    with torch.device("meta"):
+        count = sum(p.numel() for p in auto.from_config(config, trust_remote_code=spec.trust_remote_code).parameters())
+    if 0 < 8 * size < count:
+        raise ConfigError(f"{source}/config.json describes {count:,} weights, but its files hold {size:,} bytes")
+
+
+def _read_json(source: str, name: str, spec: ModelSourceSpec) -> dict[str, Any] | None:
+    """A model's file of settings, its numbers checked; None where it has none.
+
+    Raises:
+        ConfigError: it is not a JSON object, or a number in it cannot be meant.
+    """
+    file = cached_file(
+        source, name, revision=spec.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    if file is None:
         return None
-    try:
-        return json.loads(description.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{description} does not name the adapter's base model: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _adapter_needs(base: str, source: str) -> Iterator[None]:
-    """Says what a folder with only an adapter is missing when its base cannot be had."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(
-            f"{source} holds only an adapter, and its base cannot be used: {error}. Put the base back, or correct "
-            "base_model_name_or_path in the folder's adapter_config.json; or merge the two where both are: "
-            f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), '{source}')"
-            ".merge_and_unload().save_pretrained('merged')"
-        ) from error
-
-
-def _merged(model: Any, source: str) -> Any:
-    """The base with the adapter of a folder merged into its weights, all of them trainable."""
-    try:
-        model = cast(Any, PeftModel.from_pretrained(model, source)).merge_and_unload()
-    except Exception as error:
-        raise ConfigError(f"the adapter does not fit or cannot be merged ({first_line(error)})") from error
-    # An adapter trained on top of this model must name this folder, not its base, as what it belongs to.
-    model.name_or_path = source
-    return model.requires_grad_(True)
+    found = parse_json(read_text(Path(file), max_bytes=1 << 26), file)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} is not a JSON object, but {type(found).__name__}")
+    pattern = _NUMBER if name == "generation_config.json" else _COUNT
+    parts = [found]
+    for part in parts:
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            most = _MOST_LAYERS if "layer" in key or "label" in key else _MOST
+            is_count = pattern is _COUNT and isinstance(value, int | float)
+            if pattern.fullmatch(key) and (isinstance(value, str | bool) or (is_count and not 0 <= value <= most)):
+                raise ConfigError(f"{file}: {key} is {one_line(repr(value), 60)}, which no model can have")
+    return found
 
 
 def load_tokenizer(spec: ModelSourceSpec) -> Any:
-    """The model's tokenizer.
+    """The model's tokenizer; of an adapter, the one beside it, or else its base's.
 
     Raises:
         ConfigError: there is none.
     """
-    source = resolve_model(spec)
+    base, adapters = followed(spec)
+    own = [adapter for adapter in adapters if _read_json(adapter, "tokenizer_config.json", spec) is not None]
+    source = own[-1] if own else resolve_model(base)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        _read_json(source, "config.json", base)
+        return AutoTokenizer.from_pretrained(source, revision=base.revision, trust_remote_code=spec.trust_remote_code)
     except Exception as error:
         raise ConfigError(f"no tokenizer can be loaded from {spec.path}: {first_line(error)}") from error
 
 
-def add_lora(model: Any, lora: LoraSpec | LoraConfig, task: TaskType = TaskType.CAUSAL_LM) -> PeftModel:
-    """Wraps the model with trainable low-rank adapters; a classifier's head is trained whole.
+def add_lora(model: Any, lora: LoraSpec | PeftConfig, task: TaskType = TaskType.CAUSAL_LM, *, seed: int = 0) -> Any:
+    """Wraps the model with a trainable adapter, its first weights a function of the seed alone; a classifier's head is
+    trained whole.
 
     Raises:
-        ConfigError: peft finds no module of the given names.
+        ConfigError: peft finds no module of the given names, or cannot make the adapter.
     """
     if isinstance(lora, LoraSpec):
         lora = LoraConfig(
@@ -157,11 +243,13 @@ def add_lora(model: Any, lora: LoraSpec | LoraConfig, task: TaskType = TaskType.
             target_modules=lora.target_modules,
         )
     try:
-        wrapped = get_peft_model(model, lora)
-    except ValueError as error:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            wrapped = get_peft_model(model, lora)
+    except Exception as error:
         raise ConfigError(f"model.lora cannot be applied to {type(model).__name__}: {first_line(error)}") from error
     disable_dropout(wrapped)
-    return wrapped  # pyright: ignore[reportReturnType] - a mixed model only comes from mixed=True
+    return wrapped
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -174,27 +262,32 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def load_generation_config(spec: ModelSourceSpec) -> Any:
-    """The model's generation config alone; where it has none, what its configuration implies.
+    """The model's generation config alone, of an adapter its base's; else what its configuration implies.
 
     Raises:
-        ConfigError: the model cannot be had.
+        ConfigError: the model cannot be had, or its generation_config.json cannot be used.
     """
-    try:
-        return GenerationConfig.from_pretrained(resolve_model(spec), revision=spec.revision or "main")
-    except OSError:
-        return GenerationConfig.from_model_config(load_config(spec))
+    base, adapters = followed(spec)
+    with explained(base, adapters):
+        source = resolve_model(base)
+        found = _read_json(source, "generation_config.json", base)
+        if found is None:
+            return GenerationConfig.from_model_config(load_config(base))
+        try:
+            config = GenerationConfig.from_dict(found)
+            _token_ids(config.eos_token_id)
+        except Exception as error:
+            raise ConfigError(f"{source}/generation_config.json cannot be used: {first_line(error)}") from error
+        return config
 
 
 def eos_token_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a completion: the generation config's and the tokenizer's, which comes first.
 
     Raises:
-        ConfigError: there is none, so no completion could ever end by itself.
+        ConfigError: there is none, so no completion could ever end by itself, or one is no token id.
     """
-    found: list[int] = []
-    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
-        if ids is not None:
-            found += [ids] if isinstance(ids, int) else ids
+    found = [*_token_ids(tokenizer.eos_token_id), *_token_ids(getattr(generation_config, "eos_token_id", None))]
     if not found:
         raise ConfigError(
             "the model has no end-of-sequence token: neither its generation config nor its tokenizer names one, so no "
@@ -203,15 +296,46 @@ def eos_token_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _not_loadable(spec: ModelSourceSpec, error: Exception) -> ConfigError:
-    hint = ""
-    if "trust_remote_code" in str(error):
-        hint = " It comes with its own Python code: read it, then set model.trust_remote_code: true."
-    elif isinstance(error, OSError):
-        hint = " Is the name right, and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
-    return ConfigError(f"no causal language model can be loaded from {spec.path}: {first_line(error)}{hint}")
+def _token_ids(given: Any) -> list[int]:
+    found = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if wrong := [each for each in found if type(each) is not int or not 0 <= each < _MOST]:
+        raise ConfigError(f"eos_token_id is or holds {one_line(repr(wrong[0]), 60)}, which is no token's number")
+    return found
+
+
+@contextlib.contextmanager
+def explained(spec: ModelSourceSpec, adapters: list[str], what: str = "causal language model") -> Iterator[None]:
+    """Whatever is raised inside as a ConfigError: what could not be loaded from where, and what to do about it.
+
+    Args:
+        spec: of the model, or of an adapter's base.
+        adapters: that need it.
+        what: the model is meant to be.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = str(error)
+        if not isinstance(error, ConfigError):
+            hint = ""
+            if "trust_remote_code" in message:
+                hint = " It comes with its own Python code: read it, then set model.trust_remote_code: true."
+            elif isinstance(error, OSError):
+                weights = (
+                    " does it have safetensors weights (pickled ones are not read)," if what == "reward model" else ""
+                )
+                hint = f" Is the name right,{weights} and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?"
+            message = f"no {what} can be loaded from {spec.path}: {first_line(error)}{hint}"
+        if adapters:
+            message = (
+                f"{adapters[-1]} holds only an adapter, and its base cannot be used: {message}. Put the base back, or "
+                "correct base_model_name_or_path in the folder's adapter_config.json; or merge the two where both are: "
+                f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{spec.path}'), '{adapters[-1]}')"
+                ".merge_and_unload().save_pretrained('merged')"
+            )
+        raise ConfigError(message) from error
 
 
 def first_line(error: Exception) -> str:
     """The error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+    return f"{type(error).__name__}: {words(error).splitlines()[0]}"

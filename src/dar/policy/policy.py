@@ -211,10 +211,10 @@ class Policy:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the weights that are not a fresh adapter's."""
+    """SHA-256 over names, shapes and values of the weights; of a model with an adapter, of those that stay."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if "lora_" not in name:
+        if not (hasattr(model, "disable_adapter") and parameter.requires_grad):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dar.errors import CheckpointError
+from dar.errors import CheckpointError, NonFiniteError
 
 
 class Saved(Protocol):
@@ -31,7 +31,12 @@ def save_policy(policy: Saved, folder: Path, *, card: str, notes: Mapping[str, s
 
     Raises:
         CheckpointError: the disk is full or not writable.
+        NonFiniteError: a weight is NaN or infinite; a folder that is there stays.
     """
+    # Finite steps may still come to this: merging an adapter multiplies two of its matrices.
+    for name, parameter in policy.model.named_parameters():
+        if not parameter.isfinite().all():
+            raise NonFiniteError(f"the model is not saved to {folder}: {name} is not finite. Lower optim.learning_rate")
     scratch, doomed = folder.with_name(f".writing-{folder.name}"), folder.with_name(f".removing-{folder.name}")
     try:
         shutil.rmtree(scratch, ignore_errors=True)

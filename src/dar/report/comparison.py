@@ -14,6 +14,7 @@ from dar.report.results import final_prompt_rewards
 from dar.report.run import Run
 from dar.report.statistics import Estimate, Share, mean_interval, win_share
 from dar.report.text import Form
+from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")
 _SEED = re.compile(r"(.+)-seed\d+")
@@ -61,7 +62,7 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     taken = [
         name if names.count(name) == 1 else f"{name} ({group[0].name})" for name, group in zip(names, groups.values())
     ]
-    return [Arm(name, tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
+    return [Arm(one_line(name, 150), tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
 
 
 def final_figures(arm: Arm) -> dict[str, Estimate]:

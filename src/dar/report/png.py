@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -39,6 +40,8 @@ def write_pictures(runs: Sequence[Run], folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
+# A name that holds two dollar signs is no formula.
+@rc_context({"text.parse_math": False})
 def picture(plot: Plot) -> Figure:
     """One plot as a figure of 6 × 4 inches."""
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from dar.config import RunSpec
-from dar.errors import CheckpointError, ConfigError
+from dar.config.run import RunSpec
+from dar.errors import CheckpointError, ConfigError, DataError
+from dar.intake import parse_json, read_text
 from dar.recipe import load_recipe
+from dar.shown import one_line
 from dar.train.run_folder import RunFolder
 
 _COMPLETIONS = re.compile(r"(heldout-)?step-(\d+)\.parquet")
@@ -60,7 +61,7 @@ class CompletionFile:
 class Run:
     """One run.
 
-    name: of its folder.
+    name: of its folder, as it is shown.
     steps, evaluations: the lines of metrics.jsonl, in order; an evaluation's keys without `eval/`, `step` apart.
     completions: training steps and evaluations whose completions were recorded, in order.
     """
@@ -114,7 +115,7 @@ def load_run(path: str | Path) -> Run:
         )
     rows = folder.metrics()
     return Run(
-        name=folder.path.resolve().name,
+        name=one_line(folder.path.resolve().name, 100),
         path=folder.path,
         spec=load_recipe(folder.path / "config.yaml"),
         environment=_json(folder.path / "environment.json"),
@@ -135,7 +136,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
         CheckpointError: a file of one is damaged.
     """
     found: list[Run] = []
-    for path in map(Path, paths):
+    for path in (RunFolder(path).path for path in paths):
         inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
         found += [load_run(file.parent) for file in inside] or [load_run(path)]
     places = [run.path.resolve() for run in found]
@@ -152,9 +153,9 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
+        return parse_json(read_text(file), str(file))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _alert(folder: RunFolder, row: dict[str, Any]) -> Alert:

@@ -56,7 +56,7 @@ class ReportServer(ThreadingHTTPServer):
                     found = file.stat()
                 except FileNotFoundError:  # renamed between the look into the folder and this one
                     continue
-                state.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+                state.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
         return state.hexdigest()[:16]
 
     def page(self) -> bytes:

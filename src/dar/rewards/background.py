@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable
 from concurrent.futures import Future
@@ -26,5 +27,12 @@ def start_in_background(work: Awaitable[Any]) -> Future[Any]:
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     # A daemon: what is still being waited for when the process ends is of no use to anyone.
-    threading.Thread(target=loop.run_forever, name="dar-rewards", daemon=True).start()
+    threading.Thread(target=_run, args=(loop,), name="dar-rewards", daemon=True).start()
     return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        # A task that exits or interrupts keeps this as its result, and asyncio stops the loop, on which others wait.
+        with contextlib.suppress(BaseException):
+            loop.run_forever()

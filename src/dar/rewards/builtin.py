@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dar.errors import ConfigError
-from dar.rewards.function import RewardFunction
+from dar.rewards.failure import Failed
+from dar.rewards.function import RewardFunction, Score
+
+_MAX_SECONDS = 2.0
 
 
 def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
@@ -15,6 +20,34 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message["content"]) for message in completion)
+
+
+def in_time(check: Callable[[str], float], what: str) -> RewardFunction:
+    """A reward that asks a user's own check about each completion's text, and has failed where that takes too long.
+
+    The time is this process's, so that a busy machine changes nothing. Only the main thread of a POSIX system keeps it.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    def one(text: str) -> Score:
+        if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+            return check(text)
+        before = signal.signal(signal.SIGVTALRM, stop)
+        signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS)
+        try:
+            return check(text)
+        except TimeoutError:
+            return Failed(f"{what} took longer than {_MAX_SECONDS:g} s of processor time")
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+
+    def score(completions: Sequence[Any]) -> list[Score]:
+        return [one(completion_text(completion)) for completion in completions]
+
+    return score
 
 
 def sentiment() -> RewardFunction:
@@ -33,11 +66,7 @@ def sentiment() -> RewardFunction:
             "the sentiment reward needs the package vaderSentiment: pip install vaderSentiment"
         ) from error
     analyzer = SentimentIntensityAnalyzer()
-
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [analyzer.polarity_scores(completion_text(completion))["compound"] for completion in completions]
-
-    return score
+    return in_time(lambda text: analyzer.polarity_scores(text)["compound"], "VADER")
 
 
 def length(target: int) -> RewardFunction:
@@ -52,21 +81,13 @@ def length(target: int) -> RewardFunction:
 def regex(pattern: str) -> RewardFunction:
     """1 where the pattern is found anywhere in the completion, 0 elsewhere; the dot matches newlines."""
     compiled = re.compile(pattern, re.DOTALL)
-
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [float(compiled.search(completion_text(completion)) is not None) for completion in completions]
-
-    return score
+    return in_time(lambda text: float(compiled.search(text) is not None), f"the pattern {pattern}")
 
 
 def pattern_count(pattern: str) -> RewardFunction:
     """How often the pattern is found, without overlap (a lookahead `(?=…)` counts overlapping places too)."""
     compiled = re.compile(pattern, re.DOTALL)
-
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [float(sum(1 for _ in compiled.finditer(completion_text(text)))) for text in completions]
-
-    return score
+    return in_time(lambda text: float(sum(1 for _ in compiled.finditer(text))), f"the pattern {pattern}")
 
 
 def missing_eos_penalty(penalty: float) -> RewardFunction:

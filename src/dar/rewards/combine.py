@@ -14,7 +14,7 @@ from torch import Tensor
 from dar.batch import Rollouts
 from dar.errors import RewardError
 from dar.rewards.failure import Failed
-from dar.rewards.function import Call, RewardFunction, Score
+from dar.rewards.function import Call, RewardFunction, Score, naming_errors
 from dar.rewards.table import FAILED_FRACTION, RewardTable, Shaping, tally
 
 
@@ -81,7 +81,7 @@ class RewardSet:
         arguments = completion_arguments(rollouts)
         calls: list[Call] = []
         # Asynchronous ones first, so that they wait while the others work.
-        order = sorted(self.rewards, key=lambda reward: not inspect.iscoroutinefunction(_called(reward.function)))
+        order = sorted(self.rewards, key=lambda reward: not _is_async(reward))
         try:
             for reward in order:
                 calls.append(Call(reward.name, reward.function, arguments, where=where))
@@ -118,9 +118,11 @@ class RewardSet:
                 reward.function.restore(own)
 
 
-def _called(function: RewardFunction) -> object:
-    """What runs when the function is called: itself, or an object's `__call__`."""
-    return function if inspect.isroutine(function) else function.__call__
+def _is_async(reward: Reward) -> bool:
+    """Of what runs when the function is called: itself, or an object's `__call__`."""
+    function = reward.function
+    with naming_errors(f"reward '{reward.name}'", " before it was called"):
+        return inspect.iscoroutinefunction(function if inspect.isroutine(function) else function.__call__)
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,10 @@ class Scoring:
             parts[reward.name] = column.float().reshape(shape)
             if reward.on_failure == "drop":
                 reported[f"rewards/{reward.name}{FAILED_FRACTION}"] = float(lost.float().mean())
-            if isinstance(reward.function, Reporting):
-                said = reward.function.metrics()
-                reported |= {f"rewards/{reward.name}/{key}": value for key, value in said.items()}
+            with naming_errors(f"reward '{reward.name}'", f" in metrics() at {self.where}"):
+                if isinstance(reward.function, Reporting):
+                    said = reward.function.metrics()
+                    reported |= {f"rewards/{reward.name}/{key}": value for key, value in said.items()}
         if not applied.all():
             row = int((~applied).nonzero()[0])
             raise RewardError(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import inspect
 import math
 import numbers
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from dar.errors import ConfigError, DarError, RewardError
+from dar.errors import ConfigError, RewardError
 from dar.rewards.background import start_in_background
 from dar.rewards.failure import Failed
+from dar.rewards.foreign import ForeignCode
 
 Score = float | Failed | None
 """A reward, that there is none (`Failed`), or that the reward does not apply (`None`)."""
@@ -39,16 +41,18 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"{what} {path}: the module {module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, attribute, None)
+    with ForeignCode(
+        lambda kind, said: ConfigError(f"{what} {path}: the module {module_name} cannot be imported: {kind}: {said}")
+    ):
+        function = getattr(importlib.import_module(module_name), attribute, None)
     if not callable(function):
         raise ConfigError(f"{what} {path}: the module {module_name} has no function '{attribute}'")
     return function
+
+
+def naming_errors(name: str, where: str) -> ForeignCode:
+    """For calls of a reward's code: `reward 'short'`, ` at step 7`."""
+    return ForeignCode(lambda kind, said: RewardError(f"{name} raised {kind}{where}: {said}"))
 
 
 class Call:
@@ -64,11 +68,17 @@ class Call:
         RewardError: it raised.
     """
 
-    def __init__(self, name: str, function: RewardFunction, arguments: Mapping[str, Any], *, where: str) -> None:
+    what, noun, due = "reward", "values", "{} numbers"
+    """For messages."""
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str = ""
+    ) -> None:
         self.name = name
+        self._said = f"{self.what} '{name}'"
         self._completions = arguments["completions"]
-        self._where = where
-        with self._naming_errors():
+        self._where = f" at {where}" if where else ""
+        with naming_errors(self._said, self._where):
             self._values: Any = function(**accepted(function, arguments))
             if inspect.isawaitable(self._values):
                 self._values = start_in_background(self._values)
@@ -80,62 +90,47 @@ class Call:
             RewardError: it raised, returned too few or too many values, or one that is NaN, infinite or not a number;
                 the message shows the row's completion.
         """
-        values, name, completions, where = self._values, self.name, self._completions, self._where
-        if isinstance(values, Future):
-            with self._naming_errors():
-                values = values.result()
-        # Arrays and tensors are welcome; a string is a sequence too, but never a list of rewards.
-        if hasattr(values, "tolist"):
-            values = values.tolist()
-        if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-            raise RewardError(
-                f"reward '{name}' returned a {type(values).__name__} at {where}; expected {len(completions)} numbers"
-            )
-        if len(values) != len(completions):
-            raise RewardError(
-                f"reward '{name}' returned {len(values)} values for {len(completions)} completions at {where}"
-            )
-        return [_checked(name, value, row, completions[row], where) for row, value in enumerate(values)]
+        num_due, called = len(self._completions), f"{self._said} returned"
+        with naming_errors(self._said, self._where):
+            values = self._values.result() if isinstance(self._values, Future) else self._values
+            # Arrays and tensors are welcome; a string is a sequence too, but never a list of values.
+            if hasattr(values, "tolist"):
+                values = values.tolist()
+            if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+                expected = self.due.format(num_due)
+                raise RewardError(f"{called} a {type(values).__name__}{self._where}; expected {expected}")
+            values = list(values)
+            if len(values) != num_due:
+                raise RewardError(f"{called} {len(values)} {self.noun} for {num_due} completions{self._where}")
+            return [self._checked(value, row) for row, value in enumerate(values)]
 
     def cancel(self) -> None:
         """Gives up what still runs."""
         if isinstance(self._values, Future):
             self._values.cancel()
 
-    @contextlib.contextmanager
-    def _naming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except DarError:
-            raise  # it says already what, where and what to do
-        except Exception as error:
+    def _checked(self, value: Any, row: int) -> Score:
+        if value is None or isinstance(value, Failed):
+            return value
+        # An array of several values, where one is due, refuses and is then shown as it is.
+        with contextlib.suppress(RuntimeError, ValueError):
+            value = value.item() if hasattr(value, "item") else value
+        number = finite_float(value)
+        if number is None:
+            shown = str(self._completions[row])
+            shown = shown if len(shown) <= 300 else shown[:300] + "…"
             raise RewardError(
-                f"reward '{self.name}' raised {type(error).__name__} at {self._where}: {error}"
-            ) from error
-
-
-def _checked(name: str, value: Any, row: int, completion: Any, where: str) -> Score:
-    if value is None or isinstance(value, Failed):
-        return value
-    # An array of several values, where one is due, refuses and is then shown as it is.
-    with contextlib.suppress(RuntimeError, ValueError):
-        value = value.item() if hasattr(value, "item") else value
-    number = _finite_float(value)
-    if number is None:
-        shown = str(completion)
-        shown = shown if len(shown) <= 300 else shown[:300] + "…"
-        raise RewardError(
-            f"reward '{name}' returned {value!r} for row {row} at {where}; every value must be a finite number, None "
-            f"(does not apply) or Failed(reason). The completion was: {shown}"
-        )
-    return number
+                f"reward '{self.name}' returned {value!r} for row {row}{self._where}; every value must be a finite "
+                f"number, None (does not apply) or Failed(reason). The completion was: {shown}"
+            )
+        return number
 
 
 _LARGEST = 3.4e38
 """Rewards are kept in fp32, where anything larger would be infinite."""
 
 
-def _finite_float(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """The value as a float, or None where it is not a number that fp32 can hold."""
     try:
         number = float(value) if isinstance(value, numbers.Real) else math.nan
@@ -146,8 +141,23 @@ def _finite_float(value: Any) -> float | None:
 
 
 def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Of everything on offer, what a function names, or all of it where it takes `**kwargs`."""
+    """Of everything on offer, what a function names, or all of it where it takes `**kwargs`.
+
+    All is its own, each row too: whatever it does to its arguments, the next function, the record and the data keep
+    theirs.
+    """
     parameters = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(arguments)
-    return {name: value for name, value in arguments.items() if name in parameters}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: _copied(value) for name, value in arguments.items() if takes_all or name in parameters}
+
+
+_UNCHANGEABLE = (str, int, float, bool, bytes, type(None))
+
+
+def _copied(value: Any) -> Any:
+    """A copy all the way down; rows that are one object become several, which `deepcopy` alone would not do."""
+    if type(value) is list:
+        return [item if type(item) in _UNCHANGEABLE else _copied(item) for item in value]
+    if type(value) is dict:
+        return {key: item if type(item) in _UNCHANGEABLE else _copied(item) for key, item in value.items()}
+    return copy.deepcopy(value)

@@ -1,14 +1,15 @@
-"""One process of a sandbox: started with little, spoken to through pipes, ended with everything it has started."""
+"""One worker of a sandbox: started with little, spoken to through sockets, ended with everything it has started."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import pickle
 import secrets
 import signal
-import struct
+import socket
 import subprocess
 import sys
 import time
@@ -18,83 +19,107 @@ from typing import Any
 
 import psutil
 
-_LENGTH = struct.Struct(">Q")
+from dar.rewards.failure import Failed
+
 _SCRIPT = Path(__file__).with_name("worker.py")
 _TOKEN = "DAR_SANDBOX"
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE")
 """The only variables a process gets: keys and tokens in the environment are none of a verifier's business."""
-_MAX_ANSWER_BYTES = 2**16
+_MAX_LINE_BYTES = 2**16
 
 
-@dataclass
-class Worker:
-    """A process and what is known of it: ready, working on a row until a deadline, or gone."""
+class Lines:
+    """Our end of a socket, and what the other end says, line by line: no more is read than a line may have."""
 
-    process: subprocess.Popen[bytes]
-    requests: int
-    answers: int
-    lifeline: int
-    token: str
-    deadline: float
-    unsent: bytes = b""
-    row: int | None = None
-    is_ready: bool = False
-    has_hung_up: bool = False
-    _received: bytes = b""
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def ask(self, row: int, request: dict[str, Any], timeout_seconds: float) -> None:
-        """Sends a request; an answer is due before the time is over."""
-        self.row = row
-        self.deadline = time.monotonic() + timeout_seconds
-        self._post(request)
-
-    def finish(self) -> None:
-        """Nothing is due any more."""
-        self.row = None
-        self.deadline = math.inf
-
-    def send(self) -> None:
-        """Writes as much as the pipe takes now."""
-        with contextlib.suppress(BlockingIOError):
-            while self.unsent:
-                try:
-                    self.unsent = self.unsent[os.write(self.requests, self.unsent) :]
-                except BrokenPipeError:
-                    self.unsent, self.has_hung_up = b"", True
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self.end = end
+        self.has_hung_up = False
+        self._received = b""
 
     def receive(self) -> None:
         """Reads what there is."""
         with contextlib.suppress(BlockingIOError):
-            found = os.read(self.answers, _MAX_ANSWER_BYTES)
-            self._received += found
-            if not found or len(self._received) > _MAX_ANSWER_BYTES:
-                self.has_hung_up = True
+            while not self.has_hung_up and len(self._received) <= _MAX_LINE_BYTES:
+                try:
+                    found = self.end.recv(_MAX_LINE_BYTES)
+                except ConnectionError:
+                    found = b""
+                self._received += found
+                self.has_hung_up = not found
 
     def next_line(self) -> bytes | None:
-        """The next whole answer."""
+        """The next whole line, or the beginning of one that is too long."""
         line, newline, rest = self._received.partition(b"\n")
-        if not newline:
+        if not newline and len(line) <= _MAX_LINE_BYTES:
             return None
         self._received = rest
         return line
 
-    def cause_of_death(self) -> str:
-        """`signal SIGSEGV`, `exit code 3`."""
-        code = self.process.wait()
-        if code >= 0:
-            return f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-        return f"signal {-code}"
 
-    def _post(self, message: Any) -> None:
-        body = pickle.dumps(message)
-        self.unsent += _LENGTH.pack(len(body)) + body
+@dataclass
+class Worker:
+    """A process and what is known of it: ready, working on a row until a deadline, or gone.
+
+    channel: to the worker itself. call: to the process of the call under way, which alone has the other end.
+    idle_processes: its own when it was ready, those of the function's module among them.
+    score: what the call has answered, once it `has_answered`.
+    """
+
+    process: subprocess.Popen[bytes]
+    channel: Lines
+    token: str
+    deadline: float
+    row: int | None = None
+    is_ready: bool = False
+    idle_processes: int = 0
+    next_count: float = 0.0
+    call: Lines | None = None
+    unsent: bytes = b""
+    score: float | Failed | None = None
+    has_answered: bool = False
+
+    def ask(self, row: int, request: dict[str, Any], timeout_seconds: float) -> None:
+        """Sends a request; an answer is due before the time is over."""
+        own, theirs = socket.socketpair()
+        self.call, self.unsent, self.has_answered = Lines(own), pickle.dumps(request), False
+        self.row = row
+        self.deadline = time.monotonic() + timeout_seconds
+        with theirs, contextlib.suppress(ConnectionError):  # that the worker is gone is seen by its silence
+            socket.send_fds(self.channel.end, [b"."], [theirs.fileno()])
         self.send()
+
+    def finish(self) -> None:
+        """Nothing is due any more."""
+        if self.call is not None:
+            self.call.end.close()
+        self.row = self.call = None
+        self.unsent = b""
+        self.deadline = math.inf
+
+    def send(self) -> None:
+        """Writes as much as the socket takes now."""
+        with contextlib.suppress(BlockingIOError):
+            while self.call is not None and self.unsent:
+                try:
+                    self.unsent = self.unsent[self.call.end.send(self.unsent) :]
+                except ConnectionError:  # its process has ended without reading, which the worker will tell
+                    self.unsent = b""
+
+    def receive(self) -> None:
+        """Reads what there is: first what the worker says, so that the answer of a call that has ended is whole."""
+        self.channel.receive()
+        if self.call is not None:
+            self.call.receive()
+
+
+def cause_of_death(code: int) -> str:
+    """`signal SIGSEGV`, `exit code 3`."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-code).name}"
+    return f"signal {-code}"
 
 
 def start_worker(hello: dict[str, Any], timeout_seconds: float) -> Worker:
@@ -106,45 +131,34 @@ def start_worker(hello: dict[str, Any], timeout_seconds: float) -> Worker:
     token = secrets.token_hex(16)
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment |= {_TOKEN: token, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    request_end, requests = os.pipe()
-    answers, answer_end = os.pipe()
-    lifeline_end, lifeline = os.pipe()
-    theirs = (request_end, answer_end, lifeline_end)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT), *map(str, theirs)],
-            pass_fds=theirs,
-            env=environment,
-            # A group of its own: Ctrl-C in the terminal is for the run, and the group can be killed as one.
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    except OSError:
-        for end in (requests, answers, lifeline):
-            os.close(end)
-        raise
-    finally:
-        for end in theirs:
-            os.close(end)
-    os.set_blocking(requests, False)
-    os.set_blocking(answers, False)
-    worker = Worker(process, requests, answers, lifeline, token, deadline=time.monotonic() + timeout_seconds)
-    worker._post(hello)
-    return worker
+    own, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), json.dumps(hello)],
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                start_new_session=True,  # Ctrl-C in the terminal is for the run
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            own.close()
+            raise
+    return Worker(process, Lines(own), token, deadline=time.monotonic() + timeout_seconds)
 
 
 def num_processes(worker: Worker) -> int:
     """How many processes the worker has started, directly or not, that still run."""
     try:
-        return len(psutil.Process(worker.pid).children(recursive=True))
+        return len(psutil.Process(worker.process.pid).children(recursive=True))
     except psutil.Error:
         return 0
 
 
 def end_worker(worker: Worker) -> None:
-    """Kills a process and everything it has started, and waits for it.
+    """Kills a worker and everything it has started, and waits for it.
 
     All are stopped before any is killed: a stopped process forks no more, so the search comes to an end.
     """
@@ -156,28 +170,24 @@ def end_worker(worker: Worker) -> None:
     for pid in stopped:
         _signal(pid, signal.SIGKILL)
     worker.process.wait()
-    for end in (worker.requests, worker.answers, worker.lifeline):
-        os.close(end)
+    worker.channel.end.close()
+    worker.finish()
 
 
 def _family(worker: Worker) -> set[int]:
-    """The process, its descendants, and whoever else has its token in the environment: a child that cut every tie."""
-    found: set[int] = set()
-    if worker.process.poll() is None:
-        found.add(worker.pid)
-        with contextlib.suppress(psutil.Error):
-            found |= {child.pid for child in psutil.Process(worker.pid).children(recursive=True)}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(_TOKEN) == worker.token and process.status() != psutil.STATUS_ZOMBIE:
+    """The worker, whoever else has its token in the environment, and all that these have started."""
+    found = {worker.process.pid} if worker.process.poll() is None else set()
+    parents: dict[int, int] = {}
+    for process in psutil.process_iter(["ppid", "environ", "status"]):
+        if process.info["status"] != psutil.STATUS_ZOMBIE:
+            parents[process.pid] = process.info["ppid"]
+            if (process.info["environ"] or {}).get(_TOKEN) == worker.token:
                 found.add(process.pid)
+    while fresh := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= fresh
     return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    """To the process, and at once to its whole group, if the group is a sandbox's and not ours."""
     with contextlib.suppress(OSError):
-        group = os.getpgid(pid)
-        if group != os.getpgid(0):
-            os.killpg(group, number)
         os.kill(pid, number)

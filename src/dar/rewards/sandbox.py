@@ -1,13 +1,12 @@
 """User code in processes of its own: a function that hangs, crashes, eats memory or forks costs one score.
 
-This protects a run from mistakes and from what completions make verifiers do. It is no wall against hostile code: a
-process has the account's files and network.
+This protects a run from mistakes and from what completions make verifiers do. What comes from there is not believed: a
+call can spoil its own score and no other. It is no wall against hostile code: a process has the account's files and
+network.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import selectors
 import sys
@@ -20,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, RewardError
+from dar.intake import parse_json
 from dar.rewards.failure import Failed
-from dar.rewards.process import Worker, end_worker, num_processes, start_worker
+from dar.rewards.function import finite_float
+from dar.rewards.process import Worker, cause_of_death, end_worker, num_processes, start_worker
 
 _START_SECONDS = 300.0
 """Most a worker may take to import its function: heavy packages on a busy machine take a minute."""
 _TICK_SECONDS = 0.25
 """How often the processes of calls under way are counted."""
 _MAX_FAILED_STARTS = 3
+_NONSENSE = "its process sent something that is no answer"
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,13 @@ class Sandbox:
         function: `package.module:function`, found as in a recipe: on the path, or in the working directory.
         num_workers: processes at once.
         limits: of one call.
+        is_trusted: the function runs nothing that completions hold as code, so calls may follow each other in one
+            process, which is much faster. Otherwise each has its own, made from what the module was after its import.
     """
 
-    def __init__(self, function: str, *, num_workers: int, limits: Limits) -> None:
+    def __init__(self, function: str, *, num_workers: int, limits: Limits, is_trusted: bool = False) -> None:
         self.function = function
+        self.is_trusted = is_trusted
         self.num_workers = num_workers
         self.limits = limits
         self.parameters: list[str] | None = None
@@ -123,6 +128,7 @@ class Sandbox:
             hello = {
                 "function": self.function,
                 "path": [here, *(entry or here for entry in sys.path)],
+                "is_trusted": self.is_trusted,
                 "memory_bytes": int(self.limits.memory_gb * 2**30),
                 "cpu_seconds": self.limits.timeout_seconds * (os.cpu_count() or 1),
             }
@@ -137,9 +143,10 @@ class Sandbox:
         patience = min([_TICK_SECONDS, *(max(0.0, worker.deadline - now) for worker in self._workers)])
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
-                selector.register(worker.answers, selectors.EVENT_READ)
-                if worker.unsent:
-                    selector.register(worker.requests, selectors.EVENT_WRITE)
+                selector.register(worker.channel.end, selectors.EVENT_READ)
+                call = worker.call
+                if call is not None and not worker.has_answered and not call.has_hung_up:
+                    selector.register(call.end, selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0))
             selector.select(patience)
         outcomes = [self._outcome(worker) for worker in list(self._workers)]
         return [outcome for outcome in outcomes if outcome is not None]
@@ -149,52 +156,56 @@ class Sandbox:
         is_dead = worker.process.poll() is not None  # before its last words are read, so that none are missed
         worker.send()
         worker.receive()
-        line = worker.next_line()
+        try:
+            if worker.call is not None and not worker.has_answered and (line := worker.call.next_line()) is not None:
+                worker.score, worker.has_answered = _score(line), True
+            line = worker.channel.next_line()
+            message = None if line is None else parse_json(line.decode(), "what a worker says")
+        except ValueError:
+            return self._lost(worker, _NONSENSE)
         if line is not None:
-            return self._answered(worker, line)
-        if is_dead or worker.has_hung_up:
+            return self._told(worker, message)
+        if is_dead or worker.channel.has_hung_up:
             return self._lost(worker, "its process was ended by {cause}")
-        if time.monotonic() > worker.deadline:
+        now = time.monotonic()
+        if now > worker.deadline:
             seconds = self.limits.timeout_seconds if worker.is_ready else _START_SECONDS
             return self._lost(worker, f"it took longer than {seconds:g} s")
-        if worker.row is not None and num_processes(worker) > self.limits.max_processes:
-            return self._lost(worker, f"it had started more than {self.limits.max_processes} processes")
+        if worker.row is not None and now > worker.next_count:
+            worker.next_count = now + _TICK_SECONDS
+            # One more is the call's own.
+            if num_processes(worker) - worker.idle_processes - 1 > self.limits.max_processes:
+                return self._lost(worker, f"it had started more than {self.limits.max_processes} processes")
         return None
 
-    def _answered(self, worker: Worker, line: bytes) -> tuple[int, float | Failed | None] | None:
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        row = worker.row
-        if not isinstance(answer, dict):
-            return self._lost(worker, "its process sent something that is no answer")
-        if row is None:
-            self._introduced(worker, answer)
-            return None
-        worker.finish()
-        if answer.get("is_spent") or answer.get("has_children"):
-            self._end([worker])
-        if "failed" in answer:
-            return row, Failed(f"{self.function}: {answer['failed']}")
-        value = answer.get("value", math.nan)
-        return row, value if value is None else float(value)
-
-    def _introduced(self, worker: Worker, answer: dict[str, Any]) -> None:
-        if "error" in answer:
-            self._end([worker])
-            raise ConfigError(f"reward {self.function} cannot be loaded in its sandbox: {answer['error']}")
-        self.parameters = answer["parameters"]
-        self._failed_starts = 0
-        worker.is_ready = True
-        worker.finish()
+    def _told(self, worker: Worker, message: Any) -> tuple[int, float | Failed | None] | None:
+        """What a worker says of itself: that it is ready, or cannot be, or that the call's process has ended."""
+        match message:
+            case {"error": str(error)} if not worker.is_ready:
+                self._end([worker])
+                raise ConfigError(f"reward {self.function} cannot be loaded in its sandbox: {error}")
+            case {"parameters": None | list() as parameters} if not worker.is_ready:
+                self.parameters = parameters
+                self._failed_starts = 0
+                worker.is_ready, worker.idle_processes = True, num_processes(worker)
+                worker.finish()
+            case {"ended": int(code)} if worker.row is not None:
+                row, score = worker.row, worker.score
+                if not worker.has_answered:
+                    score = Failed(f"its process was ended by {cause_of_death(code)}")
+                worker.finish()
+                return row, Failed(f"{self.function}: {score.reason}") if isinstance(score, Failed) else score
+            case _:
+                return self._lost(worker, _NONSENSE)
+        return None
 
     def _lost(self, worker: Worker, reason: str) -> tuple[int, Failed] | None:
         """Ends a worker that will give no answer; a row it worked on has failed."""
+        row = worker.row
         self._end([worker])
-        reason = reason.format(cause=worker.cause_of_death())
-        if worker.row is not None:
-            return worker.row, Failed(f"{self.function}: {reason}")
+        reason = reason.format(cause=cause_of_death(worker.process.returncode))
+        if row is not None:
+            return row, Failed(f"{self.function}: {reason}")
         if not worker.is_ready:
             self._failed_starts += 1
         if self._failed_starts == _MAX_FAILED_STARTS:
@@ -208,6 +219,23 @@ class Sandbox:
         for worker in list(workers):
             self._workers.remove(worker)
             end_worker(worker)
+
+
+def _score(line: bytes) -> float | Failed | None:
+    """What an answer says, which was written where foreign code ran.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match parse_json(line.decode(), "the answer"):
+        case {"failed": str(reason)}:
+            return Failed(reason[:500])
+        case {"value": None}:
+            return None
+        case {"value": bool() | int() | float() as value}:
+            number = finite_float(value)
+            return Failed(f"it returned {value!r:.200}, which is not a finite number") if number is None else number
+    raise ValueError("not an answer")
 
 
 def _end_all(workers: list[Worker], owner: int) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
 import referencing
-import yaml
 from jsonschema.validators import validator_for
 
 from dar.errors import ConfigError, RewardError
-from dar.rewards.builtin import completion_text
+from dar.recipe import read_yaml
+from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
 from dar.rewards.sandbox import Limits, Sandbox
-from dar.verifiable import check_instructions
+from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.puzzles import COLUMN
 
 
@@ -44,7 +43,8 @@ def math(column: str, *, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: math-verify cannot be loaded.
     """
-    return _checked_in_sandbox("dar.verifiable.maths_in_sandbox:score", column, "golds", num_workers, limits)
+    pool = Sandbox("dar.verifiable.maths_in_sandbox:score", num_workers=num_workers, limits=limits, is_trusted=True)
+    return _checked_in_sandbox(pool, column, "golds")
 
 
 def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
@@ -53,12 +53,13 @@ def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: reasoning-gym is not installed.
     """
-    return _checked_in_sandbox("dar.verifiable.puzzles_in_sandbox:score", COLUMN, COLUMN, num_workers, limits)
+    # Not trusted: some tasks have sympy evaluate the completion's text, which is Python.
+    pool = Sandbox("dar.verifiable.puzzles_in_sandbox:score", num_workers=num_workers, limits=limits)
+    return _checked_in_sandbox(pool, COLUMN, COLUMN)
 
 
-def _checked_in_sandbox(function: str, column: str, argument: str, num_workers: int, limits: Limits) -> RewardFunction:
+def _checked_in_sandbox(pool: Sandbox, column: str, argument: str) -> RewardFunction:
     """A function of a completion's text and one column, in a sandbox; None where the column holds none."""
-    pool = Sandbox(function, num_workers=num_workers, limits=limits)
     pool.start()
 
     def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
@@ -79,10 +80,10 @@ def ifeval(*, strictness: Literal["strict", "loose"], credit: Literal["share", "
     Reads the columns `instruction_id_list` and `kwargs` of the published data.
     """
 
-    def one(text: str, ids: Sequence[str] | None, arguments: Sequence[Any] | None) -> float | None:
+    def one(text: str, ids: Any, arguments: Any) -> float | None:
         if not ids:
             return None
-        followed = check_instructions(text, ids, arguments or [{}] * len(ids), loose=strictness == "loose")
+        followed = check_instructions(text, ids, arguments, loose=strictness == "loose")
         return float(all(followed)) if credit == "all" else sum(followed) / len(followed)
 
     def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
@@ -102,29 +103,24 @@ def json_schema(path: str) -> RewardFunction:
         ConfigError: it cannot be read, or is no JSON schema.
     """
     try:
-        schema = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        if not isinstance(schema, dict):
+        schema = read_yaml(path)
+        if not isinstance(schema, dict) or not isinstance(schema.get("$schema", ""), str):
             raise ConfigError(f"{path} is not a JSON schema: expected a mapping, found {schema!r:.100}")
         kind = validator_for(schema)
         kind.check_schema(schema)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the JSON schema {path} cannot be read: {error}") from error
     except jsonschema.SchemaError as error:
         raise ConfigError(f"{path} is not a JSON schema: {error.message}") from error
     # An empty registry: without it, a reference to an address would be fetched.
     validator = kind(schema, registry=referencing.Registry())
 
-    def is_valid(text: str) -> bool:
-        fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)```", text.strip(), re.DOTALL | re.IGNORECASE)
+    def is_valid(text: str) -> float:
+        fenced = re.fullmatch(r"```(?:json)?[^\S\n]*+\n(.*)```", text.strip(), re.DOTALL | re.IGNORECASE)
         try:
-            return validator.is_valid(json.loads(fenced[1] if fenced else text))
+            return float(validator.is_valid(json.loads(fenced[1] if fenced else text)))
         except (ValueError, RecursionError):
-            return False
+            return 0.0
 
-    def score(completions: Sequence[Any]) -> list[float]:
-        return [float(is_valid(completion_text(completion))) for completion in completions]
-
-    return score
+    return in_time(is_valid, f"the JSON schema {path}")
 
 
 def tag_format(tags: Sequence[str]) -> RewardFunction:
@@ -136,10 +132,10 @@ def tag_format(tags: Sequence[str]) -> RewardFunction:
     def one(text: str) -> float:
         end, placed = 0, 0
         for tag in tags:
-            found = re.search(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", text, re.DOTALL)
             is_single = text.count(f"<{tag}>") == text.count(f"</{tag}>") == 1
-            if found and is_single and found[1].strip() and found.start() >= end:
-                end = found.end()
+            start, close = text.find(f"<{tag}>"), text.find(f"</{tag}>")
+            if is_single and start >= end and text[start + len(tag) + 2 : close].strip():
+                end = close
                 placed += 1
         return placed / len(tags)
 

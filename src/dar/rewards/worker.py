@@ -1,58 +1,100 @@
-"""The program a sandbox runs in each of its processes: it calls one function, one request at a time.
+"""The program a sandbox runs in each of its workers: it calls one function, in processes of the call's own.
 
 A script of the standard library alone, run by its path, so that a process holds the function's own imports and nothing
-else. Requests are pickles from the sandbox; answers are lines of JSON, so that the sandbox never unpickles what a
-verifier had in its hands. `dar.rewards.sandbox` is the other side.
+else. The *keeper*, in which no foreign code runs, starts the *loader*, and ends all that is left when that has ended or
+the sandbox is gone. The loader imports the function. For each call it gets one end of a socket, forks a process that
+reads its request and writes its answer there, a line of JSON, and ends what that process has left before it says so: a
+call has no way to the requests and answers of others. `dar.rewards.sandbox` is the other side; it unpickles nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import gc
+import glob
 import importlib
 import inspect
-import json
 import os
 import pickle
 import resource
+import select
 import signal
-import struct
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Set
+from json import dumps, loads  # as they are before an import has replaced them
+from typing import Any
 
-_LENGTH = struct.Struct(">Q")
 _PR_SET_CHILD_SUBREAPER = 36
 _HEADROOM_PROCESSES = 256
-"""Processes the user's account may still start when a worker begins: the kernel's own end of a fork bomb."""
+"""Processes the user's account may still start when a call begins: the kernel's own end of a fork bomb."""
 
 
 def main() -> None:
-    """Loads the function the first message names, says so, and answers requests until the sandbox hangs up."""
-    requests, answers, lifeline = (int(argument) for argument in sys.argv[1:4])
-    source, sink = os.fdopen(requests, "rb"), os.fdopen(answers, "wb")
-    threading.Thread(target=_die_with_sandbox, args=(lifeline,), daemon=True).start()
+    """The keeper: starts the loader, and ends as it does when nothing is left of it."""
+    channel, hello = socket.socket(fileno=int(sys.argv[1])), loads(sys.argv[2])
     _adopt_orphans()
-    hello = _read(source)
-    if hello is None:
-        return
+    loader = _fork()
+    if loader == 0:
+        _adopt_orphans()
+        _serve(channel, hello)
+        os._exit(0)
+    threading.Thread(target=_end_with_sandbox, args=(channel, loader), daemon=True).start()
+    _, status = os.waitpid(loader, 0)
+    _end_descendants()
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _serve(channel: socket.socket, hello: dict[str, Any]) -> None:
+    """The loader: loads the function, says so, and forks for each call until the sandbox hangs up."""
     try:
         function = _load(hello["function"], hello["path"])
         parameters = _parameters(function)
     except BaseException as error:  # whatever an import may raise, SystemExit included
-        _answer(sink, {"error": _described(error)})
+        _say(channel, {"error": _described(error)})
         return
-    _limit(hello["memory_bytes"])
-    _answer(sink, {"parameters": parameters})
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else an import may have us hear of no end
+    gc.freeze()  # what is never collected is never written to, and stays shared with the calls' processes
+    spared = _descendants()
+    _say(channel, {"parameters": parameters})
+    while ends := socket.recv_fds(channel, 1, 1)[1]:
+        call = _fork()
+        if call == 0:
+            if not hello["is_trusted"]:
+                channel.close()
+            _limit(hello["memory_bytes"])
+            while ends and _answer(function, ends[0], hello["cpu_seconds"]) and hello["is_trusted"]:
+                _say(channel, {"ended": 0})
+                ends = socket.recv_fds(channel, 1, 1)[1]
+            os._exit(0)
+        os.close(ends[0])
+        pid = status = 0
+        while pid != call:  # orphans are ours now, and end too
+            pid, status = os.waitpid(-1, 0)
+        with contextlib.suppress(OSError):
+            os.killpg(call, signal.SIGKILL)
+        _end_descendants(spared)
+        _say(channel, {"ended": os.waitstatus_to_exitcode(status)})
+
+
+def _answer(function: Callable[..., Any], end: int, cpu_seconds: float) -> bool:
+    """The call's process: reads the request, calls, answers; whether all went well."""
     own = os.getpid()
-    while (request := _read(source)) is not None:
-        _allow_seconds(hello["cpu_seconds"])
+    with socket.socket(fileno=end) as stream:
+        request = pickle.load(stream.makefile("rb"))
+        _allow_seconds(cpu_seconds)
         answer = _call(function, request)
         if os.getpid() != own:
             os._exit(0)  # a child the function forked has come this far; the request is its parent's to answer
-        _answer(sink, answer | {"has_children": _has_children()})
+        _say(stream, answer)
+    return "value" in answer
 
 
 def _load(path: str, search: list[str]) -> Callable[..., Any]:
@@ -82,8 +124,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, 
             return {"failed": f"it returned {len(values)} values for 1 completion"}
         return _plain(values[0])
     except MemoryError:
-        # What else did not get its memory is unknown: such a process answers no second request.
-        return {"failed": "it ran out of its memory limit", "is_spent": True}
+        return {"failed": "it ran out of its memory limit"}
     except BaseException as error:  # sys.exit() in a verifier costs its score like any other exception
         return {"failed": f"it raised {_described(error)}"}
 
@@ -104,7 +145,9 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    with contextlib.suppress(BaseException):  # an error need not have words
+        return f"{type(error).__name__}: {error}"[:500]
+    return type(error).__name__
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -132,42 +175,58 @@ def _allow_seconds(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 2, hard))
 
 
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def _fork() -> int:
+    """Forks; the child has a session and a group of its own, so that one that kills its group kills no more."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+    return pid
+
+
 def _adopt_orphans() -> None:
     """Makes this process the parent of whatever its children leave behind, so that nothing escapes its sight."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _has_children() -> bool:
-    """Whether anything the function started still runs; what has ended is reaped."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return False
-        if pid == 0:
-            return True
+def _end_descendants(spared: Set[int] = frozenset()) -> None:
+    """Kills all that this process has started, until none is left: what a killed one leaves behind becomes ours."""
+    while found := _descendants(spared):
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.001)
 
 
-def _die_with_sandbox(lifeline: int) -> None:
-    """Waits for the sandbox's end of the pipe to close, as it does when its process is killed."""
-    os.read(lifeline, 1)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+def _descendants(spared: Set[int] = frozenset()) -> set[int]:
+    """All but some and theirs."""
+    found, waiting = set[int](), [os.getpid()]
+    while waiting:
+        for path in glob.glob(f"/proc/{waiting.pop()}/task/*/children"):
+            with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
+                fresh = set(map(int, stream.read().split())) - found - spared
+                found |= fresh
+                waiting += fresh
+    return found
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
+def _end_with_sandbox(channel: socket.socket, loader: int) -> None:
+    """Waits for the sandbox's end of the channel to close, as it does when its process is killed."""
+    hangup = select.poll()
+    hangup.register(channel, 0)
+    hangup.poll()
+    with contextlib.suppress(OSError):
+        os.kill(loader, signal.SIGKILL)
 
 
-def _read(source: BinaryIO) -> Any:
-    header = source.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
-        return None
-    return pickle.loads(source.read(_LENGTH.unpack(header)[0]))
-
-
-def _answer(sink: BinaryIO, message: dict[str, Any]) -> None:
-    sink.write(json.dumps(message).encode() + b"\n")
-    sink.flush()
+def _say(end: socket.socket, message: dict[str, Any]) -> None:
+    end.sendall(dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dar.batch import Prompt, pad_rows
-from dar.policy import LogprobModel
 from dar.policy.decode_cache import DecodeCache
-from dar.policy.logprobs import flat_hidden_states, hidden_states, unwrapped
+from dar.policy.logprobs import LogprobModel, flat_hidden_states, hidden_states, unwrapped
 from dar.policy.packing import pack_prompts
 
 Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
 from dar.errors import RolloutError
-from dar.policy import Policy
 from dar.policy.head import logits_of
 from dar.policy.logprobs import unwrapped
+from dar.policy.policy import Policy
+from dar.policy.rendering import control_token_ids, opened_tag
 from dar.policy.rotary import require_fixed
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.sampling import SamplingKey, inverse_cdf
@@ -69,6 +70,7 @@ class InProcessEngine:
     def __init__(self, policy: Policy, *, max_tokens: int) -> None:
         self.policy = policy
         module = policy.module
+        self.control = control_token_ids(policy.tokenizer)
         self.decoder = SharedPrefixDecoder(module, max_tokens) if module.is_packed else PaddedDecoder(module)
 
     @torch.no_grad()
@@ -131,10 +133,13 @@ class InProcessEngine:
         return tokens.cpu(), probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log().cpu()
 
     def _texts(self, written: _Written, rows: Tensor) -> list[str]:
-        """What rows say so far, special tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
+        """What rows say so far, control tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
         lengths = (written.lengths - written.has_eos.long())[rows].tolist()
-        contents = [ids[:length] for ids, length in zip(written.ids[rows].tolist(), lengths, strict=True)]
-        return self.policy.tokenizer.batch_decode(contents, skip_special_tokens=True)
+        contents = [
+            [token for token in ids[:length] if token not in self.control]
+            for ids, length in zip(written.ids[rows].tolist(), lengths, strict=True)
+        ]
+        return self.policy.tokenizer.batch_decode(contents)
 
     def _rollouts(
         self, prompts: Sequence[Prompt], num_generations: int, written: _Written, decoding: Decoding
@@ -150,7 +155,11 @@ class InProcessEngine:
         return Rollouts(
             prompts=tuple(prompts),
             groups=groups,
-            texts=tuple(text[: decoding.first_stop(text)] for text in texts),
+            texts=tuple(
+                opened_tag(self.policy.tokenizer, prompts[row // num_generations].token_ids, text)
+                + text[: decoding.first_stop(text)]
+                for row, text in enumerate(texts)
+            ),
             logprobs=written.logprobs[:, :width],
             finish_reasons=written.finish_reasons(),
         )

@@ -7,12 +7,13 @@ weights are not touched; the converted copies live only while the context is ope
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -56,23 +57,27 @@ def sampling_weights(model: nn.Module, dtype: torch.dtype, *, batch_size: int) -
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, _Merged]]:
-    """Every linear layer (a LoRA layer as a whole, not its parts)."""
+    """Every linear layer (one with an adapter as a whole, not its parts)."""
     inside_adapters: set[int] = set()
     for module in model.modules():
-        if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
-            inside_adapters.update(id(child) for child in module.modules() if child is not module)
-            base = module.get_base_layer()
-            if type(base) is nn.Linear:
-                yield module, _Merged(base.weight + _delta(module), base.bias)
-        elif type(module) is nn.Linear and id(module) not in inside_adapters:
+        if id(module) in inside_adapters:
+            continue
+        if isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
+            inside_adapters.update(map(id, module.modules()))
+            # Where the base is anything else, the layer's own forward serves.
+            if type(module.get_base_layer()) is nn.Linear:
+                base: Any = (module if module.disable_adapters else merged_copy(module)).get_base_layer()
+                yield module, _Merged(base.weight, base.bias)
+        elif type(module) is nn.Linear:
             yield module, _Merged(module.weight, module.bias)
 
 
-def _delta(layer: Any) -> Tensor | float:
-    """What the active adapters add to the weight."""
-    if layer.disable_adapters:
-        return 0.0
-    return sum((layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A), 0.0)
+def merged_copy(layer: Any) -> Any:
+    """The layer with its active adapters merged into its base by peft itself; unmerging would leave rounding behind."""
+    merged = copy.deepcopy(layer)
+    with torch.autocast(next(merged.parameters()).device.type, enabled=False):
+        merged.merge()
+    return merged
 
 
 def _groups(model: nn.Module, layers: dict[nn.Module, _Merged]) -> list[list[nn.Module]]:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dar.config import RunSpec
-from dar.policy import Policy
+from dar.config.run import RunSpec
+from dar.policy.policy import Policy
 from dar.policy.saving import save_policy
 from dar.train.card import model_card
 from dar.train.run_folder import RunFolder

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dar.batch import Prompt
-from dar.config import CalibrationSpec
+from dar.config.model_reward import CalibrationSpec
 from dar.errors import CheckpointError
 from dar.rewards.combine import completion_arguments
 from dar.rewards.model import ModelReward
-from dar.rollout import Engine, SamplingKey
+from dar.rollout.engine import Engine, SamplingKey
 
 
 @dataclass(frozen=True)

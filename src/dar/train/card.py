@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dar.config import RunSpec, reward_name
+import yaml
+
+from dar.config.rewards import reward_name
+from dar.config.run import RunSpec
 from dar.recipe import dump_recipe
+from dar.shown import fenced, markdown
 
 _ROWS = (
     ("reward", "eval/reward"),
@@ -26,19 +30,14 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         alerts: the lines of alerts.jsonl.
         command: what was run, where that is known.
     """
-    rewards = ", ".join(f"{reward_name(reward)} (weight {reward.weight:g})" for reward in spec.rewards)
+    rewards = ", ".join(f"{markdown(reward_name(reward))} (weight {reward.weight:g})" for reward in spec.rewards)
     lines = [
-        "---",
-        "library_name: transformers",
-        f"base_model: {spec.model.path}",
-        f"tags: [rlhf, {spec.algorithm.type}]",
-        "---",
-        "",
-        f"# {spec.model.path}, aligned with {spec.algorithm.type.upper()}",
+        *front_matter(base_model=spec.model.path, tags=["rlhf", spec.algorithm.type]),
+        f"# {markdown(spec.model.path)}, aligned with {spec.algorithm.type.upper()}",
         "",
         f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
         + ("with their completions" if spec.algorithm.is_offline else f"× {spec.num_generations} completions")
-        + f" from `{spec.data.train.path}`"
+        + f" from {markdown(spec.data.train.path)}"
         + (f"; reward: {rewards}." if rewards else "."),
         "",
     ]
@@ -54,13 +53,20 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
     if alerts:
         lines += ["Alerts during training:", ""]
         lines += [
-            f"* step {alert['step']}, {alert['rule']} ({alert['action']}): {alert['message']}" for alert in alerts
+            f"* step {alert['step']}, {alert['rule']} ({alert['action']}): {markdown(alert['message'])}"
+            for alert in alerts
         ]
         lines += [""]
     elif spec.alerts:
         rules = ", ".join(dict.fromkeys(alert.type for alert in spec.alerts))
         lines += [f"No alert was raised during training; watched were: {rules}.", ""]
     if command:
-        lines += ["```sh", command, "```", ""]
-    lines += ["```yaml", dump_recipe(spec).rstrip(), "```", ""]
+        lines += [fenced(command, "sh"), ""]
+    lines += [fenced(dump_recipe(spec), "yaml"), ""]
     return "\n".join(lines)
+
+
+def front_matter(**fields: Any) -> list[str]:
+    """The lines a card begins with: YAML that holds just these values, whatever they are."""
+    text = yaml.safe_dump({"library_name": "transformers"} | fields, sort_keys=False)
+    return ["---", text.rstrip(), "---", ""]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dar.errors import CheckpointError
+from dar.train.run_folder import remove_rests
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,7 @@ def save_checkpoint(
         ) from error
     for old in _superseded(folder, state.step, keep):
         _remove(old)
-    # What a killed run was writing or removing has no other name by now.
-    for rest in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
-        shutil.rmtree(rest, ignore_errors=True)
+    remove_rests(folder)
     return target
 
 

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 
 from dar.batch import Rollouts, TokenGroups, pad_rows
-from dar.data import LoggedSet, PromptStream
-from dar.data.logged import LoggedGroup
+from dar.data.logged import LoggedGroup, LoggedSet
+from dar.data.prompts import PromptStream
 from dar.rewards import RewardSet, RewardTable, Scoring
-from dar.rollout import Engine, SamplingKey
+from dar.rollout.engine import Engine, SamplingKey
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the step."""

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from dar.console import Console
 from dar.evaluate.alerts import Alert
-from dar.shown import one_line, visible
+from dar.shown import one_line
 
 _SUMMARY = (
     ("reward", "reward", "{:+.3f}"),
@@ -100,7 +99,7 @@ class Display:
     def note(self, text: str, *, style: str = "") -> None:
         """A line of plain text (unless quiet)."""
         if not self.quiet:
-            self.console.print(Text(text, style=style), soft_wrap=True)
+            self.console.print(text, style=style, soft_wrap=True)
 
     def alert(self, alert: Alert) -> None:
         """A rule of the recipe's alerts is broken."""
@@ -108,7 +107,6 @@ class Display:
 
     def completion(self, prompt: str, completion: str, reward: float) -> None:
         """One sampled completion."""
-        # Text, not markup: completions are anybody's words and may hold brackets and control characters.
         self.note(f"  prompt: {one_line(prompt)}\n  reward {reward:+.3f}: {one_line(completion)}")
 
     def before_after(self, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
@@ -141,5 +139,5 @@ class Display:
         for heading in ("prompt", "before", "after"):
             table.add_column(heading, ratio=1)
         for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
+            table.add_row(*row)
         self.console.print(table)

@@ -13,7 +13,7 @@ from dar.errors import NonFiniteError
 from dar.objectives.preference import dpo
 from dar.objectives.realignment import conflict_losses
 from dar.ops import masked_sum
-from dar.policy import Policy
+from dar.policy.policy import Policy
 from dar.train.collect import token_groups
 
 Loss = Callable[[Tensor, Tensor], Tensor]

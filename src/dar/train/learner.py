@@ -10,15 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dar.algorithms import Algorithm, Metrics, UpdateTokens
+from dar.algorithms.base import Algorithm, Metrics, UpdateTokens
 from dar.batch import Weighted
-from dar.config import RunSpec
-from dar.ops import masked_mean
-from dar.policy import Policy
+from dar.config.run import RunSpec
+from dar.policy.policy import Policy
 from dar.train.distributed import own_groups
 from dar.train.optim import learning_rate_factor, set_learning_rate
 from dar.train.replay import ReplayBuffer
-from dar.train.selftest import require_parity
 from dar.train.update import Updater
 
 
@@ -44,12 +42,14 @@ class Learner:
         """All updates of a step; rows of no weight, or of next to none, are left out.
 
         Raises:
-            NonFiniteError: a loss or the gradient is NaN or infinite; the weights are then as after the last update.
-            RolloutError: the trainer's log-probabilities are not the sampler's.
+            NonFiniteError: a loss or the gradient is NaN or infinite, and the weights are as after the last update; or
+                the weights are so.
+            RolloutError: the trainer's log-probabilities are not the sampler's; the weights are untouched.
         """
         where = f"step {step}"
-        negligible = 0.0 if self.algorithm.reads_rows_together else self.spec.runtime.negligible_share
-        carrying = weighted.carries_weight(negligible)
+        # A correction scales tokens' gradients by factors that only the trainer's pass will know.
+        loads = self.algorithm.loads(weighted) if self.spec.sampling.correction == "none" else None
+        carrying = weighted.carries_weight(loads, self.spec.runtime.negligible_share)
         metrics: Metrics = {"rows/skipped_fraction": float((~carrying).float().mean())}
         metrics |= self._update(step, self._own_rows(weighted, carrying), where)
         for earlier in self.replay.batches:
@@ -60,9 +60,6 @@ class Learner:
     def _update(self, step: int, own: Weighted, where: str) -> Metrics:
         updates, optim = self.algorithm.updates, self.spec.optim
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
-        gap = 0.0
-        # What completions from the data were sampled with is not known, and nothing to agree with.
-        is_sampled = not self.spec.algorithm.is_offline
         for update in range(updates):
             factor = learning_rate_factor(
                 (step - 1) * updates + update,
@@ -73,22 +70,18 @@ class Learner:
             rate = optim.learning_rate * factor
             set_learning_rate(self.updater.optimizer, rate)
             begun = self._begun(own, is_first=update == 0)
+            # The first forward pass is of π_t itself.
             result = self.updater.step(self.algorithm, own, on_policy=update == 0, where=where, progress=self.progress)
             if update == 0:
-                # The first forward pass is of π_t itself: it must agree with what the sampler said of π_t.
-                if is_sampled:
-                    gap = float(masked_mean((result.logprobs - own.old_logprobs).abs(), own.mask))
-                    require_parity(gap, self.spec.runtime.max_logprob_gap, where)
                 own = replace(own, old_logprobs=result.logprobs)
             losses.append(result.loss)
             norms.append(result.grad_norm)
-            means = begun | result.means | self.algorithm.finish_update(result.means)
-        found = {"loss": sum(losses) / updates, "grad_norm": sum(norms) / updates, "learning_rate": rate, **means}
-        return found | ({"rollout/logprob_gap": gap} if is_sampled else {})
+            means |= begun | result.means | self.algorithm.finish_update(result.means)
+        return {"loss": sum(losses) / updates, "grad_norm": sum(norms) / updates, "learning_rate": rate, **means}
 
     def _replayed(self, earlier: Weighted, where: str) -> Metrics:
         """One more update on a batch of an earlier step, its old log-probabilities those of its own time."""
-        own = self._own_rows(earlier, earlier.weights > 0)
+        own = self._own_rows(earlier, earlier.weights != 0)
         result = self.updater.step(
             self.algorithm, own, on_policy=False, where=f"{where}, replay", progress=self.progress
         )
@@ -104,7 +97,7 @@ class Learner:
             if is_first
             else self.policy.logprobs(own.groups, max_tokens=self.spec.runtime.max_tokens_per_microbatch)
         )
-        mask = own.mask
+        mask = own.mask & (own.weights != 0).unsqueeze(1)
         parts = (
             (current - own.old_logprobs)[mask],
             own.advantages.unsqueeze(1).expand_as(mask)[mask],
@@ -114,9 +107,11 @@ class Learner:
         return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered))))
 
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
-        """This rank's rows that carry weight; where none does, its first row, so that every rank takes part."""
+        """This rank's rows that carry weight; where none does, its first at weight 0, so that every rank takes part."""
         own = batch.groups.rows_of(*own_groups(len(batch.groups.group_sizes), self.accelerator))
         chosen = own & carrying
-        if not chosen.any():
-            chosen[int(own.nonzero()[0])] = True
-        return batch.select(chosen)
+        if chosen.any():
+            return batch.select(chosen)
+        chosen[int(own.nonzero()[0])] = True
+        row = batch.select(chosen)
+        return replace(row, weights=torch.zeros_like(row.weights))

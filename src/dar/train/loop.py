@@ -9,6 +9,7 @@ for each step:
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dar.algorithms import Algorithm, Metrics, kl_metrics
+from dar.algorithms.base import Algorithm, Metrics, kl_metrics
 from dar.batch import TokenGroups, Weighted
-from dar.config import RunSpec
-from dar.errors import CheckpointError, RewardError
+from dar.config.run import RunSpec
+from dar.errors import CheckpointError, DarError
 from dar.evaluate.alerts import Alert
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy import Policy
-from dar.rollout import Engine
+from dar.policy.policy import Policy
+from dar.rollout.engine import Engine
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
@@ -65,6 +66,7 @@ class Loop:
     num_tokens: int = 0
     learner: Learner = field(init=False)
     _done: int = field(default=0, init=False)
+    _is_whole: bool = field(default=True, init=False)
     _stop_asked: bool = field(default=False, init=False)
     _timings: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -72,6 +74,7 @@ class Loop:
         self.learner = Learner(
             self.spec, self.algorithm, self.policy, self.updater, self.accelerator, self.display.tokens
         )
+        self.updater.optimizer.register_step_pre_hook(self._begin_change)
 
     def run(self, *, resume: bool) -> int:
         """Trains to the last step.
@@ -94,9 +97,8 @@ class Loop:
         with self.display.live(done), signals_handled(self._ask_to_stop):
             try:
                 self._train()
-            except RewardError:
-                # Scores come before anything is learned from them: what is in memory is the last finished step.
-                if self._done > 0 and self.accelerator.is_main_process:
+            except DarError:
+                if self._done > 0 and self._is_whole and self.accelerator.is_main_process:
                     self._write_checkpoint(self._done)
                     self.display.note(f"saved after step {self._done}; continue with --resume")
                 raise
@@ -111,7 +113,7 @@ class Loop:
             step = self._done + 1
             metrics = self.step(step)
             self.recorder.step(step, metrics)
-            self._done = step
+            self._done, self._is_whole = step, True
             if self._evaluation_due(step):
                 self._evaluate(step)
             stopping = self._is_stopping()
@@ -158,6 +160,7 @@ class Loop:
             self.policy.sync_reference(spec.reference_sync.mix)
         if _due(step, spec.logging.completions_every):
             self.recorder.completions(step, scored, weighted)
+        self.num_tokens = int(metrics["num_tokens"])
         # Taken last, so that the parts and the rest add up to the whole.
         metrics["step_time"] = time.perf_counter() - started
         return metrics | {f"time/{phase}": seconds for phase, seconds in self._timings.items()}
@@ -211,10 +214,9 @@ class Loop:
         groups = scored.rollouts.groups
         prompt_tokens = sum(len(prompt) for prompt in groups.prompt_ids)
         completion_tokens = int(groups.mask.sum())
-        self.num_tokens += prompt_tokens * scored.rollouts.num_generations + completion_tokens
         metrics: Metrics = {
             "epoch": self.collector.stream.epoch(step),
-            "num_tokens": self.num_tokens,
+            "num_tokens": self.num_tokens + prompt_tokens * scored.rollouts.num_generations + completion_tokens,
             "tokens/prompt": prompt_tokens,
             "tokens/completion": completion_tokens,
             "memory/peak_gb": peak_memory_gb(),
@@ -222,13 +224,15 @@ class Loop:
         return metrics if self.spec.algorithm.is_offline else metrics | sample_metrics(scored)
 
     def end(self) -> None:
-        """Finishes the trackers and parts the ranks; the loop takes no step after this."""
-        # DDP's wrapper has to go first. Were it the process group's last owner, freeing it later would wait for gloo's
-        # threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The group frees
-        # itself without the lock.
+        """Finishes the trackers; the loop takes no step after this."""
+        # DDP's wrapper has to go before the process group. Were it the group's last owner, freeing it later would wait
+        # for gloo's threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The
+        # group frees itself without the lock; not yet, because another run of this process could not make a second one.
         self.updater.module = self.accelerator.unwrap_model(self.updater.module)
         self.accelerator.free_memory()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        atexit.register(self.accelerator.state.destroy_process_group)
 
     def _evaluate(self, step: int) -> None:
         if self.heldout is None or not self.accelerator.is_main_process:
@@ -317,6 +321,10 @@ class Loop:
         started = time.perf_counter()
         yield
         self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - started
+
+    def _begin_change(self, *_: object) -> None:
+        """The optimizer steps: until this step is finished, what is in memory is none that could be continued from."""
+        self._is_whole = False
 
     def _ask_to_stop(self, name: str) -> None:
         """A signal came: this step is finished first."""

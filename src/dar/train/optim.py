@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from dar.config import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import NonFiniteError
 
 
@@ -72,7 +72,7 @@ def clipped_step(
         Their norm before clipping.
 
     Raises:
-        NonFiniteError: it is NaN or infinite; the weights are then untouched.
+        NonFiniteError: it is NaN or infinite, and the weights are untouched; or weights or moments are so afterwards.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
@@ -83,6 +83,15 @@ def clipped_step(
         )
     optimizer.step()
     optimizer.zero_grad()
+    with torch.no_grad():
+        moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
+        tensors = [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *moments]
+        # The norm is read in a tenth of the time, but overflows before they do.
+        if not nn.utils.get_total_norm(tensors).isfinite() and not all(each.isfinite().all() for each in tensors):
+            raise NonFiniteError(
+                f"the update at {where} overflowed: weights or the optimizer's moments are not finite, and nothing of "
+                "it was saved. Try a lower optim.learning_rate or optim.weight_decay, from the checkpoint before."
+            )
     return norm
 
 

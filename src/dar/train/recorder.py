@@ -84,7 +84,7 @@ class Recorder:
         if tracked:
             self.accelerator.log(dict(metrics), step=step)
         for callback in self.callbacks:
-            callback.on_metrics(step, metrics)
+            callback.on_metrics(step, dict(metrics))
         for alert in self.watch.see({"step": step, **metrics}):
             self.folder.append_alert(asdict(alert))
             self.display.alert(alert)
@@ -124,10 +124,14 @@ def token_columns(
     Args:
         groups: the completions, B rows.
         logprobs, ref_logprobs: [B, T] nats, or None.
-        tokenizer: turns each token into text on its own; a token that is a part of a character becomes U+FFFD.
+        tokenizer: turns each token into its text behind another; one that is a part of a character becomes U+FFFD.
     """
     ids, mask = groups.completion_ids, groups.mask
-    text = {token: tokenizer.decode([token]) for token in ids[mask].unique().tolist()}
+    # Some tokenizers leave out the space that the first token of a text begins with.
+    text = {
+        token: str(tokenizer.decode([token, token])).removeprefix(str(tokenizer.decode([token])))
+        for token in ids[mask].unique().tolist()
+    }
     columns: dict[str, Any] = {
         "tokens": [[text[token] for token in row[keep].tolist()] for row, keep in zip(ids, mask, strict=True)]
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dar.config import RewardModelSpec
+from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
 from dar.data.pairs import TokenPair
 from dar.errors import CheckpointError, NonFiniteError

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dar.config import RewardModelSpec
+from dar.config.reward_model import RewardModelSpec
 from dar.recipe import dump_recipe
+from dar.shown import fenced, markdown
+from dar.train.card import front_matter
 
 ROWS = (
     ("accuracy", "accuracy", "{:.3f}"),
@@ -28,18 +30,12 @@ def reward_model_card(spec: RewardModelSpec, evaluation: dict[str, Any], *, num_
         command: what was run.
     """
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-classification",
-        f"base_model: {spec.model.path}",
-        "tags: [reward-model]",
-        "---",
+        *front_matter(pipeline_tag="text-classification", base_model=spec.model.path, tags=["reward-model"]),
+        f"# A reward model from {markdown(spec.model.path)}",
         "",
-        f"# A reward model from {spec.model.path}",
-        "",
-        f"Trained with `dar reward-model` on {num_pairs} preference pairs from `{spec.data.train.path}`. One output: "
-        "the higher, the better the last message of the conversation; only differences between completions of the same "
-        "prompt mean something.",
+        f"Trained with `dar reward-model` on {num_pairs} preference pairs from {markdown(spec.data.train.path)}. One "
+        "output: the higher, the better the last message of the conversation; only differences between completions of "
+        "the same prompt mean something.",
         "",
     ]
     if "before" in evaluation and "after" in evaluation:
@@ -50,5 +46,5 @@ def reward_model_card(spec: RewardModelSpec, evaluation: dict[str, Any], *, num_
             *(f"| {label} | {form.format(before[key])} | {form.format(after[key])} |" for label, key, form in ROWS),
             "",
         ]
-    lines += ["```sh", command, "```", "", "```yaml", dump_recipe(spec).rstrip(), "```", ""]
+    lines += [fenced(command, "sh"), "", fenced(dump_recipe(spec), "yaml"), ""]
     return "\n".join(lines)

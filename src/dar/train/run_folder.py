@@ -1,6 +1,6 @@
 """The run folder: everything a run writes, and the only code that knows its layout.
 
-config.yaml  environment.json  metrics.jsonl  alerts.jsonl  completions/step-*.parquet  checkpoints/step-N/
+config.yaml  data.json  environment.json  metrics.jsonl  alerts.jsonl  completions/step-*.parquet  checkpoints/step-N/
 best/  model/  and, of a method that triages its data, triage.parquet
 """
 
@@ -17,23 +17,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from dar.config import RewardModelSpec, RunSpec
-from dar.errors import CheckpointError, NonFiniteError
+from dar.config.reward_model import RewardModelSpec
+from dar.config.run import RunSpec
+from dar.errors import CheckpointError, DataError, NonFiniteError
+from dar.intake import parse_json, read_text
+from dar.paths import expanded
 from dar.recipe import dump_recipe, flatten, load_recipe
+from dar.shown import redacted
 
 _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")
 """Keys that change nothing a resumed run computes."""
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder; `data` has fingerprints of its data by what they are of, None where the recipe alone counts.
 
     Raises (all methods):
         CheckpointError: a file cannot be written or read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | Path, data: Mapping[str, str] | None = None) -> None:
+        self.path = Path(expanded(path))
+        self.data = data
 
     @property
     def checkpoints(self) -> Path:
@@ -49,7 +54,7 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        return os.path.isfile(self.path / "config.yaml")
 
     def require_new(self) -> None:
         """Creates the folder, empty of any run.
@@ -74,18 +79,20 @@ class RunFolder:
         """Makes it the folder of a run. Raises as `require_new`."""
         self.require_new()
         self._write("environment.json", json.dumps(environment, indent=2) + "\n")
-        self._write("config.yaml", dump_recipe(spec))
+        self.record_recipe(spec)
 
     def require_same_recipe(self, spec: RunSpec | RewardModelSpec, *, allow_changes: bool) -> None:
-        """Compares the recipe with the one the run was started with.
+        """Compares the recipe and its data with those the run was started with.
 
         Raises:
-            CheckpointError: the folder holds no run, or the recipe differs in something a run's numbers depend on and
+            CheckpointError: the folder holds no run, or one of them differs in something a run's numbers depend on and
                 `allow_changes` is False; the message lists the differences.
         """
         if not self.is_run:
             raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Start without --resume.")
         before, now = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))), flatten(spec)
+        if self.data is not None:
+            before, now = before | self._json("data.json"), now | dict(self.data)
         changed = [
             f"  {key}: {before.get(key, '(absent)')!r} → {now.get(key, '(absent)')!r}"
             for key in sorted(before.keys() | now.keys())
@@ -93,13 +100,16 @@ class RunFolder:
         ]
         if changed and not allow_changes:
             raise CheckpointError(
-                f"the recipe differs from the one {self.path} was started with:\n" + "\n".join(changed) + "\n"
-                "Undo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
+                f"the recipe or its data differs from what {self.path} was started with:\n"
+                + "\n".join(changed)
+                + "\nUndo the change, start a new run in another output_dir, or allow it with --allow-changed-recipe "
                 "(the result is then that of neither recipe)."
             )
 
     def record_recipe(self, spec: RunSpec | RewardModelSpec) -> None:
         """Writes the recipe a resumed run goes on with; to be called once the run really goes on."""
+        if self.data is not None:
+            self._write("data.json", json.dumps(self.data, indent=2) + "\n")
         self._write("config.yaml", dump_recipe(spec))
 
     def write_evaluation(self, found: Mapping[str, Any]) -> None:
@@ -108,12 +118,7 @@ class RunFolder:
 
     def evaluation(self) -> dict[str, Any]:
         """What evaluation.json holds; empty where there is none."""
-        try:
-            return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.path / 'evaluation.json'}: {error}; remove it") from error
+        return self._json("evaluation.json")
 
     def append_metrics(self, row: Mapping[str, float | int]) -> None:
         """Adds one line to metrics.jsonl.
@@ -152,7 +157,7 @@ class RunFolder:
         return any(row["step"] == step and "eval/reward" in row for row in self.metrics())
 
     def forget_after(self, step: int) -> None:
-        """Removes metrics, alerts, completions and the best policy of steps after `step`.
+        """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left behind.
 
         A resumed run writes them anew. One that is resumed with other settings comes to another policy, so that the
         best one must not be left over from what did not happen.
@@ -167,6 +172,8 @@ class RunFolder:
         best = self.best_record()
         if best is not None and best["step"] > step:
             shutil.rmtree(self.best)
+        remove_rests(self.path)
+        remove_rests(self.checkpoints)
 
     def write_completions(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes completions/<name>.parquet."""
@@ -186,10 +193,18 @@ class RunFolder:
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(f"{file} cannot be read: {error}. Start a new run in another output_dir.") from error
 
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"cannot read {self.path / name}: {error}; remove it") from error
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         try:
             with (self.path / name).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, allow_nan=False) + "\n")
+                stream.write(redacted(json.dumps(row, allow_nan=False)) + "\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path / name}: {error}") from error
 
@@ -197,22 +212,19 @@ class RunFolder:
         file = self.path / name
         if not file.exists():
             return []
-        lines = file.read_text(encoding="utf-8").split("\n")
-        rows = []
-        # What follows the last newline was being written when the run was killed.
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise CheckpointError(f"{file}: line {number} is not JSON ({error}): {line[:120]}") from error
-        return rows
+        try:
+            # What follows the last newline was being written when the run was killed.
+            lines = read_text(file).split("\n")[:-1]
+            return [parse_json(line, f"{file}: line {number}") for number, line in enumerate(lines, start=1)]
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
 
     def _write(self, name: str, text: str) -> None:
         # Written beside and renamed, so a kill leaves the old file or the new one, never half of one.
         scratch = self.path / f".{name}.tmp"
         try:
             with scratch.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+                stream.write(redacted(text))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(scratch, self.path / name)
@@ -225,7 +237,21 @@ def _write_table(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     scratch = file.with_name(f".{file.stem}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pa.table(dict(columns)), scratch)
+        pyarrow.parquet.write_table(pa.table({name: _shown(values) for name, values in columns.items()}), scratch)
         os.replace(scratch, file)
     except OSError as error:
         raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
+
+
+def _shown(values: Sequence[Any]) -> Sequence[Any]:
+    return (
+        [redacted(value) if isinstance(value, str) else value for value in values]
+        if isinstance(values, list)
+        else values
+    )
+
+
+def remove_rests(folder: Path) -> None:
+    """Removes what a killed run was writing or removing in a folder: it has no other name by now."""
+    for rest in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+        shutil.rmtree(rest, ignore_errors=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dar.batch import Prompt
-from dar.config import RunSpec
+from dar.config.run import RunSpec
 from dar.errors import RolloutError
 from dar.ops import masked_mean
-from dar.policy import Policy
-from dar.rollout import Engine, SamplingKey
+from dar.policy.policy import Policy
+from dar.rollout.engine import Engine, SamplingKey
 
 
 def check_start(policy: Policy, engine: Engine, prompt: Prompt, spec: RunSpec) -> None:

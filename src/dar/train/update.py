@@ -13,18 +13,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from dar.algorithms import Algorithm
+from dar.algorithms.base import Algorithm
 from dar.batch import TokenGroups, TokenOutputs, Weighted
-from dar.errors import NonFiniteError
+from dar.errors import ConfigError, NonFiniteError
 from dar.ops import Mean
 from dar.policy.compiling import compiled_layers
 from dar.policy.divergence import HeldTokens
 from dar.policy.policy import Precision
 from dar.train.null_space import NullSpaceConstraint
 from dar.train.optim import clipped_step
+from dar.train.selftest import require_parity
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""
+
+GAP = "rollout/logprob_gap"
+"""Name among an update's means of how far the sampler's log-probabilities are from the trainer's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Updater:
     """Runs optimizer steps on the trainable weights.
 
     module: the log-prob module, wrapped for the ranks (DDP) where there are several.
-    constraint: on the weights' change, applied after each step.
+    constraint: on the weights' change, applied with each of the optimizer's steps.
+    max_gap: nats per token by which sampler and trainer may differ on average; None where nothing is sampled.
     correction, correction_cap: as `SamplingSpec` says.
     reference: what π₀ says at the tokens of some rows, for a method with `held_rows`.
     compile_layers: run the decoder layers compiled.
@@ -65,10 +70,13 @@ class Updater:
     correction_cap: float = 2.0
     reference: Callable[[TokenGroups, Tensor], HeldTokens] | None = None
     compile_layers: bool = False
+    max_gap: float | None = None
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        if (constraint := self.constraint) is not None:
+            self.optimizer.register_step_post_hook(lambda *_: constraint.apply())
 
     def step(
         self,
@@ -90,17 +98,22 @@ class Updater:
             progress: told the tokens of each finished micro-batch.
 
         Raises:
-            NonFiniteError: the loss of some rows or the gradient is NaN or infinite; the weights are then untouched.
+            NonFiniteError: the loss of some rows or the gradient is NaN or infinite, and the weights are untouched; or
+                the weights are so after the step.
+            RolloutError: what the sampler said of π_t is not what this pass says; the weights are untouched.
+            ConfigError: nothing that is trained takes part in the loss.
         """
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
         self.module.train()
         with compiled_layers(self.module) if self.compile_layers else contextlib.nullcontext():
             total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
         self.module.eval()
-        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where)
-        if self.constraint is not None:
-            self.constraint.apply()
+        if on_policy and self.max_gap is not None and batch.weights.any():
+            means[GAP] = Mean.of((logprobs - batch.old_logprobs).abs(), batch.mask)
         total, means = self._over_ranks(total, means)
+        if self.max_gap is not None and GAP in means:
+            require_parity(means[GAP].value, self.max_gap, where)
+        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where)
         return UpdateResult(total, grad_norm, {name: mean.value for name, mean in means.items()}, logprobs)
 
     def _accumulate(
@@ -125,11 +138,14 @@ class Updater:
                 terms = algorithm.terms(outputs, rows)
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
-                    raise _non_finite("loss", terms.losses, where)
+                    raise _non_finite(terms.losses, where)
+                if not loss.requires_grad:
+                    raise ConfigError(f"the loss at {where} depends on nothing that is trained: train other parameters")
                 # DDP averages gradients over ranks; the denominator is already that of the global batch.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.item()
-            for name, mean in terms.means.items():
+            # A row of weight 0 is here only so that every rank takes part, and has nothing to report.
+            for name, mean in terms.means.items() if micro.weights.any() else ():
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
@@ -173,9 +189,9 @@ def _stacked(parts: list[Tensor], batch: Weighted) -> Tensor:
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def _non_finite(what: str, losses: Tensor, where: str) -> NonFiniteError:
+def _non_finite(losses: Tensor, where: str) -> NonFiniteError:
     rows = (~losses.isfinite()).nonzero().flatten().tolist()
     return NonFiniteError(
-        f"the {what} is not finite at {where}, in rows {rows[:8]} of a micro-batch; the weights were not changed. Try "
+        f"the loss is not finite at {where}, in rows {rows[:8]} of a micro-batch; the weights were not changed. Try "
         "a lower optim.learning_rate, runtime.precision=fp32, or continue from an earlier checkpoint."
     )

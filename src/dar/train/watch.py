@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dar.config import AnyAlert
+from dar.config.alerts import AnyAlert
 from dar.evaluate.alerts import Alert, metrics_read, newly_fired
 
 

@@ -12,20 +12,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dar.errors import DataError
 from dar.verifiable.sentences import capital_words, split_sentences
 
 Check = Callable[..., bool]
 
 
 def _compares(count: int, relation: str, bound: int) -> bool:
-    match relation:
-        case "at least":
-            return count >= bound
-        case "less than":
-            return count < bound
-        case _:
-            raise DataError(f"an IFEval relation is 'at least' or 'less than', not {relation!r}")
+    return count >= bound if relation == "at least" else count < bound
 
 
 # --- keywords --------------------------------------------------------------------------------------------------------
@@ -123,7 +116,7 @@ def _nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: 
 
 
 def _number_placeholders(text: str, *, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[[^\]\n]*\]", text)) >= num_placeholders
+    return len(re.findall(r"\[[^\[\]\n]*\]", text)) >= num_placeholders
 
 
 def _postscript(text: str, *, postscript_marker: str) -> bool:
@@ -164,7 +157,8 @@ def _json_format(text: str) -> bool:
 
 
 def _title(text: str) -> bool:
-    return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<[^\n]+>>", text))
+    spans = (line[line.find("<<") : line.rfind(">>") + 2] for line in text.split("\n") if "<<" in line)
+    return any(len(span) > 4 and span.lstrip("<").rstrip(">").strip() for span in spans)
 
 
 # --- combination, start and end --------------------------------------------------------------------------------------

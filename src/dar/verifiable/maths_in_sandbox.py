@@ -10,4 +10,4 @@ is_correct(r"\boxed{\frac{1}{2}}", "0.5")
 
 def score(completions: list[str], golds: list[object]) -> list[float]:
     """1.0 where the answer is the gold answer, 0.0 where not."""
-    return [float(is_correct(text, str(gold))) for text, gold in zip(completions, golds, strict=True)]
+    return [float(is_correct(text, gold)) for text, gold in zip(completions, golds, strict=True)]

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from dar.errors import ConfigError, DataError
+from dar.verifiable.maths import last_tagged
 
 PREFIX = "reasoning_gym:"
 COLUMN = "reasoning_gym"
 """Column that says which question a row is."""
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _DEFAULTS = {"size": 1000, "seed": 0}
 
 
@@ -30,11 +30,11 @@ def puzzle_rows(path: str) -> list[dict[str, Any]]:
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := given.keys() - _DEFAULTS.keys():
         raise DataError(f"{path}: unknown {', '.join(sorted(unknown))}; expected {PREFIX}TASK?size=1000&seed=0")
-    if not all(value.isdecimal() for value in given.values()):
+    if not all(re.fullmatch("[0-9]{1,18}", value) for value in given.values()):
         raise DataError(f"{path}: size and seed are whole numbers")
     settings = _DEFAULTS | {name: int(value) for name, value in given.items()}
-    if settings["size"] == 0:
-        raise DataError(f"{path}: size is at least 1")
+    if not 1 <= settings["size"] <= 1_000_000:
+        raise DataError(f"{path}: size is 1 to 1,000,000")
     questions = _questions(task, settings["size"], settings["seed"])
     return [
         {
@@ -56,9 +56,15 @@ def score_answer(text: str, origin: Mapping[str, Any]) -> float:
         origin: the row's column `reasoning_gym`.
     """
     questions = _questions(origin["task"], origin["size"], origin["seed"])
-    tagged = _TAGGED.findall(text)
-    answer = (tagged[-1] if tagged else text).strip()
-    return float(questions.score_answer(answer, questions[origin["index"]]))
+    return float(questions.score_answer(last_tagged(text).strip(), questions[origin["index"]]))
+
+
+def check_origin(origin: Any) -> None:
+    """Raises DataError where a row's column `reasoning_gym` does not say which question the row is."""
+    if not isinstance(origin, Mapping) or not origin.keys() >= {"task", "index", *_DEFAULTS}:
+        raise DataError(
+            f"{COLUMN} must have task, size, seed and index, as {PREFIX}TASK makes it; found {origin!r:.200}"
+        )
 
 
 @functools.lru_cache(maxsize=8)

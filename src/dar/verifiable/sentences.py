@@ -13,8 +13,9 @@ _ABBREVIATIONS = re.compile(
 _MAY_END = re.compile(r"(a\.m|p\.m|u\.s|u\.k|u\.n|etc|inc|ltd|co|corp|jr|sr|d\.c|ph\.d|m\.d|b\.a|m\.a)")
 """Words whose full stop ends a sentence when a capital letter follows."""
 
-_ENDING = re.compile(r"""(\S*?)([.?!]+)(['"”’)\]*_]*)(?=\s)""")
-"""A word, its final stops, and the quotes or brackets that close after them."""
+_ENDING = re.compile(r"""(?<![.?!])([.?!]++)['"”’)\]*_]*+(?=\s++["'“‘(\[*_]*+(.?))""", re.DOTALL)
+"""Final stops and what closes after them; then the first character of what follows."""
+_LAST_WORD = re.compile(r"\S+\Z")
 
 _CAPITAL_WORD = re.compile(r"\w[\w.’'&/-]*")
 _CLITIC = re.compile(r"(n['’]t|['’](?:s|m|d|ll|re|ve))$", re.IGNORECASE)
@@ -31,7 +32,8 @@ def split_sentences(text: str) -> list[str]:
     sentences, start = [], 0
     padded = text + "\n"
     for match in _ENDING.finditer(padded):
-        if _ends_sentence(match.group(1), match.group(2), padded[match.end() :]):
+        word = _LAST_WORD.search(padded[max(start, match.start() - 40) : match.start()])
+        if _ends_sentence(word[0] if word else "", match[1], match[2]):
             sentences.append(padded[start : match.end()].strip())
             start = match.end()
     rest = padded[start:].strip()
@@ -49,10 +51,9 @@ def capital_words(text: str) -> list[str]:
     return found
 
 
-def _ends_sentence(word: str, stops: str, rest: str) -> bool:
+def _ends_sentence(word: str, stops: str, following: str) -> bool:
     if stops[-1] in "?!" or "?" in stops or "!" in stops:
         return True
-    following = rest.lstrip().lstrip("\"'“‘([*_")[:1]
     if len(stops) > 1:
         return not following.islower()
     bare = word.lstrip("\"'“‘([*_").lower()

@@ -14,10 +14,12 @@ from dar.evaluate.mt_bench.questions import Question, Turns
 from dar.judge import Client
 from dar.judge.client import Session
 from dar.judge.judge import ask_all
+from dar.judge.reply import CUT_OFF, answer_start
 from dar.rewards import Failed
 
-_RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-_BARE_RATING = re.compile(r"\[(\d+\.?\d*)\]")
+# Possessive, so that a million digits are not tried over and over.
+_RATING = re.compile(r"\[\[(\d++(?:\.\d*+)?)\]\]")
+_BARE_RATING = re.compile(r"\[(\d++(?:\.\d*+)?)\]")
 LOW, HIGH = 1, 10
 
 
@@ -38,8 +40,12 @@ class Grade:
 
 
 def read_rating(text: str) -> float | None:
-    """The first number in double brackets, or else in single ones; None if there is none, or it is not in 1…10."""
-    found = _RATING.search(text) or _BARE_RATING.search(text)
+    """The first number in double brackets, or else in single ones; None if there is none, or it is not in 1…10.
+
+    What stands before `</think>` is not the answer.
+    """
+    start = answer_start(text)
+    found = _RATING.search(text, start) or _BARE_RATING.search(text, start)
     rating = None if found is None else float(found[1])
     return rating if rating is not None and LOW <= rating <= HIGH else None
 
@@ -74,6 +80,8 @@ def grade(
             return
         row = {"question_id": question.question_id, "turn": turn, "category": question.category}
         row |= {"judge_prompt": prompt_name(question, turn), "rating": read_rating(reply.text), "judgement": reply.text}
+        if reply.is_cut and row["rating"] is None:
+            note(f"question {question.question_id}, turn {turn}: the judge's answer has no rating, and was {CUT_OFF}")
         lines.append([row])
         note(f"{lines.path.stem}: {len(lines.rows)} of {len(items)}")
 

@@ -28,9 +28,9 @@ var darPlot = (() => {
     return axis.scale === "sqrt" ? values.map((value) => Math.sqrt(Math.max(value, 0))) : values;
   }
 
-  // plotly reads a few HTML tags in names; a run's name is not to be one.
+  // plotly reads a few HTML tags and %{fields} in names; a run's name is not to be one.
   function plain(text) {
-    return text.replaceAll("<", "‹").replaceAll(">", "›").replaceAll("&", "＆");
+    return text.replaceAll("<", "‹").replaceAll(">", "›").replaceAll("&", "＆").replaceAll("%{", "％{");
   }
 
   function axisLayout(axis, values, side, ticks) {
