@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +130,13 @@ def test_nothing_is_printed_any_other_way(pattern: str, allowed: set[str]):
         if re.search(pattern, path.read_text(encoding="utf-8"))
     }
     assert found == allowed
+
+
+def test_what_libraries_will_change_is_not_said_and_all_else_is():
+    script = (
+        "import warnings; from dar.cli.app import common; common(); "
+        "warnings.warn('later', FutureWarning); warnings.warn('now')"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert "now" in found.stderr
+    assert "later" not in found.stderr

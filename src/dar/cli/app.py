@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -46,6 +47,8 @@ def common(
     """Options of every command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     logging.captureWarnings(True)
+    # What libraries tell those who call them of their next release; no recipe can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     _settings["debug"] = debug
 
 
