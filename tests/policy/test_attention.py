@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dar.batch import TokenGroups
-from dar.policy.attention import dar_attention_forward, masked_attention, sdpa_attention
+from dar.policy.attention import dar_attention_forward, dar_mask, masked_attention, row_length, sdpa_attention
 from dar.policy.packing import PackedGroups, pack
 
 
@@ -93,3 +93,13 @@ def test_attention_sinks_are_refused() -> None:
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="sinks"):
         dar_attention_forward(None, states, states, states, None, s_aux=torch.zeros(1))
+
+
+@pytest.mark.parametrize("asked", [{"use_vmap": True}, {"allow_is_causal_skip": False}])
+def test_masks_that_depend_on_more_than_positions_are_refused(asked: dict[str, bool]) -> None:
+    token = row_length.set(9)
+    try:
+        with pytest.raises(ValueError, match="more than positions"):
+            dar_mask(**({"use_vmap": False, "allow_is_causal_skip": True, "mask_function": window_of_two} | asked))
+    finally:
+        row_length.reset(token)
