@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
-from dar.batch import FinishReason, Message, Prompt
+from dar.batch import FinishReason, Message, Prompt, TokenGroups, pad_rows
 from dar.config.data import DataSpec
 from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
@@ -264,3 +264,14 @@ def _tokenize(
     # Templates put a newline or the like behind the turn; a sampled completion ends at EOS.
     end = next((place for place, token in enumerate(ids) if token in eos_token_ids), None)
     return (*ids, eos_token_ids[0]) if end is None else ids[: end + 1]
+
+
+def token_groups(groups: Sequence[LoggedGroup]) -> TokenGroups:
+    """Logged completions as a batch of tokens."""
+    ids, mask = pad_rows([completion.token_ids for group in groups for completion in group.completions], pad_id=0)
+    return TokenGroups(
+        prompt_ids=tuple(group.prompt.token_ids for group in groups),
+        group_sizes=tuple(len(group.completions) for group in groups),
+        completion_ids=ids,
+        mask=mask,
+    )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from dar.policy.decode_cache import DecodeCache
 from dar.policy.packing import PackedGroups, Segments, Sight
 
 NAME = "dar"
@@ -34,6 +33,29 @@ NAME = "dar"
 
 row_length: ContextVar[int | None] = ContextVar("row_length", default=None)
 """Set while a model reads a flat row: no token of it has so high a position."""
+
+
+class DecodeStore(Protocol):
+    """Keys and values of a sampler's rows, as far as attention has to do with them."""
+
+    def add_prompts(self, layer: int, keys: Tensor, values: Tensor, packed: PackedGroups) -> None:
+        """Keeps what a layer computed of the prompts: [N, G, D] keys and values."""
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        sight: Sight | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """[R, H, D] attention of each row's newest token (query [R, H, D]; key, value [R, G, D]) to its prompt and to
+        its own tokens, this one included."""
+        ...
 
 
 def register() -> None:
@@ -71,7 +93,7 @@ def dar_attention_forward(
     attention_mask: Any,
     *,
     packed: PackedGroups | None = None,
-    decoding: DecodeCache | None = None,
+    decoding: DecodeStore | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,

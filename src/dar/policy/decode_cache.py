@@ -55,9 +55,7 @@ class DecodeCache:
         return self.prompt_lengths[self.groups] + self.lengths
 
     def add_prompts(self, layer: int, keys: Tensor, values: Tensor, packed: PackedGroups) -> None:
-        """Called by the attention of each layer while new prompts are read: [N, G, D] keys and values."""
-        if layer in self._fresh:
-            raise ValueError("a layer attends twice")
+        """As `DecodeStore.add_prompts`."""
         self._fresh[layer] = (
             packed.prompts.pad(keys).transpose(1, 2).contiguous(),
             packed.prompts.pad(values).to(keys.dtype).transpose(1, 2).contiguous(),
@@ -131,15 +129,7 @@ class DecodeCache:
         sight: Sight | None,
         softcap: float | None,
     ) -> Tensor:
-        """Attention of each row's newest token to its prompt and to its own tokens, this one included.
-
-        Args:
-            query: [R, H, D].
-            key, value: [R, G, D].
-
-        Returns:
-            [R, H, D].
-        """
+        """As `DecodeStore.attend`."""
         cache = self._layers[layer]
         for room, new in (cache.keys, key), (cache.values, value):
             if self._is_even:

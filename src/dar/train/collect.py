@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from dar.batch import Rollouts, TokenGroups, pad_rows
-from dar.data.logged import LoggedGroup, LoggedSet
+from dar.batch import Rollouts
+from dar.data.logged import LoggedSet, token_groups
 from dar.data.prompts import PromptStream
 from dar.rewards import RewardSet, RewardTable, Scoring
 from dar.rollout.engine import Engine, SamplingKey
@@ -150,14 +150,3 @@ class LoggedCollector:
 
     def restore(self, state: Mapping[str, float]) -> None:
         pass
-
-
-def token_groups(groups: Sequence[LoggedGroup]) -> TokenGroups:
-    """Logged completions as a batch of tokens."""
-    ids, mask = pad_rows([completion.token_ids for group in groups for completion in group.completions], pad_id=0)
-    return TokenGroups(
-        prompt_ids=tuple(group.prompt.token_ids for group in groups),
-        group_sizes=tuple(len(group.completions) for group in groups),
-        completion_ids=ids,
-        mask=mask,
-    )

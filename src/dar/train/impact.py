@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from dar.batch import TokenGroups, split_by_tokens
-from dar.data.logged import LoggedGroup
+from dar.data.logged import LoggedGroup, token_groups
 from dar.errors import NonFiniteError
 from dar.objectives.preference import dpo
 from dar.objectives.realignment import conflict_losses
 from dar.ops import masked_sum
 from dar.policy.policy import Policy
-from dar.train.collect import token_groups
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """([N, 2] log π_θ, [N, 2] log π₀ of pairs) → a scalar."""
