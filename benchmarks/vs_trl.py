@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dar.paths import cache_root
+from dar.files.paths import cache_root
 
 HERE = Path(__file__).parent
 TRL_PACKAGES = ("trl==1.16.0", "torch==2.13.0")

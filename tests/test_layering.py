@@ -17,8 +17,7 @@ SOURCE = Path(dar.__file__).parent
 FLOORS = (
     ("bounded", "shown"),
     ("console", "errors"),
-    ("intake",),
-    ("paths", "tables", "transcripts"),
+    ("files",),
     ("verifiable",),
     ("config",),
     ("recipe",),
@@ -102,10 +101,7 @@ def test_module_imports_only_from_its_own_package_and_floors_below(path: Path):
     [
         "shown.py",
         "errors.py",
-        "intake.py",
-        "paths.py",
-        "tables.py",
-        "transcripts.py",
+        "files",
         "config",
         "recipe.py",
         "training_config.py",

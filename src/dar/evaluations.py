@@ -23,9 +23,9 @@ from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair
+from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
 from dar.rewards.sandbox import Limits, Sandbox
-from dar.tables import Row, read_table, rows_of
 
 _COLUMN = "column:"
 

@@ -15,8 +15,8 @@ from dar.config.base import Spec, unknown_name_message
 from dar.config.rewards import expand_reward
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
-from dar.intake import read_text
-from dar.paths import expanded
+from dar.files.intake import read_text
+from dar.files.paths import expanded
 from dar.shown import one_line
 
 MAX_YAML_BYTES = 500_000

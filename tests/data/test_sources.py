@@ -19,7 +19,7 @@ import pytest
 from dar.config.data import SourceSpec
 from dar.data.sources import load_rows
 from dar.errors import DataError
-from dar.tables import rows_of, typed
+from dar.files.tables import rows_of, typed
 
 ROWS: list[dict[str, Any]] = [{"prompt": "say a", "answer": "a"}, {"prompt": "say ü\u2028!", "answer": "b"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

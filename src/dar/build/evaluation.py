@@ -18,13 +18,13 @@ from dar.config.run import RuntimeSpec
 from dar.data.prompts import prepare_prompts
 from dar.errors import ConfigError
 from dar.evaluate.generate import Generator
+from dar.files.tables import Row
 from dar.policy.loading import load_config, load_model, load_tokenizer
 from dar.policy.policy import Policy
 from dar.recipe import explain, read_yaml
 from dar.rewards import Reward
 from dar.rollout.engine import InProcessEngine
 from dar.rollout.truncation import Decoding
-from dar.tables import Row
 
 
 def read_prompts(

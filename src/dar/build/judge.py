@@ -7,6 +7,7 @@ import os
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.rewards import JudgeRewardSpec
 from dar.errors import ConfigError
+from dar.files.paths import cache_root, expanded
 from dar.judge import (
     Budget,
     Client,
@@ -20,7 +21,6 @@ from dar.judge import (
     WinsReward,
     load_template,
 )
-from dar.paths import cache_root, expanded
 
 _MIN_SCORE_MASS = 0.1
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dar.config.rewards import AnyReward, JudgeRewardSpec, reward_name
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, ReasoningGymRewardSpec
 from dar.errors import DataError
-from dar.tables import Row
+from dar.files.tables import Row
 from dar.verifiable.ifeval import read_instructions
 from dar.verifiable.maths import gold_text
 from dar.verifiable.puzzles import COLUMN, check_origin

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dar.cli.common import AsJson, Overrides, Recipe, print_json
 from dar.console import Console
-from dar.paths import expanded
+from dar.files.paths import expanded
 
 
 def compare(

@@ -53,7 +53,7 @@ def judge(
 ) -> None:
     """Score completions with a judge, or compare two: exactly as the reward of type judge does."""
     from dar.config.rewards import JudgeRewardSpec
-    from dar.tables import read_table, rows_of
+    from dar.files.tables import read_table, rows_of
 
     spec = spec_of(
         JudgeRewardSpec,

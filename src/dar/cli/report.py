@@ -10,7 +10,7 @@ import typer
 from dar.cli.common import AsJson, print_json
 from dar.console import Console
 from dar.errors import CheckpointError, ConfigError
-from dar.paths import expanded
+from dar.files.paths import expanded
 
 Runs = Annotated[
     list[Path],

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dar.intake import is_text
+from dar.files.intake import is_text
 from dar.shown import one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

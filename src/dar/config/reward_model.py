@@ -11,7 +11,7 @@ from dar.config.data import RowsSpec
 from dar.config.model import ModelSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.run import CheckpointSpec, ComputeSpec
-from dar.paths import expanded
+from dar.files.paths import expanded
 
 
 class PairDataSpec(RowsSpec):

@@ -16,7 +16,7 @@ from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyReward, expand_rewards, require_distinct_names, reward_name
-from dar.paths import expanded
+from dar.files.paths import expanded
 
 
 class EvaluationSpec(Spec):

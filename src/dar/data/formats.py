@@ -8,8 +8,8 @@ from typing import Any
 
 from dar.config.data import AnyFormat, HHFormatSpec, LabelledPairsFormatSpec
 from dar.errors import DataError
-from dar.tables import Row
-from dar.transcripts import transcript_pair
+from dar.files.tables import Row
+from dar.files.transcripts import transcript_pair
 
 log = logging.getLogger(__name__)
 

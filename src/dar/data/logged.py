@@ -14,8 +14,8 @@ from dar.config.data import DataSpec
 from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError
+from dar.files.tables import Row, typed
 from dar.policy.rendering import chat_text, text_ids
-from dar.tables import Row, typed
 
 log = logging.getLogger(__name__)
 

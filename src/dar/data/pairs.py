@@ -15,8 +15,8 @@ from dar.config.reward_model import PairDataSpec
 from dar.data.logged import answer, readable
 from dar.data.prompts import prompt_content, some_rows
 from dar.errors import DataError
+from dar.files.tables import Row, typed
 from dar.policy.rendering import render
-from dar.tables import Row, typed
 
 log = logging.getLogger(__name__)
 

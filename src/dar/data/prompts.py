@@ -13,8 +13,8 @@ from dar.config.data import DataSpec, RowsSpec
 from dar.data.messages import read_conversation
 from dar.data.order import ShuffledOrder
 from dar.errors import ConfigError, DataError
+from dar.files.tables import Row
 from dar.policy.rendering import prompt_ids
-from dar.tables import Row
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dar.config.data import SourceSpec
 from dar.data.formats import formatted
 from dar.data.splits import select_part
 from dar.errors import DataError
-from dar.paths import resolve_path
-from dar.tables import TABLE_KINDS, Row, read_table, rows_of, table_kind
+from dar.files.paths import resolve_path
+from dar.files.tables import TABLE_KINDS, Row, read_table, rows_of, table_kind
 from dar.verifiable.puzzles import PREFIX, puzzle_rows
 
 

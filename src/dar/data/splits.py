@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dar.config.data import SplitByHashSpec
 from dar.data.messages import read_conversation
 from dar.errors import DataError
-from dar.tables import Row
+from dar.files.tables import Row
 
 Part = Literal["train", "validation", "test"]
 

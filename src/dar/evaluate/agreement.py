@@ -14,7 +14,7 @@ from dar.errors import DataError
 from dar.evaluate.intervals import Interval, wilson
 from dar.evaluate.judgements import JudgedPair, Outcome, judgement_of, pair_up
 from dar.evaluate.preference_files import Choice, LabeledPair
-from dar.tables import Row, read_table, rows_of
+from dar.files.tables import Row, read_table, rows_of
 
 _CHOICES: dict[Outcome, Choice] = {"win": 1, "loss": 2, "tie": 0}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dar.errors import DataError
 from dar.evaluate.judgements import JudgedPair, Judgement, is_number, judgement_of, pair_up, unit
-from dar.tables import Row, read_table, rows_of, typed
+from dar.files.tables import Row, read_table, rows_of, typed
 
 
 def read_judged_pairs(path: Path) -> list[JudgedPair]:

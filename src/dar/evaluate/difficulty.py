@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dar.errors import DataError
-from dar.tables import Row, read_table, rows_of
+from dar.files.tables import Row, read_table, rows_of
 
 Array = NDArray[np.float64]
 _DIFFICULTY = "instruction_difficulty"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
-from dar.intake import parse_json, read_text
-from dar.paths import expanded
+from dar.files.intake import parse_json, read_text
+from dar.files.paths import expanded
 from dar.shown import redacted
 
 _SETTINGS = "settings.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dar.errors import DataError
-from dar.tables import Row, typed
+from dar.files.tables import Row, typed
 
 Outcome = Literal["win", "tie", "loss"]
 

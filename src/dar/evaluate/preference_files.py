@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dar.errors import DataError
-from dar.tables import Row, read_table, rows_of, typed
-from dar.transcripts import transcript_pair
+from dar.files.tables import Row, read_table, rows_of, typed
+from dar.files.transcripts import transcript_pair
 
 Choice = Literal[0, 1, 2]
 """Which of two completions is better; 0 is a tie."""

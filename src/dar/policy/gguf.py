@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError
-from dar.paths import cache_root
+from dar.files.paths import cache_root
 
 
 def converted(file: Path, *, sha256: str | None = None) -> Path:

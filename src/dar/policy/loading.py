@@ -18,8 +18,8 @@ from transformers.utils.hub import cached_file
 
 from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
-from dar.intake import parse_json, read_text
-from dar.paths import resolve_path
+from dar.files.intake import parse_json, read_text
+from dar.files.paths import resolve_path
 from dar.policy.gguf import converted
 from dar.policy.toy import TOY, toy_folder
 from dar.shown import one_line, words

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dar.errors import ConfigError
-from dar.paths import cache_root
+from dar.files.paths import cache_root
 
 TOY = "toy:letters"
 """What a recipe calls it."""

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
-from dar.intake import parse_json, read_text
+from dar.files.intake import parse_json, read_text
 from dar.recipe import load_recipe
 from dar.shown import one_line
 from dar.train.run_folder import RunFolder

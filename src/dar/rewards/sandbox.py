@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, RewardError
-from dar.intake import parse_json
+from dar.files.intake import parse_json
 from dar.rewards.failure import Failed
 from dar.rewards.function import finite_float
 from dar.rewards.process import Worker, cause_of_death, end_worker, num_processes, start_worker

@@ -20,8 +20,8 @@ import pyarrow.parquet
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DataError, NonFiniteError
-from dar.intake import parse_json, read_text
-from dar.paths import expanded
+from dar.files.intake import parse_json, read_text
+from dar.files.paths import expanded
 from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.shown import redacted
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dar.errors import DataError
-from dar.intake import parse_json
+from dar.files.intake import parse_json
 from dar.verifiable.instructions import CHECKS, Check
 
 

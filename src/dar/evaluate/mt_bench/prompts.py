@@ -9,8 +9,8 @@ from string import Formatter
 
 from dar.errors import DataError
 from dar.evaluate.mt_bench.questions import Question, Turns
+from dar.files.tables import read_table, rows_of
 from dar.judge.template import Messages
-from dar.tables import read_table, rows_of
 
 _FIELDS = {
     "single-v1": {"question", "answer"},

@@ -9,7 +9,7 @@ from typing import Any
 
 from dar.batch import Message
 from dar.errors import DataError
-from dar.tables import Row, read_table, rows_of
+from dar.files.tables import Row, read_table, rows_of
 
 REFERENCED = frozenset({"math", "reasoning", "coding"})
 """Categories whose answers are rated beside a reference answer."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dar.errors import ConfigError
-from dar.paths import expanded, resolve_path
+from dar.files.paths import expanded, resolve_path
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dar.transcripts import Transcript, parse_transcript, transcript_pair
+from dar.files.transcripts import Transcript, parse_transcript, transcript_pair
 
 BEFORE = "\n\nHuman: Is it raining?\n\nAssistant: No.\n\nHuman: And now?\n\nAssistant:"
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dar.errors import DataError
-from dar.intake import MAX_BYTES, is_text, parse_json, read_text
+from dar.files.intake import MAX_BYTES, is_text, parse_json, read_text
 from dar.shown import one_line
 
 Row = Mapping[str, Any]
