@@ -28,9 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from dar.batch import Weighted, pad_rows
 from dar.build.loop import build_loop
 from dar.build.objects import Objects
+from dar.config.recipe import build_spec
 from dar.policy.logprobs import unwrapped
 from dar.policy.packing import packed_length
-from dar.recipe import build_spec
 from dar.rollout.engine import SamplingKey
 from dar.train.loop import Loop
 

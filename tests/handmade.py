@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from dar.batch import FinishReason, Message, Prompt, Rollouts, TokenGroups, pad_rows
+from dar.config.recipe import build_spec
 from dar.config.run import RunSpec
-from dar.recipe import build_spec
 
 
 def make_spec(**changes: Any) -> RunSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.build.loop import build_loop
-from dar.recipe import load_recipe
+from dar.config.recipe import load_recipe
 from dar.trainer import run_loop
 
 

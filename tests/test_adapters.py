@@ -24,9 +24,9 @@ from dar.batch import Prompt
 from dar.build.adapter import adapted, require_named_base
 from dar.build.loop import build_loop
 from dar.config.model import ModelSpec
+from dar.config.recipe import load_recipe
 from dar.policy.loading import load_model
 from dar.policy.policy import Policy, Precision
-from dar.recipe import load_recipe
 from dar.rollout.engine import InProcessEngine, SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)

@@ -24,9 +24,9 @@ from dar.cli.compare import comparison_table
 from dar.compare.arms import Arm, at_learning_rates, parse_arms
 from dar.compare.runs import Outcome, run_all
 from dar.compare.summary import plot_frontier, summarize
+from dar.config.recipe import dump_recipe, load_recipe
 from dar.console import Console
 from dar.errors import ConfigError
-from dar.recipe import dump_recipe, load_recipe
 from dar.report.run import Alert
 from dar.train.run_folder import RunFolder
 

@@ -92,7 +92,7 @@ def dar_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 def test_a_terminal_without_greek_letters_is_no_reason_to_die(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dar.recipe.load_recipe", lambda *_: make_spec(output_dir="π₀ → café"))
+    monkeypatch.setattr("dar.config.recipe.load_recipe", lambda *_: make_spec(output_dir="π₀ → café"))
     monkeypatch.setattr("dar.plan.make_plan", lambda _: None)
     monkeypatch.setattr("dar.cli.train._plan_table", lambda *_: "π₀ → café")
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -108,7 +108,7 @@ def test_what_nobody_foresaw_is_a_traceback_that_does_nothing(
     def broken(*_: object) -> None:
         raise RuntimeError(HOSTILE)
 
-    monkeypatch.setattr("dar.recipe.load_recipe", broken)
+    monkeypatch.setattr("dar.config.recipe.load_recipe", broken)
     assert dar_main(monkeypatch, "plan", "recipe.yaml") == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last):")

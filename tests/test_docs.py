@@ -26,8 +26,8 @@ from dar.build.loop import build_loop
 from dar.cli.app import app
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
-from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
 ROOT = Path(__file__).parents[1]

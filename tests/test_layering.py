@@ -20,7 +20,6 @@ FLOORS = (
     ("files",),
     ("verifiable",),
     ("config",),
-    ("recipe",),
     ("training_config",),
     ("ops",),
     ("batch",),
@@ -103,7 +102,6 @@ def test_module_imports_only_from_its_own_package_and_floors_below(path: Path):
         "errors.py",
         "files",
         "config",
-        "recipe.py",
         "training_config.py",
     ],
 )

@@ -11,12 +11,12 @@ import torch
 
 from dar.batch import Prompt
 from dar.config.model import ModelSpec
+from dar.config.recipe import load_recipe
 from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError
 from dar.policy.loading import load_model, load_tokenizer, resolve_model
 from dar.policy.logprobs import LogprobModel
 from dar.policy.policy import Policy, Precision
-from dar.recipe import load_recipe
 from dar.rollout.engine import InProcessEngine, SamplingKey
 
 pytestmark = [

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dar.build.loop import build_loop
+from dar.config.recipe import load_recipe
 from dar.policy.toy import toy_folder
-from dar.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "toy.yaml"
 

@@ -32,9 +32,9 @@ from dar import (
 )
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.preference import DPOSpec
+from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
 from dar.config.rewards import reward_name
-from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.trainer import TrainResult
 
 ROWS = [{"prompt": [{"role": "user", "content": f"say {word}"}], "word": word} for word in ("a", "bee", "sea", "dee")]

@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
+from dar.config.recipe import apply_override, build_spec, explain
 from dar.config.regression import DARSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.recipe import apply_override, build_spec, explain
 
 _REPLACED = {
     "per_device_train_batch_size": "prompts_per_step (prompts of one step, over all ranks) and "

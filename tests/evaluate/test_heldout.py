@@ -12,8 +12,8 @@ import pytest
 from handmade import make_spec
 
 from dar.build.loop import build_loop
+from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
-from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
 GOLD = [

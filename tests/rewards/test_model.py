@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from dar.build.loop import build_loop
 from dar.build.reward import build_reward
 from dar.config.model_reward import ModelRewardSpec
+from dar.config.recipe import load_recipe
 from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
 from dar.plan import make_plan
 from dar.policy.policy import Precision
 from dar.policy.score_model import ScoreModel
-from dar.recipe import load_recipe
 from dar.rewards.model import ModelReward
 from dar.trainer import run_loop
 

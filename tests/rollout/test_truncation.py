@@ -23,10 +23,10 @@ from transformers import (
 
 from dar.batch import Prompt, Rollouts
 from dar.build.loop import build_loop
+from dar.config.recipe import build_spec, load_recipe
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
 from dar.policy.policy import Policy, Precision
-from dar.recipe import build_spec, load_recipe
 from dar.rewards import Reward, RewardSet
 from dar.rollout.decode import PaddedDecoder
 from dar.rollout.engine import InProcessEngine, SamplingKey

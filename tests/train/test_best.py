@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from dar.build.loop import build_loop
 from dar.cli.app import app
+from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError
-from dar.recipe import load_recipe
 from dar.train.best import BestPolicy
 from dar.train.run_folder import RunFolder
 from dar.trainer import run_loop

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dar.config.recipe import build_spec
 from dar.config.reward_model import RewardModelSpec
-from dar.recipe import build_spec
 from dar.train.card import model_card
 from dar.train.reward_model_card import reward_model_card
 

@@ -24,8 +24,8 @@ from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
 from dar.build.loop import build_loop
+from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, NonFiniteError, RewardError
-from dar.recipe import load_recipe
 from dar.trainer import run_loop
 
 UNREPEATABLE = ("time/", "step_time", "memory/", "eval/time")
@@ -263,7 +263,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
         "import torch.distributed\n"
         "from dar.build.loop import build_loop\n"
         "from dar.errors import DarError\n"
-        "from dar.recipe import load_recipe\n"
+        "from dar.config.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
         "loop = build_loop(load_recipe(sys.argv[1]), quiet=True)\n"
         "wrapper = weakref.ref(loop.updater.module)\n"
@@ -289,7 +289,7 @@ def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) ->
     (tmp_path / "twice.py").write_text(
         "import sys\n"
         "from dar.build.loop import build_loop\n"
-        "from dar.recipe import load_recipe\n"
+        "from dar.config.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
         "for run in 'ab':\n"
         "    loop = build_loop(load_recipe(sys.argv[1], [f'output_dir={run}']), quiet=True)\n"

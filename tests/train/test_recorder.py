@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from dar.build.loop import build_loop
-from dar.recipe import load_recipe
+from dar.config.recipe import load_recipe
 from dar.train.recorder import token_columns
 from dar.trainer import run_loop
 

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from dar.build.reward_model import build_reward_model_loop
 from dar.cli.app import app
+from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.policy.policy import Precision
 from dar.policy.score_model import ScoreModel
-from dar.recipe import load_recipe
 from dar.reward_training import RewardModelResult, run_reward_model
 
 CPU = Precision(torch.device("cpu"), torch.float32)

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 from handmade import make_spec
 
+from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError, NonFiniteError
-from dar.recipe import load_recipe
 from dar.train.run_folder import RunFolder
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from dar.build.loop import build_loop
 from dar.build.objects import Objects
+from dar.config.recipe import load_recipe
 from dar.data.logged import token_groups
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
 from dar.plan import make_plan
-from dar.recipe import load_recipe
 from dar.train.loop import Loop
 from dar.trainer import run_loop
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from dar.build.loop import build_loop
 from dar.cli.app import app
 from dar.config.alerts import KLAlertSpec, MissingEosAlertSpec
+from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
-from dar.recipe import load_recipe
 from dar.train.run_folder import RunFolder
 from dar.train.watch import Watch
 from dar.trainer import TrainResult, run_loop

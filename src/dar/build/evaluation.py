@@ -13,6 +13,7 @@ from dar.build.device import resolve_precision
 from dar.build.reward import build_reward
 from dar.config.data import DataSpec
 from dar.config.model import ModelSpec
+from dar.config.recipe import explain, read_yaml
 from dar.config.rewards import AnyReward, expand_reward
 from dar.config.run import RuntimeSpec
 from dar.data.prompts import prepare_prompts
@@ -21,7 +22,6 @@ from dar.evaluate.generate import Generator
 from dar.files.tables import Row
 from dar.policy.loading import load_config, load_model, load_tokenizer
 from dar.policy.policy import Policy
-from dar.recipe import explain, read_yaml
 from dar.rewards import Reward
 from dar.rollout.engine import InProcessEngine
 from dar.rollout.truncation import Decoding

@@ -15,6 +15,7 @@ from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh
 from dar.build.reward import build_reward
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.realignment import TRACESpec
+from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
 from dar.data.logged import LoggedSet
@@ -26,7 +27,6 @@ from dar.policy.head import look_up_sparsely
 from dar.policy.loading import load_config, load_tokenizer
 from dar.policy.logprobs import unwrapped
 from dar.policy.policy import Policy
-from dar.recipe import flatten
 from dar.rewards import Reward, RewardSet
 from dar.rollout.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding

@@ -36,7 +36,7 @@ def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], 
     """
     from pydantic import ValidationError
 
-    from dar.recipe import apply_override, explain
+    from dar.config.recipe import apply_override, explain
 
     for setting in settings:
         apply_override(values, setting)

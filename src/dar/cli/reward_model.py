@@ -23,8 +23,8 @@ def reward_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a reward model on preference pairs (Bradley–Terry); Ctrl-C finishes the step and saves."""
+    from dar.config.recipe import load_recipe
     from dar.config.reward_model import RewardModelSpec
-    from dar.recipe import load_recipe
 
     spec = load_recipe(recipe, overrides or [], kind=RewardModelSpec)
     # Only a recipe that makes sense is worth waiting for torch.

@@ -23,7 +23,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
 
     (A .gguf model is converted into the cache on first use.)
     """
-    from dar.recipe import load_recipe
+    from dar.config.recipe import load_recipe
 
     spec = load_recipe(recipe, overrides or [])
     from dar.plan import make_plan
@@ -83,7 +83,7 @@ def train(
 
     Exit codes: 0 finished, 2 an error, 3 stopped by an alert of the recipe, 130 stopped by Ctrl-C.
     """
-    from dar.recipe import load_recipe
+    from dar.config.recipe import load_recipe
 
     spec = load_recipe(recipe, overrides or [])
     # Only a recipe that makes sense is worth waiting for torch.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dar.compare.arms import Arm
+from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
-from dar.recipe import load_recipe
 from dar.report.run import Alert, load_run
 from dar.train.run_folder import RunFolder
 from dar.train.stopping import signals_handled

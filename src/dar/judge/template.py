@@ -17,10 +17,10 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dar.bounded import Bounded
+from dar.config.recipe import MAX_YAML_BYTES, parse_yaml
 from dar.errors import ConfigError, DataError, RewardError
 from dar.files.intake import read_text
 from dar.files.paths import resolve_path
-from dar.recipe import MAX_YAML_BYTES, parse_yaml
 
 Mode = Literal["pointwise", "pairwise"]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from dar.recipe import flatten
+from dar.config.recipe import flatten
 from dar.report.curves import KL_AXIS, STEP
 from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from dar import __version__
-from dar.recipe import dump_recipe
+from dar.config.recipe import dump_recipe
 from dar.report.budget import budget
 from dar.report.comparison import COLUMNS, Arm, arms_of, final_figures, frontier, over_steps, win_matrix
 from dar.report.completions import Browser, browser_of

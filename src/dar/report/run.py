@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
 from dar.files.intake import parse_json, read_text
-from dar.recipe import load_recipe
 from dar.shown import one_line
 from dar.train.run_folder import RunFolder
 

@@ -11,8 +11,8 @@ import jsonschema
 import referencing
 from jsonschema.validators import validator_for
 
+from dar.config.recipe import read_yaml
 from dar.errors import ConfigError, RewardError
-from dar.recipe import read_yaml
 from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
 from dar.rewards.sandbox import Limits, Sandbox

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from dar.config.recipe import dump_recipe
 from dar.config.rewards import reward_name
 from dar.config.run import RunSpec
-from dar.recipe import dump_recipe
 from dar.shown import fenced, markdown
 
 _ROWS = (

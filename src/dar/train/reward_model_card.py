@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dar.config.recipe import dump_recipe
 from dar.config.reward_model import RewardModelSpec
-from dar.recipe import dump_recipe
 from dar.shown import fenced, markdown
 from dar.train.card import front_matter
 

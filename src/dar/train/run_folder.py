@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DataError, NonFiniteError
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded
-from dar.recipe import dump_recipe, flatten, load_recipe
 from dar.shown import redacted
 
 _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")

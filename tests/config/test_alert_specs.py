@@ -8,9 +8,9 @@ import pytest
 from handmade import make_spec
 
 from dar.config.alerts import EntropyAlertSpec, KLAlertSpec, MissingEosAlertSpec
+from dar.config.recipe import apply_override, build_spec, dump_recipe
 from dar.config.run import BestSpec
 from dar.errors import ConfigError
-from dar.recipe import apply_override, build_spec, dump_recipe
 
 HELDOUT: dict[str, Any] = {"train": "t.jsonl", "heldout": "h.jsonl"}
 GOLD: dict[str, Any] = {"rewards": [{"type": "length", "target": 4}]}
@@ -32,7 +32,7 @@ def test_alerts_are_names_or_mappings():
 def test_alerts_survive_the_resolved_recipe(tmp_path: Any):
     spec = make_spec(data=HELDOUT, steps=10, alerts=["missing_eos", {"type": "length_drift", "max_ratio": 3.0}])
     (tmp_path / "config.yaml").write_text(dump_recipe(spec))
-    from dar.recipe import load_recipe  # noqa: PLC0415 - only here
+    from dar.config.recipe import load_recipe  # noqa: PLC0415 - only here
 
     assert load_recipe(tmp_path / "config.yaml") == spec
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.model import LoraSpec
 from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
+from dar.config.recipe import build_spec, dump_recipe, load_recipe
 from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import FunctionRewardSpec, reward_name
 from dar.errors import ConfigError
-from dar.recipe import build_spec, dump_recipe, load_recipe
 
 METHODS = list(ALGORITHM_SPECS)
 OFFLINE = ["sft", "dpo", "ipo", "slic", "chi_po", "var", "trace"]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from dar.config.model import LoraSpec
 from dar.config.optim import AdamWSpec
+from dar.config.recipe import dump_recipe, flatten, load_recipe, parse_yaml
 from dar.config.regression import DARSpec
 from dar.config.rewards import FunctionRewardSpec, LengthRewardSpec, SentimentRewardSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.recipe import dump_recipe, flatten, load_recipe, parse_yaml
 
 RECIPE = """\
 model: some/model
