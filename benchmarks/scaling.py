@@ -39,8 +39,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dar.algorithms.regression import DAR
+from dar.assembly.device import resolve_precision
 from dar.batch import Prompt, TokenGroups, Weighted
-from dar.build.device import resolve_precision
 from dar.config.optim import AdamWSpec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from dar.assembly.loop import build_loop
+from dar.assembly.objects import Objects
 from dar.batch import Weighted, pad_rows
-from dar.build.loop import build_loop
-from dar.build.objects import Objects
 from dar.config.recipe import build_spec
 from dar.policy.logprobs import unwrapped
 from dar.policy.packing import packed_length

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
 from dar.trainer import run_loop
 

@@ -18,8 +18,8 @@ from dar.algorithms.base import Algorithm, Terms, kl_metrics
 from dar.algorithms.policy_gradient import GRPO, RLOO
 from dar.algorithms.preference import PairedPreference
 from dar.algorithms.regression import DAR, weight_metrics
+from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience, TokenGroups, TokenOutputs, Weighted
-from dar.build.algorithm import build_algorithm
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, LCOSpec, RLOOSpec
 from dar.config.preference import OnlineDPOSpec

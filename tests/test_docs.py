@@ -21,8 +21,8 @@ from conftest import make_model, make_tokenizer
 from test_layering import FLOORS
 
 from dar.algorithms.base import Algorithm
-from dar.build.algorithm import build_algorithm
-from dar.build.loop import build_loop
+from dar.assembly.algorithm import build_algorithm
+from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS

@@ -15,8 +15,8 @@ from reward_models import save_classifier
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
+from dar.assembly.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.batch import Prompt
-from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval

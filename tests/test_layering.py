@@ -126,8 +126,6 @@ def modules_of(name: str) -> list[Path]:
 
 
 def test_the_reader_of_imports_sees_every_way_to_write_one():
-    source = (
-        "import dar.cli\nfrom dar import trainer\nfrom dar.build import x\ndef f():\n    from dar.train.loop import y\n"
-    )
+    source = "import dar.cli\nfrom dar import trainer\nfrom dar.assembly import x\ndef f():\n    from dar.train.loop import y\n"
     found = list(imported_parts(source, parts=set(HEIGHT)))
     assert found == [(1, "cli"), (2, "trainer"), (3, "build"), (5, "train")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
 from dar.policy.toy import toy_folder
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dar.assembly.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.assembly.reward import check_reward
+from dar.assembly.rows import check_rows
 from dar.batch import Prompt
-from dar.build.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
-from dar.build.reward import check_reward
-from dar.build.rows import check_rows
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.run import RuntimeSpec
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec

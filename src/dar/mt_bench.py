@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dar.assembly.evaluation import build_generators, read_prompts
+from dar.assembly.judge import build_endpoint
 from dar.batch import Prompt
-from dar.build.evaluation import build_generators, read_prompts
-from dar.build.judge import build_endpoint
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import RewardError
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest

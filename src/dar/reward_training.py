@@ -32,7 +32,7 @@ def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> Re
     """Runs a loop and, when it is finished, saves the model, an adapter merged into it.
 
     Args:
-        loop: from `dar.build.reward_model.build_reward_model_loop`.
+        loop: from `dar.assembly.reward_model.build_reward_model_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
     """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet
 
-from dar.build.loop import build_loop
-from dar.build.objects import Objects
+from dar.assembly.loop import build_loop
+from dar.assembly.objects import Objects
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.errors import ConfigError
@@ -167,7 +167,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     """Runs a loop, saves the model when it is finished, and shows the before/after table.
 
     Args:
-        loop: from `dar.build.loop.build_loop`.
+        loop: from `dar.assembly.loop.build_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
     """

@@ -9,8 +9,8 @@ import pytest
 import torch
 from builders import assert_close, make_experience, random_rewards, random_rows
 
+from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience
-from dar.build.algorithm import build_algorithm
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.regression import DARSpec, TargetESSSpec
 

@@ -10,8 +10,8 @@ import torch
 from builders import assert_close, make_experience
 from torch import Tensor
 
+from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience
-from dar.build.algorithm import build_algorithm
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, LCOSpec, R2VPOSpec, RLOOSpec

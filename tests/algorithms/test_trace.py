@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dar.algorithms.base import Terms
 from dar.algorithms.realignment import IMPACT, TRACE
+from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.build.algorithm import build_algorithm
 from dar.config.realignment import TRACESpec
 from dar.objectives.preference import dpo, npo
 from dar.ops import Mean, masked_sum

@@ -14,8 +14,8 @@ from torch import Tensor
 from dar.algorithms.base import Algorithm, Terms, UpdateTokens
 from dar.algorithms.preference import online_preference
 from dar.algorithms.regression import DAR, awr
+from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.build.algorithm import build_algorithm
 from dar.config.actor_critic import DualPPOSpec, PPOSpec
 from dar.config.policy_gradient import (
     BAPOSpec,

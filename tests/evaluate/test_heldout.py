@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from handmade import make_spec
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
 from dar.trainer import run_loop

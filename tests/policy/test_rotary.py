@@ -9,8 +9,8 @@ import torch
 from handmade import plain_logprobs
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
+from dar.assembly.data import context_length
 from dar.batch import Prompt, TokenGroups
-from dar.build.data import context_length
 from dar.errors import ConfigError
 from dar.policy.logprobs import LogprobModel
 from dar.policy.policy import Policy, Precision

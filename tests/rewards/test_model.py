@@ -13,13 +13,13 @@ from conftest import make_model, make_tokenizer
 from reward_models import make_classifier, save_classifier
 from safetensors.torch import load_file
 
-from dar.build.loop import build_loop
-from dar.build.reward import build_reward
+from dar.assembly.loop import build_loop
+from dar.assembly.plan import make_plan
+from dar.assembly.reward import build_reward
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.recipe import load_recipe
 from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
-from dar.plan import make_plan
 from dar.policy.policy import Precision
 from dar.policy.score_model import ScoreModel
 from dar.rewards.model import ModelReward

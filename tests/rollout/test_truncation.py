@@ -21,8 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from dar.assembly.loop import build_loop
 from dar.batch import Prompt, Rollouts
-from dar.build.loop import build_loop
 from dar.config.recipe import build_spec, load_recipe
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation

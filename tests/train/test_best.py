@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError

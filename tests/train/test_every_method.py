@@ -18,9 +18,9 @@ from handmade import make_spec
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dar.assembly.loop import build_loop
+from dar.assembly.objects import Objects
 from dar.batch import Weighted
-from dar.build.loop import build_loop
-from dar.build.objects import Objects
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.train.distributed import Scored
 from dar.train.loop import Loop

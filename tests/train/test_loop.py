@@ -23,7 +23,7 @@ import torch
 from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, NonFiniteError, RewardError
 from dar.trainer import run_loop
@@ -261,7 +261,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
     (tmp_path / "ranks.py").write_text(
         "import sys, weakref\n"
         "import torch.distributed\n"
-        "from dar.build.loop import build_loop\n"
+        "from dar.assembly.loop import build_loop\n"
         "from dar.errors import DarError\n"
         "from dar.config.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
@@ -288,7 +288,7 @@ def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) ->
     recipe = write_recipe(steps=1)
     (tmp_path / "twice.py").write_text(
         "import sys\n"
-        "from dar.build.loop import build_loop\n"
+        "from dar.assembly.loop import build_loop\n"
         "from dar.config.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
         "for run in 'ab':\n"

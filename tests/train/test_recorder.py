@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
 from dar.train.recorder import token_columns
 from dar.trainer import run_loop

@@ -13,10 +13,10 @@ from conftest import make_model, make_tokenizer
 from handmade import make_spec
 from safetensors.torch import load_file, save_file
 
+from dar.assembly.algorithm import build_algorithm
+from dar.assembly.loop import build_loop
+from dar.assembly.objects import Objects
 from dar.batch import Weighted
-from dar.build.algorithm import build_algorithm
-from dar.build.loop import build_loop
-from dar.build.objects import Objects
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.policy_gradient import R2VPOSpec

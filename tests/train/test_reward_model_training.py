@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from dar.build.reward_model import build_reward_model_loop
+from dar.assembly.reward_model import build_reward_model_loop
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec

@@ -15,12 +15,12 @@ from handmade import make_spec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dar.build.loop import build_loop
-from dar.build.objects import Objects
+from dar.assembly.loop import build_loop
+from dar.assembly.objects import Objects
+from dar.assembly.plan import make_plan
 from dar.config.recipe import load_recipe
 from dar.data.logged import token_groups
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
-from dar.plan import make_plan
 from dar.train.loop import Loop
 from dar.trainer import run_loop
 
@@ -303,7 +303,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_loaded(
 ):
     (rules / "half.jsonl").write_text('{"prompt": "say x: ", "chosen": "yes"}\n')
     (rules / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows()) + "\n")
-    monkeypatch.setattr("dar.build.loop.build_policy", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("dar.assembly.loop.build_policy", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(error, match=message):
         build_loop(load_recipe(write_recipe(data="pairs.jsonl", rewards=[], algorithm=algorithm)), quiet=True)
 

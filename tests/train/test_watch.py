@@ -11,7 +11,7 @@ import pytest
 from handmade import make_spec
 from typer.testing import CliRunner
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.alerts import KLAlertSpec, MissingEosAlertSpec
 from dar.config.recipe import load_recipe

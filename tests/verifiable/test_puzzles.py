@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from handmade import make_rollouts, make_spec
 
-from dar.build.reward import build_reward
+from dar.assembly.reward import build_reward
 from dar.config.data import SourceSpec
 from dar.config.run import ComputeSpec
 from dar.data.sources import load_rows

@@ -98,7 +98,7 @@ def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fi
 
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """One result per row: what a machine may want to know of it."""
-    from dar.build.judge import build_judge
+    from dar.assembly.judge import build_judge
     from dar.judge import PairItem, ScoreItem
     from dar.rewards import Failed
     from dar.rewards.builtin import completion_text

@@ -28,7 +28,7 @@ def reward_model(
 
     spec = load_recipe(recipe, overrides or [], kind=RewardModelSpec)
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.build.reward_model import build_reward_model_loop
+    from dar.assembly.reward_model import build_reward_model_loop
     from dar.reward_training import run_reward_model
 
     hide_file_progress()

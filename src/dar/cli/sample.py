@@ -42,8 +42,8 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
-    from dar.build.data import build_prompts, context_length
-    from dar.build.device import resolve_precision
+    from dar.assembly.data import build_prompts, context_length
+    from dar.assembly.device import resolve_precision
     from dar.config.recipe import build_spec
     from dar.policy.loading import load_model, load_tokenizer
     from dar.policy.policy import Policy

@@ -14,8 +14,8 @@ from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress, print_
 from dar.console import Console
 
 if TYPE_CHECKING:
+    from dar.assembly.plan import Plan
     from dar.config.run import RunSpec
-    from dar.plan import Plan
 
 
 def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -26,7 +26,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
     from dar.config.recipe import load_recipe
 
     spec = load_recipe(recipe, overrides or [])
-    from dar.plan import make_plan
+    from dar.assembly.plan import make_plan
 
     hide_file_progress()
     found = make_plan(spec)
@@ -87,7 +87,7 @@ def train(
 
     spec = load_recipe(recipe, overrides or [])
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.build.loop import build_loop
+    from dar.assembly.loop import build_loop
     from dar.report.record import run_record
     from dar.report.run import load_run
     from dar.trainer import run_loop

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Loop:
-    """One run: everything it needs, built by `dar.build`."""
+    """One run: everything it needs, built by `dar.assembly`."""
 
     spec: RunSpec
     policy: Policy

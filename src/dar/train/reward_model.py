@@ -34,7 +34,7 @@ SUMMARY = ("loss", "accuracy", "ece", "mean_margin")
 
 @dataclass
 class RewardModelLoop:
-    """One training: everything it needs, built by `dar.build`.
+    """One training: everything it needs, built by `dar.assembly`.
 
     pairs, heldout: to train on, and never trained on (perhaps none).
     initial: fingerprint of the weights before training, which a resumed run must find again.

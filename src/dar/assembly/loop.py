@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dar.build.algorithm import build_algorithm, require_reference_is_read
-from dar.build.data import build_data, context_length
-from dar.build.device import build_accelerator, resolve_precision
-from dar.build.model_reward import calibrated
-from dar.build.objects import Objects
-from dar.build.policy import build_null_space, build_policy
-from dar.build.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
-from dar.build.reward import build_reward
+from dar.assembly.algorithm import build_algorithm, require_reference_is_read
+from dar.assembly.data import build_data, context_length
+from dar.assembly.device import build_accelerator, resolve_precision
+from dar.assembly.model_reward import calibrated
+from dar.assembly.objects import Objects
+from dar.assembly.policy import build_null_space, build_policy
+from dar.assembly.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
+from dar.assembly.reward import build_reward
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.realignment import TRACESpec
 from dar.config.recipe import flatten

@@ -20,9 +20,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, LoraRuntimeConfig
 
 from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, RolloutError, Trainer, TrainingConfig
+from dar.assembly.adapter import adapted, require_named_base
+from dar.assembly.loop import build_loop
 from dar.batch import Prompt
-from dar.build.adapter import adapted, require_named_base
-from dar.build.loop import build_loop
 from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.policy.loading import load_model

@@ -10,8 +10,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from dar.build.objects import Objects
-from dar.build.rows import check_rows
+from dar.assembly.objects import Objects
+from dar.assembly.rows import check_rows
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.data import SourceSpec
 from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, SLiCSpec

@@ -8,8 +8,8 @@ from typing import Any
 
 from peft import TaskType
 
-from dar.build.data import context_length, fingerprint
-from dar.build.device import resolve_precision
+from dar.assembly.data import context_length, fingerprint
+from dar.assembly.device import resolve_precision
 from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs

@@ -12,9 +12,9 @@ import torch
 from compilers import no_compiler
 from conftest import make_model
 
+from dar.assembly.plan import Plan, make_plan
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError, DataError
-from dar.plan import Plan, make_plan
 
 Write = Callable[..., Path]
 

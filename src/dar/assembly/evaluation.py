@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dar.assembly.data import context_length
+from dar.assembly.device import resolve_precision
+from dar.assembly.reward import build_reward
 from dar.batch import Prompt
-from dar.build.data import context_length
-from dar.build.device import resolve_precision
-from dar.build.reward import build_reward
 from dar.config.data import DataSpec
 from dar.config.model import ModelSpec
 from dar.config.recipe import explain, read_yaml

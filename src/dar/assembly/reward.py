@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dar.build.judge import build_judge_reward
-from dar.build.model_reward import build_model_reward, check_model_reward
+from dar.assembly.judge import build_judge_reward
+from dar.assembly.model_reward import build_model_reward, check_model_reward
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.rewards import (
     AnyReward,

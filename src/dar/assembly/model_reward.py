@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dar.build.data import context_length
-from dar.build.device import resolve_precision
+from dar.assembly.data import context_length
+from dar.assembly.device import resolve_precision
 from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
 from dar.config.rewards import AnyReward
 from dar.config.run import ComputeSpec

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from conftest import make_model, make_tokenizer
 
-from dar.build.loop import build_loop
+from dar.assembly.loop import build_loop
+from dar.assembly.plan import make_plan
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError, DataError
-from dar.plan import make_plan
 
 
 def test_a_tokenizer_of_another_model_is_refused_before_weights_are_loaded(

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from dar.build.algorithm import build_algorithm, require_reference_is_read
-from dar.build.data import build_data
-from dar.build.device import resolve_precision
-from dar.build.objects import Objects
-from dar.build.realignment import build_oracle
-from dar.build.reward import check_reward
+from dar.assembly.algorithm import build_algorithm, require_reference_is_read
+from dar.assembly.data import build_data
+from dar.assembly.device import resolve_precision
+from dar.assembly.objects import Objects
+from dar.assembly.realignment import build_oracle
+from dar.assembly.reward import check_reward
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.optim import AdamWSpec

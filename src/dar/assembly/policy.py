@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from dar.build.adapter import adapted, has_adapter, require_named_base
-from dar.build.data import build_prompts
-from dar.build.objects import Objects
+from dar.assembly.adapter import adapted, has_adapter, require_named_base
+from dar.assembly.data import build_prompts
+from dar.assembly.objects import Objects
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.policy.critic import make_critic
