@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from dar.policy import head
+from dar.policies.text import head
 from dar.train.environment import settle_heap
 
 VOCABULARY, HIDDEN, TOKENS = 49_152, 576, 750

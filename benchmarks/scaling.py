@@ -44,9 +44,9 @@ from dar.batch import Prompt, TokenGroups, Weighted
 from dar.config.optim import AdamWSpec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec
-from dar.policy.head import look_up_sparsely
-from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.head import look_up_sparsely
+from dar.policies.text.logprobs import LogprobModel
+from dar.policies.text.policy import Policy, Precision
 from dar.rollout.engine import InProcessEngine, SamplingKey
 from dar.train.environment import settle_heap
 from dar.train.optim import build_optimizer

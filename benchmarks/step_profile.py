@@ -29,8 +29,8 @@ from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.batch import Weighted, pad_rows
 from dar.config.recipe import build_spec
-from dar.policy.logprobs import unwrapped
-from dar.policy.packing import packed_length
+from dar.policies.text.logprobs import unwrapped
+from dar.policies.text.packing import packed_length
 from dar.rollout.engine import SamplingKey
 from dar.train.loop import Loop
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dar.config.model import ModelSpec
-from dar.policy.loading import load_model, load_tokenizer
+from dar.policies.text.loading import load_model, load_tokenizer
 
 MOST_TOKENS = 256
 

@@ -10,7 +10,7 @@ import torch
 import torch._inductor.config
 
 from dar.errors import ConfigError
-from dar.policy.compiling import require_compiler
+from dar.policies.text.compiling import require_compiler
 
 
 def has_compiler() -> bool:

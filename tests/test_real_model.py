@@ -14,9 +14,9 @@ from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError
-from dar.policy.loading import load_model, load_tokenizer, resolve_model
-from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.loading import load_model, load_tokenizer, resolve_model
+from dar.policies.text.logprobs import LogprobModel
+from dar.policies.text.policy import Policy, Precision
 from dar.rollout.engine import InProcessEngine, SamplingKey
 
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
-from dar.policy.toy import toy_folder
+from dar.policies.text.toy import toy_folder
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "toy.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dar.policy.saving import save_policy
+from dar.policies.text.saving import save_policy
 from dar.train.reward_model import RewardModelLoop
 from dar.train.reward_model_card import reward_model_card
 

@@ -14,7 +14,7 @@ from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.errors import ConfigError
 from dar.evaluate.alerts import Alert
-from dar.policy.saving import save_policy
+from dar.policies.text.saving import save_policy
 from dar.rewards import RewardFunction
 from dar.rewards.foreign import ForeignCode
 from dar.train.card import model_card

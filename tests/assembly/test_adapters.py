@@ -25,8 +25,8 @@ from dar.assembly.loop import build_loop
 from dar.batch import Prompt
 from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
-from dar.policy.loading import load_model
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.loading import load_model
+from dar.policies.text.policy import Policy, Precision
 from dar.rollout.engine import InProcessEngine, SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)

@@ -19,7 +19,7 @@ from dar.bounded import Bounded
 from dar.config.data import DataSpec, SourceSpec
 from dar.data.prompts import PromptSet, PromptStream, prepare_prompts
 from dar.errors import ConfigError, DataError
-from dar.policy import rendering
+from dar.policies.text import rendering
 
 USER = [{"role": "user", "content": "say a"}]
 

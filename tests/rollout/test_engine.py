@@ -11,9 +11,9 @@ from peft import PeftModel
 
 from dar.batch import Prompt
 from dar.config.model import LoraSpec
-from dar.policy.loading import add_lora
-from dar.policy.policy import Policy, Precision
-from dar.policy.rendering import opened_tag
+from dar.policies.text.loading import add_lora
+from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.rendering import opened_tag
 from dar.rewards.verifiable import tag_format
 from dar.rollout import weights
 from dar.rollout.engine import InProcessEngine, SamplingKey

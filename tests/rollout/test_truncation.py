@@ -26,7 +26,7 @@ from dar.batch import Prompt, Rollouts
 from dar.config.recipe import build_spec, load_recipe
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet
 from dar.rollout.decode import PaddedDecoder
 from dar.rollout.engine import InProcessEngine, SamplingKey

@@ -14,7 +14,7 @@ from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet, RewardTable
 from dar.rollout.engine import InProcessEngine
 from dar.train.collect import Collector, LoggedCollector, OnlineCollector

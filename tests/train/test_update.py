@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dar.ops import Mean
-from dar.policy.policy import Precision
+from dar.policies.text.policy import Precision
 from dar.train import update
 from dar.train.update import Updater
 

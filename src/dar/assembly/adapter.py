@@ -26,8 +26,8 @@ from transformers.utils.hub import cached_file
 from dar.batch import TokenGroups
 from dar.config.model import LoraSpec
 from dar.errors import ConfigError
-from dar.policy.loading import add_lora, first_line, put_on
-from dar.policy.logprobs import LogprobModel, unwrapped
+from dar.policies.text.loading import add_lora, first_line, put_on
+from dar.policies.text.logprobs import LogprobModel, unwrapped
 from dar.rollout.weights import merged_copy
 from dar.shown import one_line
 

@@ -22,11 +22,11 @@ from dar.data.logged import Kind, LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import load_rows
 from dar.errors import ConfigError
-from dar.policy.loading import (
+from dar.policies.text.loading import (
     eos_token_ids,
     load_generation_config,
 )
-from dar.policy.rotary import fixed_length
+from dar.policies.text.rotary import fixed_length
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from accelerate.tracking import get_available_trackers
 
 from dar.config.run import ComputeSpec, RunSpec
 from dar.errors import ConfigError
-from dar.policy.policy import Precision
+from dar.policies.text.policy import Precision
 
 
 def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:

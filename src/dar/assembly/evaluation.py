@@ -20,8 +20,8 @@ from dar.data.prompts import prepare_prompts
 from dar.errors import ConfigError
 from dar.evaluate.generate import Generator
 from dar.files.tables import Row
-from dar.policy.loading import load_config, load_model, load_tokenizer
-from dar.policy.policy import Policy
+from dar.policies.text.loading import load_config, load_model, load_tokenizer
+from dar.policies.text.policy import Policy
 from dar.rewards import Reward
 from dar.rollout.engine import InProcessEngine
 from dar.rollout.truncation import Decoding

@@ -22,11 +22,11 @@ from dar.data.logged import LoggedSet
 from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy.compiling import require_compiler
-from dar.policy.head import look_up_sparsely
-from dar.policy.loading import load_config, load_tokenizer
-from dar.policy.logprobs import unwrapped
-from dar.policy.policy import Policy
+from dar.policies.text.compiling import require_compiler
+from dar.policies.text.head import look_up_sparsely
+from dar.policies.text.loading import load_config, load_tokenizer
+from dar.policies.text.logprobs import unwrapped
+from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet
 from dar.rollout.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding

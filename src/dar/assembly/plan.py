@@ -20,9 +20,9 @@ from dar.config.optim import AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet
-from dar.policy.compiling import require_compiler
-from dar.policy.head import ENTRIES, POSITIONS
-from dar.policy.loading import load_config, load_tokenizer
+from dar.policies.text.compiling import require_compiler
+from dar.policies.text.head import ENTRIES, POSITIONS
+from dar.policies.text.loading import load_config, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dar.data.logged import LoggedSet
 from dar.errors import CheckpointError, DataError
 from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 from dar.rewards import Oracle, ask_oracle, load_function
 from dar.train.display import Display
 from dar.train.impact import gradient_agreement

@@ -45,8 +45,8 @@ def sample(
     from dar.assembly.data import build_prompts, context_length
     from dar.assembly.device import resolve_precision
     from dar.config.recipe import build_spec
-    from dar.policy.loading import load_model, load_tokenizer
-    from dar.policy.policy import Policy
+    from dar.policies.text.loading import load_model, load_tokenizer
+    from dar.policies.text.policy import Policy
     from dar.rollout.engine import InProcessEngine, SamplingKey
     from dar.rollout.truncation import Decoding
 

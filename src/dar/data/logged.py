@@ -15,7 +15,7 @@ from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError
 from dar.files.tables import Row, typed
-from dar.policy.rendering import chat_text, text_ids
+from dar.policies.text.rendering import chat_text, text_ids
 
 log = logging.getLogger(__name__)
 

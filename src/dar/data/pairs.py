@@ -16,7 +16,7 @@ from dar.data.logged import answer, readable
 from dar.data.prompts import prompt_content, some_rows
 from dar.errors import DataError
 from dar.files.tables import Row, typed
-from dar.policy.rendering import render
+from dar.policies.text.rendering import render
 
 log = logging.getLogger(__name__)
 

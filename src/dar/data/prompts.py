@@ -14,7 +14,7 @@ from dar.data.messages import read_conversation
 from dar.data.order import ShuffledOrder
 from dar.errors import ConfigError, DataError
 from dar.files.tables import Row
-from dar.policy.rendering import prompt_ids
+from dar.policies.text.rendering import prompt_ids
 
 log = logging.getLogger(__name__)
 

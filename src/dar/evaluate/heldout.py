@@ -10,7 +10,7 @@ from torch import Tensor
 from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
 from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 from dar.rewards import RewardSet, RewardTable
 from dar.rollout.engine import Engine, Progress, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from dar.batch import Message
 from dar.errors import RewardError
-from dar.policy.policy import Precision
-from dar.policy.rendering import render
-from dar.policy.score_model import Row, ScoreModel
+from dar.policies.text.policy import Precision
+from dar.policies.text.rendering import render
+from dar.policies.text.score_model import Row, ScoreModel
 
 
 class ModelReward:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
 from dar.errors import RolloutError
-from dar.policy.head import logits_of
-from dar.policy.logprobs import unwrapped
-from dar.policy.policy import Policy
-from dar.policy.rendering import control_token_ids, opened_tag
-from dar.policy.rotary import require_fixed
+from dar.policies.text.head import logits_of
+from dar.policies.text.logprobs import unwrapped
+from dar.policies.text.policy import Policy
+from dar.policies.text.rendering import control_token_ids, opened_tag
+from dar.policies.text.rotary import require_fixed
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.sampling import SamplingKey, inverse_cdf
 from dar.rollout.truncation import PLAIN, Decoding

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dar.config.run import RunSpec
-from dar.policy.policy import Policy
-from dar.policy.saving import save_policy
+from dar.policies.text.policy import Policy
+from dar.policies.text.saving import save_policy
 from dar.train.card import model_card
 from dar.train.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from dar.errors import NonFiniteError
 from dar.objectives.preference import dpo
 from dar.objectives.realignment import conflict_losses
 from dar.ops import masked_sum
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """([N, 2] log π_θ, [N, 2] log π₀ of pairs) → a scalar."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dar.algorithms.base import Algorithm, Metrics, UpdateTokens
 from dar.batch import Weighted
 from dar.config.run import RunSpec
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 from dar.train.distributed import own_groups
 from dar.train.optim import learning_rate_factor, set_learning_rate
 from dar.train.replay import ReplayBuffer

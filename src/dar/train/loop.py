@@ -26,7 +26,7 @@ from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DarError
 from dar.evaluate.alerts import Alert
 from dar.evaluate.heldout import HeldoutEvaluation
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 from dar.rollout.engine import Engine
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration

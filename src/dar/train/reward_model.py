@@ -17,8 +17,8 @@ from dar.data.pairs import TokenPair
 from dar.errors import CheckpointError, NonFiniteError
 from dar.evaluate.reward_model import plot_reliability, preference_report
 from dar.objectives.reward_model import bradley_terry, centering
-from dar.policy.policy import Precision
-from dar.policy.score_model import ScoreModel
+from dar.policies.text.policy import Precision
+from dar.policies.text.score_model import ScoreModel
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.train.display import Display
 from dar.train.environment import peak_memory_gb

@@ -6,7 +6,7 @@ from dar.batch import Prompt
 from dar.config.run import RunSpec
 from dar.errors import RolloutError
 from dar.ops import masked_mean
-from dar.policy.policy import Policy
+from dar.policies.text.policy import Policy
 from dar.rollout.engine import Engine, SamplingKey
 
 

@@ -17,9 +17,9 @@ from dar.algorithms.base import Algorithm
 from dar.batch import TokenGroups, TokenOutputs, Weighted
 from dar.errors import ConfigError, NonFiniteError
 from dar.ops import Mean
-from dar.policy.compiling import compiled_layers
-from dar.policy.divergence import HeldTokens
-from dar.policy.policy import Precision
+from dar.policies.text.compiling import compiled_layers
+from dar.policies.text.divergence import HeldTokens
+from dar.policies.text.policy import Precision
 from dar.train.null_space import NullSpaceConstraint
 from dar.train.optim import clipped_step
 from dar.train.selftest import require_parity

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dar.batch import TokenGroups
-from dar.policy.attention import dar_attention_forward, dar_mask, masked_attention, row_length, sdpa_attention
-from dar.policy.packing import PackedGroups, pack
+from dar.policies.text.attention import dar_attention_forward, dar_mask, masked_attention, row_length, sdpa_attention
+from dar.policies.text.packing import PackedGroups, pack
 
 
 def layout(prompts: list[int], sizes: list[int], lengths: list[int]) -> PackedGroups:

@@ -9,8 +9,8 @@ import torch
 from reward_models import make_classifier
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from dar.policy.policy import Precision
-from dar.policy.score_model import ScoreModel, common_prefix
+from dar.policies.text.policy import Precision
+from dar.policies.text.score_model import ScoreModel, common_prefix
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 PROMPT = (10, 11, 12, 13)

@@ -3,7 +3,7 @@
 Normalisation, rotary embeddings, gates, residuals and casts are a dozen operators a layer, each of which reads and
 writes all tokens' states. Compiled, they are one pass, and what the backward pass needs of them is computed again
 instead of kept. All layers of a class share the code, whatever the number of tokens. Attention over the packed layout
-stays as it is (`dar.policy.attention`).
+stays as it is (`dar.policies.text.attention`).
 """
 
 from __future__ import annotations

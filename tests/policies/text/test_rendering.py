@@ -8,7 +8,7 @@ import pytest
 from conftest import make_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dar.policy.rendering import chat_text, prompt_ids, render, text_ids
+from dar.policies.text.rendering import chat_text, prompt_ids, render, text_ids
 
 EOS, BOS, HI = "<eos>", "<|system|>", "hi"
 USER = [{"role": "user", "content": HI}]

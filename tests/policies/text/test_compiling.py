@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dar.batch import TokenGroups
 from dar.config.model import LoraSpec
 from dar.errors import ConfigError
-from dar.policy.compiling import compiled_layers, require_compiler
-from dar.policy.loading import add_lora
-from dar.policy.logprobs import LogprobModel
+from dar.policies.text.compiling import compiled_layers, require_compiler
+from dar.policies.text.loading import add_lora
+from dar.policies.text.logprobs import LogprobModel
 
 CPU = torch.device("cpu")
 

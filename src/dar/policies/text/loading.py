@@ -20,8 +20,8 @@ from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import resolve_path
-from dar.policy.gguf import converted
-from dar.policy.toy import TOY, toy_folder
+from dar.policies.text.gguf import converted
+from dar.policies.text.toy import TOY, toy_folder
 from dar.shown import one_line, words
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from conftest import make_model
 from torch import nn
 
 from dar.batch import TokenGroups
-from dar.policy import head as head_module
-from dar.policy.head import head_logprobs, look_up_sparsely
-from dar.policy.logprobs import LogprobModel
+from dar.policies.text import head as head_module
+from dar.policies.text.head import head_logprobs, look_up_sparsely
+from dar.policies.text.logprobs import LogprobModel
 
 
 def stub(weight: torch.Tensor, *, bias: bool = False, **settings: float) -> Any:

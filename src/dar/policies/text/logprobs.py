@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, TokenOutputs, pad_rows
-from dar.policy import attention
-from dar.policy.critic import Critic
-from dar.policy.divergence import HeldTokens, forward_kl
-from dar.policy.head import decoder_of, head_logits, head_logprobs
-from dar.policy.packing import PackedGroups, pack
-from dar.policy.rotary import fixed_length, require_fixed
+from dar.policies.text import attention
+from dar.policies.text.critic import Critic
+from dar.policies.text.divergence import HeldTokens, forward_kl
+from dar.policies.text.head import decoder_of, head_logits, head_logprobs
+from dar.policies.text.packing import PackedGroups, pack
+from dar.policies.text.rotary import fixed_length, require_fixed
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from handmade import plain_logprobs
 
 from dar.batch import TokenGroups
 from dar.errors import ConfigError
-from dar.policy.head import check_head
-from dar.policy.logprobs import LogprobModel
+from dar.policies.text.head import check_head
+from dar.policies.text.logprobs import LogprobModel
 
 WINDOW, LENGTH = 30, 60
 

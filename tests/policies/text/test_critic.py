@@ -11,10 +11,10 @@ from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 
 from dar.batch import TokenGroups, pad_rows
-from dar.policy.critic import make_critic
-from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Policy, Precision
-from dar.policy.saving import save_policy
+from dar.policies.text.critic import make_critic
+from dar.policies.text.logprobs import LogprobModel
+from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.saving import save_policy
 
 Kind = Literal["head", "model"]
 both_kinds = pytest.mark.parametrize("kind", ["head", "model"])

@@ -29,8 +29,8 @@ from transformers import (
 
 from dar.config.model import LoraSpec, ModelSpec
 from dar.errors import ConfigError
-from dar.policy.classifier import load_classifier, load_classifier_config, make_classifier
-from dar.policy.loading import (
+from dar.policies.text.classifier import load_classifier, load_classifier_config, make_classifier
+from dar.policies.text.loading import (
     add_lora,
     disable_dropout,
     eos_token_ids,

@@ -28,9 +28,9 @@ from transformers import (
 
 from dar.batch import Prompt, TokenGroups
 from dar.config.model import LoraSpec
-from dar.policy.loading import add_lora
-from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Policy, Precision
+from dar.policies.text.loading import add_lora
+from dar.policies.text.logprobs import LogprobModel
+from dar.policies.text.policy import Policy, Precision
 from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.engine import InProcessEngine, SamplingKey
 

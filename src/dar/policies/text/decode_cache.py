@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dar.policy.packing import PackedGroups, Sight
+from dar.policies.text.packing import PackedGroups, Sight
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dar.policy.head import CHUNK, logits_of
+from dar.policies.text.head import CHUNK, logits_of
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, split_by_tokens
-from dar.policy.critic import Critic
-from dar.policy.divergence import HeldTokens
-from dar.policy.head import check_head, logits_of
-from dar.policy.loading import eos_token_ids
-from dar.policy.logprobs import LogprobModel, unwrapped
+from dar.policies.text.critic import Critic
+from dar.policies.text.divergence import HeldTokens
+from dar.policies.text.head import check_head, logits_of
+from dar.policies.text.loading import eos_token_ids
+from dar.policies.text.logprobs import LogprobModel, unwrapped
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from dar.policy.packing import PackedGroups, Segments, Sight
+from dar.policies.text.packing import PackedGroups, Segments, Sight
 
 NAME = "dar"
 """What the implementation is called in transformers' registry."""

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, pad_rows
-from dar.policy.logprobs import can_pack, flat_hidden_states, hidden_states, unwrapped
-from dar.policy.packing import pack
-from dar.policy.policy import Precision
-from dar.policy.rotary import require_fixed
+from dar.policies.text.logprobs import can_pack, flat_hidden_states, hidden_states, unwrapped
+from dar.policies.text.packing import pack
+from dar.policies.text.policy import Precision
+from dar.policies.text.rotary import require_fixed
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Pretra
 from dar.assembly.data import context_length
 from dar.batch import Prompt, TokenGroups
 from dar.errors import ConfigError
-from dar.policy.logprobs import LogprobModel
-from dar.policy.policy import Policy, Precision
-from dar.policy.rotary import fixed_length
+from dar.policies.text.logprobs import LogprobModel
+from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.rotary import fixed_length
 from dar.rollout.engine import InProcessEngine, SamplingKey
 
 LIMIT = 16

@@ -1,0 +1,1 @@
+"""Language models as policies: where they come from, how their log-probabilities are computed, how they are saved."""

@@ -1,1 +1,0 @@
-"""Policies: where models come from, how their log-probabilities are computed, how they are saved."""
