@@ -47,7 +47,7 @@ from dar.config.run import RuntimeSpec
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.train.environment import settle_heap
 from dar.train.optim import build_optimizer
 from dar.train.update import Updater

@@ -31,7 +31,7 @@ from dar.batch import Weighted, pad_rows
 from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.packing import packed_length
-from dar.rollout.engine import SamplingKey
+from dar.rollout.in_process.engine import SamplingKey
 from dar.train.loop import Loop
 
 KINDS = {

@@ -127,8 +127,7 @@ def modules_of(name: str) -> list[Path]:
 
 def test_the_reader_of_imports_sees_every_way_to_write_one():
     source = (
-        "import dar.cli\nfrom dar import trainer\nfrom dar.assembly import x\n"
-        "def f():\n    from dar.cli.app import y\n"
+        "import dar.cli\nfrom dar import trainer\nfrom dar.assembly import x\ndef f():\n    from dar.cli.app import y\n"
     )
     found = list(imported_parts(source, parts=set(HEIGHT)))
     assert found == [(1, "cli"), (2, "trainer"), (3, "assembly"), (5, "cli")]

@@ -17,7 +17,7 @@ from dar.errors import ConfigError
 from dar.policies.text.loading import load_model, load_tokenizer, resolve_model
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 pytestmark = [
     pytest.mark.real_model,

@@ -27,7 +27,7 @@ from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.policies.text.loading import load_model
 from dar.policies.text.policy import Policy, Precision
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (250, 2), {})]

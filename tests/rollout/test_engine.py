@@ -15,9 +15,9 @@ from dar.policies.text.loading import add_lora
 from dar.policies.text.policy import Policy, Precision
 from dar.policies.text.rendering import opened_tag
 from dar.rewards.verifiable import tag_format
-from dar.rollout import weights
-from dar.rollout.engine import InProcessEngine, SamplingKey
-from dar.rollout.weights import sampling_weights
+from dar.rollout.in_process import weights
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.weights import sampling_weights
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (8,), {})]

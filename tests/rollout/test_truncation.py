@@ -28,8 +28,8 @@ from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
 from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet
-from dar.rollout.decode import PaddedDecoder
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.decode import PaddedDecoder
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding, truncate
 
 INFINITY = float("inf")

@@ -16,7 +16,7 @@ from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
 from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet, RewardTable
-from dar.rollout.engine import InProcessEngine
+from dar.rollout.in_process.engine import InProcessEngine
 from dar.train.collect import Collector, LoggedCollector, OnlineCollector
 from dar.train.distributed import Scored, concatenate
 

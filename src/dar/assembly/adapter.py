@@ -28,7 +28,7 @@ from dar.config.model import LoraSpec
 from dar.errors import ConfigError
 from dar.policies.text.loading import add_lora, first_line, put_on
 from dar.policies.text.logprobs import LogprobModel, unwrapped
-from dar.rollout.weights import merged_copy
+from dar.rollout.in_process.weights import merged_copy
 from dar.shown import one_line
 
 _CLOSE = 1e-3

@@ -23,7 +23,7 @@ from dar.files.tables import Row
 from dar.policies.text.loading import load_config, load_model, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward
-from dar.rollout.engine import InProcessEngine
+from dar.rollout.in_process.engine import InProcessEngine
 from dar.rollout.truncation import Decoding
 
 

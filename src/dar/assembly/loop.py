@@ -28,7 +28,7 @@ from dar.policies.text.loading import load_config, load_tokenizer
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet
-from dar.rollout.engine import Engine, InProcessEngine
+from dar.rollout.in_process.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration

@@ -47,7 +47,7 @@ def sample(
     from dar.config.recipe import build_spec
     from dar.policies.text.loading import load_model, load_tokenizer
     from dar.policies.text.policy import Policy
-    from dar.rollout.engine import InProcessEngine, SamplingKey
+    from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
     from dar.rollout.truncation import Decoding
 
     hide_file_progress()

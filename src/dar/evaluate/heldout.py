@@ -12,7 +12,7 @@ from dar.batch import Prompt, Rollouts
 from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
 from dar.policies.text.policy import Policy
 from dar.rewards import RewardSet, RewardTable
-from dar.rollout.engine import Engine, Progress, SamplingKey
+from dar.rollout.in_process.engine import Engine, Progress, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding
 
 

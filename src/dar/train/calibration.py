@@ -10,7 +10,7 @@ from dar.config.model_reward import CalibrationSpec
 from dar.errors import CheckpointError
 from dar.rewards.combine import completion_arguments
 from dar.rewards.model import ModelReward
-from dar.rollout.engine import Engine, SamplingKey
+from dar.rollout.in_process.engine import Engine, SamplingKey
 
 
 @dataclass(frozen=True)

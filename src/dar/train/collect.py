@@ -13,7 +13,7 @@ from dar.batch import Rollouts
 from dar.data.logged import LoggedSet, token_groups
 from dar.data.prompts import PromptStream
 from dar.rewards import RewardSet, RewardTable, Scoring
-from dar.rollout.engine import Engine, SamplingKey
+from dar.rollout.in_process.engine import Engine, SamplingKey
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the step."""

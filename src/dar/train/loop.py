@@ -27,7 +27,7 @@ from dar.errors import CheckpointError, DarError
 from dar.evaluate.alerts import Alert
 from dar.evaluate.heldout import HeldoutEvaluation
 from dar.policies.text.policy import Policy
-from dar.rollout.engine import Engine
+from dar.rollout.in_process.engine import Engine
 from dar.train.best import BestPolicy
 from dar.train.calibration import Calibration
 from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint

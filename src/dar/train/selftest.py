@@ -7,7 +7,7 @@ from dar.config.run import RunSpec
 from dar.errors import RolloutError
 from dar.ops import masked_mean
 from dar.policies.text.policy import Policy
-from dar.rollout.engine import Engine, SamplingKey
+from dar.rollout.in_process.engine import Engine, SamplingKey
 
 
 def check_start(policy: Policy, engine: Engine, prompt: Prompt, spec: RunSpec) -> None:

@@ -31,8 +31,8 @@ from dar.config.model import LoraSpec
 from dar.policies.text.loading import add_lora
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
-from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

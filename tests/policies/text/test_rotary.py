@@ -15,7 +15,7 @@ from dar.errors import ConfigError
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
 from dar.policies.text.rotary import fixed_length
-from dar.rollout.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 LIMIT = 16
 SIZES: dict[str, Any] = {

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dar.batch import Prompt, pad_rows
-from dar.policies.text.decode_cache import DecodeCache
 from dar.policies.text.logprobs import LogprobModel, flat_hidden_states, hidden_states, unwrapped
 from dar.policies.text.packing import pack_prompts
+from dar.rollout.in_process.cache import DecodeCache
 
 Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(states [R, D], rows [R], positions [R]) -> (tokens [R], ended [R]): draws one token for each of some rows, writes it

@@ -16,10 +16,10 @@ from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import control_token_ids, opened_tag
 from dar.policies.text.rotary import require_fixed
-from dar.rollout.decode import PaddedDecoder, SharedPrefixDecoder
+from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
+from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.sampling import SamplingKey, inverse_cdf
 from dar.rollout.truncation import PLAIN, Decoding
-from dar.rollout.weights import sampling_weights
 
 Progress = Callable[[int], None]
 """Called with the number of tokens just sampled."""

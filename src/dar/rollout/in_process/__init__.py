@@ -1,0 +1,1 @@
+"""Sampling with the trainer's own weights, in its own process."""
