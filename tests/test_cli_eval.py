@@ -13,7 +13,7 @@ import pytest
 from scripted_judge import ScriptedJudge, said, user_text
 
 from dar.cli.app import main
-from dar.rewards.sandbox import Sandbox
+from dar.sandbox.sandbox import Sandbox
 
 Run = Callable[..., tuple[int | str | None, str, str]]
 

@@ -26,7 +26,7 @@ from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.evaluations import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.rewards import Failed, Reward, group_reward
-from dar.rewards.sandbox import Sandbox
+from dar.sandbox.sandbox import Sandbox
 
 TINY = Sampling(max_tokens=6)
 

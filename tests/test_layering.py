@@ -28,6 +28,7 @@ FLOORS = (
     ("algorithms",),
     ("policies",),
     ("rollout",),
+    ("sandbox",),
     ("rewards",),
     ("data",),
     ("judge",),

@@ -25,7 +25,7 @@ from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
-from dar.rewards.sandbox import Limits, Sandbox
+from dar.sandbox.sandbox import Limits, Sandbox
 
 _COLUMN = "column:"
 

@@ -11,7 +11,7 @@ from handmade import make_rollouts
 
 from dar.errors import ConfigError, RewardError
 from dar.rewards import Failed, Reward, RewardSet, RewardTable, builtin, verifiable
-from dar.rewards.sandbox import Limits
+from dar.sandbox.sandbox import Limits
 
 LIMITS = Limits(timeout_seconds=60, memory_gb=1.0)
 

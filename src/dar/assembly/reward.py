@@ -31,7 +31,7 @@ from dar.config.verifiable import (
 )
 from dar.rewards import Reward, RewardFunction, builtin, load_function, verifiable
 from dar.rewards.group import diversity
-from dar.rewards.sandbox import Limits
+from dar.sandbox.sandbox import Limits
 
 
 def check_reward(spec: AnyReward, runtime: ComputeSpec) -> None:

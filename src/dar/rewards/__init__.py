@@ -7,11 +7,11 @@ number per completion, `None` where it does not apply, or `Failed(reason)` where
 """
 
 from dar.rewards.combine import Reward, RewardSet, Scoring
-from dar.rewards.failure import Failed
 from dar.rewards.function import RewardFunction, Score, load_function
 from dar.rewards.group import group_reward
 from dar.rewards.oracle import Oracle, ask_oracle
 from dar.rewards.table import RewardTable, join_tables
+from dar.sandbox.score import Failed
 
 __all__ = [
     "Failed",

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dar.errors import ConfigError
-from dar.rewards.failure import Failed
 from dar.rewards.function import RewardFunction, Score
+from dar.sandbox.score import Failed
 
 _MAX_SECONDS = 2.0
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dar.batch import Rollouts
 from dar.errors import RewardError
-from dar.rewards.failure import Failed
 from dar.rewards.function import Call, RewardFunction, Score, naming_errors
 from dar.rewards.table import FAILED_FRACTION, RewardTable, Shaping, tally
+from dar.sandbox.score import Failed
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import contextlib
 import copy
 import importlib
 import inspect
-import math
-import numbers
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,8 +14,8 @@ from typing import Any
 
 from dar.errors import ConfigError, RewardError
 from dar.rewards.background import start_in_background
-from dar.rewards.failure import Failed
 from dar.rewards.foreign import ForeignCode
+from dar.sandbox.score import Failed, finite_float
 
 Score = float | Failed | None
 """A reward, that there is none (`Failed`), or that the reward does not apply (`None`)."""
@@ -124,20 +122,6 @@ class Call:
                 f"number, None (does not apply) or Failed(reason). The completion was: {shown}"
             )
         return number
-
-
-_LARGEST = 3.4e38
-"""Rewards are kept in fp32, where anything larger would be infinite."""
-
-
-def finite_float(value: Any) -> float | None:
-    """The value as a float, or None where it is not a number that fp32 can hold."""
-    try:
-        number = float(value) if isinstance(value, numbers.Real) else math.nan
-        # Written so that NaN fails too.
-        return number if abs(number) <= _LARGEST else None
-    except OverflowError:
-        return None  # an integer too large for a float
 
 
 def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dar.config.recipe import read_yaml
 from dar.errors import ConfigError, RewardError
 from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
-from dar.rewards.sandbox import Limits, Sandbox
+from dar.sandbox.sandbox import Limits, Sandbox
 from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.puzzles import COLUMN
 

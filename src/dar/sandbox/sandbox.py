@@ -20,9 +20,8 @@ from typing import Any
 
 from dar.errors import ConfigError, RewardError
 from dar.files.intake import parse_json
-from dar.rewards.failure import Failed
-from dar.rewards.function import finite_float
-from dar.rewards.process import Worker, cause_of_death, end_worker, num_processes, start_worker
+from dar.sandbox.process import Worker, cause_of_death, end_worker, num_processes, start_worker
+from dar.sandbox.score import Failed, finite_float
 
 _START_SECONDS = 300.0
 """Most a worker may take to import its function: heavy packages on a busy machine take a minute."""

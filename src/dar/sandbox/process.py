@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from dar.rewards.failure import Failed
+from dar.sandbox.score import Failed
 
 _SCRIPT = Path(__file__).with_name("worker.py")
 _TOKEN = "DAR_SANDBOX"

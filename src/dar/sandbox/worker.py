@@ -4,7 +4,7 @@ A script of the standard library alone, run by its path, so that a process holds
 else. The *keeper*, in which no foreign code runs, starts the *loader*, and ends all that is left when that has ended or
 the sandbox is gone. The loader imports the function. For each call it gets one end of a socket, forks a process that
 reads its request and writes its answer there, a line of JSON, and ends what that process has left before it says so: a
-call has no way to the requests and answers of others. `dar.rewards.sandbox` is the other side; it unpickles nothing.
+call has no way to the requests and answers of others. `dar.sandbox.sandbox` is the other side; it unpickles nothing.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from dar.errors import ConfigError
-from dar.rewards.failure import Failed
-from dar.rewards.process import Lines
-from dar.rewards.sandbox import Limits, Sandbox
+from dar.sandbox.process import Lines
+from dar.sandbox.sandbox import Limits, Sandbox
+from dar.sandbox.score import Failed
 
 TESTS = Path(__file__).parent.parent
 # Generous for a busy machine; a hanging call costs a test this much.
@@ -413,7 +413,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = (
         "import os, sys, threading\n"
-        "from dar.rewards.sandbox import Limits, Sandbox\n"
+        "from dar.sandbox.sandbox import Limits, Sandbox\n"
         "pool = Sandbox('verifiers:behave', num_workers=1, limits=Limits(timeout_seconds=300))\n"
         "pool.start()\n"
         "print('ready', flush=True)\n"
