@@ -44,13 +44,13 @@ from dar.batch import Prompt, TokenGroups, Weighted
 from dar.config.optim import AdamWSpec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec
+from dar.learn.optim import build_optimizer
+from dar.learn.update import Updater
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.train.environment import settle_heap
-from dar.train.optim import build_optimizer
-from dar.train.update import Updater
 
 PHASES = (("rollout", True), ("reference", True), ("reference", False), ("update", True), ("update", False))
 """(phase, packed)"""

@@ -33,6 +33,7 @@ FLOORS = (
     ("data",),
     ("judge",),
     ("evaluate",),
+    ("learn",),
     ("train",),
     ("report",),
     ("assembly",),

@@ -14,11 +14,11 @@ from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
+from dar.learn.ranks import Scored, concatenate
 from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet, RewardTable
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.train.collect import Collector, LoggedCollector, OnlineCollector
-from dar.train.distributed import Scored, concatenate
 
 ROWS = [
     {"prompt": f"{name}?", "name": name, "completions": [name * length, "no"], "rewards": [float(length), -1.0]}

@@ -22,9 +22,9 @@ from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.batch import Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
-from dar.train.distributed import Scored
+from dar.learn.ranks import Scored
+from dar.learn.update import SAMPLER_LOGPROBS
 from dar.train.loop import Loop
-from dar.train.update import SAMPLER_LOGPROBS
 from dar.trainer import run_loop
 
 ONLINE = [name for name, spec in ALGORITHM_SPECS.items() if not spec.is_offline]

@@ -22,6 +22,8 @@ from dar.data.logged import LoggedSet
 from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.evaluate.heldout import HeldoutEvaluation
+from dar.learn.optim import build_optimizer
+from dar.learn.update import Updater
 from dar.policies.text.compiling import require_compiler
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.loading import load_config, load_tokenizer
@@ -36,10 +38,8 @@ from dar.train.collect import Collector, LoggedCollector, OnlineCollector
 from dar.train.display import Display
 from dar.train.environment import describe_environment, settle_heap
 from dar.train.loop import Loop
-from dar.train.optim import build_optimizer
 from dar.train.recorder import Recorder
 from dar.train.run_folder import RunFolder
-from dar.train.update import Updater
 from dar.train.watch import Watch
 
 

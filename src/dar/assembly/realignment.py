@@ -17,12 +17,12 @@ from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet
 from dar.errors import CheckpointError, DataError
+from dar.learn.impact import gradient_agreement
 from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
 from dar.policies.text.policy import Policy
 from dar.rewards import Oracle, ask_oracle, load_function
 from dar.train.display import Display
-from dar.train.impact import gradient_agreement
 from dar.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from dar.config.reward_model import RewardModelSpec
 from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs
 from dar.data.sources import load_rows
 from dar.errors import ConfigError
+from dar.learn.optim import build_optimizer
 from dar.policies.text.classifier import make_classifier
 from dar.policies.text.loading import add_lora, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.policies.text.score_model import ScoreModel
 from dar.train.display import Display
 from dar.train.environment import describe_environment, settle_heap
-from dar.train.optim import build_optimizer
 from dar.train.reward_model import RewardModelLoop
 from dar.train.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
 from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
-from dar.train.distributed import Scored
+from dar.learn.ranks import Scored
 
 
 def sample_metrics(scored: Scored) -> Metrics:

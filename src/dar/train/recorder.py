@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Message, Rollouts, TokenGroups, Weighted
 from dar.evaluate.heldout import HeldoutResult
+from dar.learn.ranks import Scored
 from dar.rewards import RewardTable
 from dar.train.display import Display
-from dar.train.distributed import Scored
 from dar.train.run_folder import RunFolder
 from dar.train.watch import Watch
 

@@ -16,13 +16,13 @@ from dar.data.order import ShuffledOrder
 from dar.data.pairs import TokenPair
 from dar.errors import CheckpointError, NonFiniteError
 from dar.evaluate.reward_model import plot_reliability, preference_report
+from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
+from dar.learn.optim import clipped_step, learning_rate_factor, set_learning_rate
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.text.policy import Precision
 from dar.policies.text.score_model import ScoreModel
-from dar.train.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.train.display import Display
 from dar.train.environment import peak_memory_gb
-from dar.train.optim import clipped_step, learning_rate_factor, set_learning_rate
 from dar.train.run_folder import RunFolder
 from dar.train.stopping import signals_handled
 

@@ -21,6 +21,7 @@ from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DataError, NonFiniteError
+from dar.files.atomic import remove_rests
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded
 from dar.shown import redacted
@@ -249,9 +250,3 @@ def _shown(values: Sequence[Any]) -> Sequence[Any]:
         if isinstance(values, list)
         else values
     )
-
-
-def remove_rests(folder: Path) -> None:
-    """Removes what a killed run was writing or removing in a folder: it has no other name by now."""
-    for rest in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
-        shutil.rmtree(rest, ignore_errors=True)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from dar.algorithms.base import Algorithm
 from dar.batch import TokenGroups, TokenOutputs, Weighted
 from dar.errors import ConfigError, NonFiniteError
+from dar.learn.null_space import NullSpaceConstraint
+from dar.learn.optim import clipped_step
+from dar.learn.selftest import require_parity
 from dar.ops import Mean
 from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.divergence import HeldTokens
 from dar.policies.text.policy import Precision
-from dar.train.null_space import NullSpaceConstraint
-from dar.train.optim import clipped_step
-from dar.train.selftest import require_parity
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""

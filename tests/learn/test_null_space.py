@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from dar.errors import CheckpointError, ConfigError
-from dar.train.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
+from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 
 # Columns of K are the inputs of a layer with three features. They span the first two axes, so P = diag(0, 0, 1).
 GOLDEN_K = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)

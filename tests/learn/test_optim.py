@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import NonFiniteError
-from dar.train.optim import (
+from dar.learn.optim import (
     build_optimizer,
     clipped_step,
     learning_rate_factor,

@@ -18,8 +18,8 @@ from torch import nn
 
 from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import CheckpointError
-from dar.train import checkpoint as checkpoints
-from dar.train.checkpoint import (
+from dar.learn import checkpoint as checkpoints
+from dar.learn.checkpoint import (
     TrainState,
     list_checkpoints,
     load_checkpoint,
@@ -28,7 +28,7 @@ from dar.train.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from dar.train.optim import build_optimizer
+from dar.learn.optim import build_optimizer
 
 FILES = ["extras.safetensors", "manifest.json", "optimizer.pt", "policy.safetensors", "rng.pt", "state.json"]
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dar.errors import CheckpointError
-from dar.train.run_folder import remove_rests
+from dar.files.atomic import remove_rests
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from dar.algorithms.base import Algorithm, Metrics, UpdateTokens
 from dar.batch import Weighted
 from dar.config.run import RunSpec
+from dar.learn.optim import learning_rate_factor, set_learning_rate
+from dar.learn.ranks import own_groups
+from dar.learn.replay import ReplayBuffer
+from dar.learn.update import Updater
 from dar.policies.text.policy import Policy
-from dar.train.distributed import own_groups
-from dar.train.optim import learning_rate_factor, set_learning_rate
-from dar.train.replay import ReplayBuffer
-from dar.train.update import Updater
 
 
 @dataclass

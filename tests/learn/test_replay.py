@@ -21,8 +21,8 @@ from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.policy_gradient import R2VPOSpec
 from dar.config.regression import DARSpec
+from dar.learn.replay import ReplayBuffer
 from dar.train.loop import Loop
-from dar.train.replay import ReplayBuffer
 
 
 def make_batch(spec: AnyAlgorithm, reward: float) -> Weighted:

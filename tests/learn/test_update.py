@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dar.learn import update
+from dar.learn.update import Updater
 from dar.ops import Mean
 from dar.policies.text.policy import Precision
-from dar.train import update
-from dar.train.update import Updater
 
 
 def test_a_rank_without_pairs_hides_no_mean_of_the_others(monkeypatch: pytest.MonkeyPatch):
