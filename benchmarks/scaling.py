@@ -50,7 +50,7 @@ from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy, Precision
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
-from dar.train.environment import settle_heap
+from dar.run.environment import settle_heap
 
 PHASES = (("rollout", True), ("reference", True), ("reference", False), ("update", True), ("update", False))
 """(phase, packed)"""

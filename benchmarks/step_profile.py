@@ -32,7 +32,7 @@ from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.packing import packed_length
 from dar.rollout.in_process.engine import SamplingKey
-from dar.train.loop import Loop
+from dar.run.loop import Loop
 
 KINDS = {
     # Before the products: the kernels are called scaled_dot_product_….

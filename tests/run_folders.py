@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dar.config.recipe import build_spec
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 WORDS = ("rain", "bread", "tea", "maps", "slow", "green", "paper", "stone", "river", "light")
 

@@ -28,7 +28,7 @@ from dar.config.recipe import dump_recipe, load_recipe
 from dar.console import Console
 from dar.errors import ConfigError
 from dar.report.run import Alert
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
 

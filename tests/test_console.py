@@ -17,8 +17,8 @@ import dar
 from dar.cli.common import print_json
 from dar.cli.judge import _summary
 from dar.console import Console, LogHandler
+from dar.run.display import Display
 from dar.shown import keep_secret
-from dar.train.display import Display
 
 HOSTILE = "[/INST] len[short] [red]x :smile: \x1b[31m\u202e\x9b\x07 1.5"
 SHOWN = "[/INST] len[short] [red]x :smile: ␛[31m[RLO][U+009B]␇ 1.5"

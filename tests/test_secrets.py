@@ -11,8 +11,8 @@ import pytest
 from dar import shown
 from dar.errors import DataError
 from dar.evaluate.folder import EvaluationFolder
+from dar.run.folder import RunFolder
 from dar.shown import keep_secret, one_line, redacted, visible
-from dar.train.run_folder import RunFolder
 
 SECRET = "abc-very/secret"
 

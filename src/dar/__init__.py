@@ -35,7 +35,7 @@ from dar.errors import (
 from dar.training_config import DARConfig, TrainingConfig
 
 if TYPE_CHECKING:
-    from dar.train.recorder import Callback
+    from dar.run.recorder import Callback
     from dar.trainer import DARTrainer, Trainer
 
 __version__ = "0.1.0"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dar.policies.text.saving import save_policy
-from dar.train.reward_model import RewardModelLoop
-from dar.train.reward_model_card import reward_model_card
+from dar.run.reward_model import RewardModelLoop
+from dar.run.reward_model_card import reward_model_card
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from dar.assembly.objects import Objects
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.errors import ConfigError
-from dar.evaluate.alerts import Alert
 from dar.policies.text.saving import save_policy
 from dar.rewards import RewardFunction
 from dar.rewards.foreign import ForeignCode
-from dar.train.card import model_card
-from dar.train.loop import Loop
-from dar.train.recorder import Callback
+from dar.run.alerts import Alert
+from dar.run.card import model_card
+from dar.run.loop import Loop
+from dar.run.recorder import Callback
 from dar.training_config import DARConfig, TrainingConfig
 
 

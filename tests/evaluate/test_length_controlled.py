@@ -12,9 +12,9 @@ import pytest
 
 from dar.errors import DataError
 from dar.evaluate.annotations import alpaca_eval_judgements
-from dar.evaluate.difficulty import Difficulty, GamedRows, read_difficulty
 from dar.evaluate.judgements import JudgedPair, Judgement, pair_up
 from dar.evaluate.length_controlled import LengthControlled, length_controlled
+from dar.run.difficulty import Difficulty, GamedRows, read_difficulty
 
 NUM = 60
 

@@ -16,7 +16,7 @@ from dar.algorithms.realignment import IMPACT
 from dar.batch import Experience, TokenGroups, pad_rows
 from dar.errors import ConfigError
 from dar.rollout.in_process.engine import SamplingKey
-from dar.train.loop import Loop
+from dar.run.loop import Loop
 
 EOS = 0
 

@@ -22,7 +22,7 @@ from dar.config.algorithms import AnyAlgorithm
 from dar.config.policy_gradient import R2VPOSpec
 from dar.config.regression import DARSpec
 from dar.learn.replay import ReplayBuffer
-from dar.train.loop import Loop
+from dar.run.loop import Loop
 
 
 def make_batch(spec: AnyAlgorithm, reward: float) -> Weighted:

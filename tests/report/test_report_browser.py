@@ -14,7 +14,7 @@ from run_folders import add_alert, write_run
 from dar.report.page import render_page
 from dar.report.run import load_runs
 from dar.report.server import ReportServer
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

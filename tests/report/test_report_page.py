@@ -16,7 +16,7 @@ from dar.report.completions import browser_of
 from dar.report.page import render_page
 from dar.report.run import load_run, load_runs
 from dar.report.text import Form, duration, number
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 
 def page_of(*folders: Path) -> ReadPage:

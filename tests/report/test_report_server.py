@@ -14,7 +14,7 @@ from run_folders import write_run
 from dar.cli.app import main
 from dar.errors import ConfigError
 from dar.report.server import ReportServer
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ from dar.assembly.loop import build_loop
 from dar.batch import Prompt, Rollouts
 from dar.config.recipe import build_spec, load_recipe
 from dar.errors import ConfigError
-from dar.evaluate.heldout import HeldoutEvaluation
 from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.decode import PaddedDecoder
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding, truncate
+from dar.run.heldout import HeldoutEvaluation
 
 INFINITY = float("inf")
 FP32 = Precision(torch.device("cpu"), torch.float32)

@@ -21,7 +21,6 @@ from dar.console import Console
 from dar.data.logged import LoggedSet
 from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
-from dar.evaluate.heldout import HeldoutEvaluation
 from dar.learn.optim import build_optimizer
 from dar.learn.update import Updater
 from dar.policies.text.compiling import require_compiler
@@ -32,15 +31,16 @@ from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
-from dar.train.best import BestPolicy
-from dar.train.calibration import Calibration
-from dar.train.collect import Collector, LoggedCollector, OnlineCollector
-from dar.train.display import Display
-from dar.train.environment import describe_environment, settle_heap
-from dar.train.loop import Loop
-from dar.train.recorder import Recorder
-from dar.train.run_folder import RunFolder
-from dar.train.watch import Watch
+from dar.run.best import BestPolicy
+from dar.run.calibration import Calibration
+from dar.run.collect import Collector, LoggedCollector, OnlineCollector
+from dar.run.display import Display
+from dar.run.environment import describe_environment, settle_heap
+from dar.run.folder import RunFolder
+from dar.run.heldout import HeldoutEvaluation
+from dar.run.loop import Loop
+from dar.run.recorder import Recorder
+from dar.run.watch import Watch
 
 
 def build_loop(

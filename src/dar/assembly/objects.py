@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dar.rewards import RewardFunction
-from dar.train.recorder import Callback
+from dar.run.recorder import Callback
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
 from dar.policies.text.policy import Policy
 from dar.rewards import Oracle, ask_oracle, load_function
-from dar.train.display import Display
-from dar.train.run_folder import RunFolder
+from dar.run.display import Display
+from dar.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

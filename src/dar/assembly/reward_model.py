@@ -20,10 +20,10 @@ from dar.policies.text.classifier import make_classifier
 from dar.policies.text.loading import add_lora, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.policies.text.score_model import ScoreModel
-from dar.train.display import Display
-from dar.train.environment import describe_environment, settle_heap
-from dar.train.reward_model import RewardModelLoop
-from dar.train.run_folder import RunFolder
+from dar.run.display import Display
+from dar.run.environment import describe_environment, settle_heap
+from dar.run.folder import RunFolder
+from dar.run.reward_model import RewardModelLoop
 
 
 def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quiet: bool = False) -> RewardModelLoop:

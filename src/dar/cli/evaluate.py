@@ -195,8 +195,8 @@ def _show_win_rate(
 
     controlled = None
     if is_length_controlled:
-        from dar.evaluate.difficulty import read_difficulty
         from dar.evaluate.length_controlled import length_controlled
+        from dar.run.difficulty import read_difficulty
 
         difficulty = None if instruction_difficulty is None else read_difficulty(instruction_difficulty)
         controlled = length_controlled(pairs, difficulty, resamples=resamples, seed=seed)

@@ -15,8 +15,8 @@ from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
 from dar.report.run import Alert, load_run
-from dar.train.run_folder import RunFolder
-from dar.train.stopping import signals_handled
+from dar.run.folder import RunFolder
+from dar.run.stopping import signals_handled
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from dar.compare.runs import Outcome
 from dar.report.statistics import mean_interval
+from dar.run.folder import RunFolder
 from dar.shown import one_line
-from dar.train.run_folder import RunFolder
 
 FIGURES = {
     "reward": "eval/reward",

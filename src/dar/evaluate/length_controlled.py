@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from dar.errors import DataError
-from dar.evaluate.difficulty import Array, Difficulty, GamedRows
 from dar.evaluate.intervals import Interval, bootstrap
 from dar.evaluate.judgements import JudgedPair
+from dar.run.difficulty import Array, Difficulty, GamedRows
 
 STRENGTHS = np.logspace(-4, 4, 10)
 """Inverse regularization strengths tried, as scikit-learn and so AlpacaEval choose them; the first of equals wins."""

@@ -15,8 +15,8 @@ from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
 from dar.files.intake import parse_json, read_text
+from dar.run.folder import RunFolder
 from dar.shown import one_line
-from dar.train.run_folder import RunFolder
 
 _COMPLETIONS = re.compile(r"(heldout-)?step-(\d+)\.parquet")
 

@@ -20,7 +20,7 @@ POSITIONS, ENTRIES = 1024, 2048
 
 CHUNK = 128
 """Positions per pass through a head that is not taken in tiles: 128 × 49 152 logits are 25 MB in fp32, which still come
-from the heap instead of freshly mapped pages (`dar.train.environment.settle_heap`)."""
+from the heap instead of freshly mapped pages (`dar.run.environment.settle_heap`)."""
 
 
 def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:

@@ -24,7 +24,7 @@ from dar.batch import Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.learn.ranks import Scored
 from dar.learn.update import SAMPLER_LOGPROBS
-from dar.train.loop import Loop
+from dar.run.loop import Loop
 from dar.trainer import run_loop
 
 ONLINE = [name for name, spec in ALGORITHM_SPECS.items() if not spec.is_offline]

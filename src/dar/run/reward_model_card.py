@@ -6,8 +6,8 @@ from typing import Any
 
 from dar.config.recipe import dump_recipe
 from dar.config.reward_model import RewardModelSpec
+from dar.run.card import front_matter
 from dar.shown import fenced, markdown
-from dar.train.card import front_matter
 
 ROWS = (
     ("accuracy", "accuracy", "{:.3f}"),

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from dar.console import Console
-from dar.evaluate.alerts import Alert
+from dar.run.alerts import Alert
 from dar.shown import one_line
 
 _SUMMARY = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
-from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
 from dar.learn.ranks import Scored
+from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
 
 def sample_metrics(scored: Scored) -> Metrics:

@@ -24,8 +24,6 @@ from dar.algorithms.base import Algorithm, Metrics, kl_metrics
 from dar.batch import TokenGroups, Weighted
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DarError
-from dar.evaluate.alerts import Alert
-from dar.evaluate.heldout import HeldoutEvaluation
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
 from dar.learn.learner import Learner
 from dar.learn.ranks import Scored, failing_together, gather_scored, own_groups
@@ -33,15 +31,17 @@ from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS, Updater
 from dar.policies.text.policy import Policy
 from dar.rollout.in_process.engine import Engine
-from dar.train.best import BestPolicy
-from dar.train.calibration import Calibration
-from dar.train.collect import Collector
-from dar.train.display import Display
-from dar.train.environment import peak_memory_gb, release_freed_memory
-from dar.train.metrics import sample_metrics
-from dar.train.recorder import Recorder
-from dar.train.run_folder import RunFolder
-from dar.train.stopping import signals_handled
+from dar.run.alerts import Alert
+from dar.run.best import BestPolicy
+from dar.run.calibration import Calibration
+from dar.run.collect import Collector
+from dar.run.display import Display
+from dar.run.environment import peak_memory_gb, release_freed_memory
+from dar.run.folder import RunFolder
+from dar.run.heldout import HeldoutEvaluation
+from dar.run.metrics import sample_metrics
+from dar.run.recorder import Recorder
+from dar.run.stopping import signals_handled
 
 log = logging.getLogger(__name__)
 

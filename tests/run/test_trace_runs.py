@@ -21,7 +21,7 @@ from dar.assembly.plan import make_plan
 from dar.config.recipe import load_recipe
 from dar.data.logged import token_groups
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
-from dar.train.loop import Loop
+from dar.run.loop import Loop
 from dar.trainer import run_loop
 
 # (prompt, chosen, rejected): the new rule is not to say "no" or "never".

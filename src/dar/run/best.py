@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from dar.config.run import RunSpec
 from dar.policies.text.policy import Policy
 from dar.policies.text.saving import save_policy
-from dar.train.card import model_card
-from dar.train.run_folder import RunFolder
+from dar.run.card import model_card
+from dar.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

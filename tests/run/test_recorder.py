@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
-from dar.train.recorder import token_columns
+from dar.run.recorder import token_columns
 from dar.trainer import run_loop
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Message, Rollouts, TokenGroups, Weighted
-from dar.evaluate.heldout import HeldoutResult
 from dar.learn.ranks import Scored
 from dar.rewards import RewardTable
-from dar.train.display import Display
-from dar.train.run_folder import RunFolder
-from dar.train.watch import Watch
+from dar.run.display import Display
+from dar.run.folder import RunFolder
+from dar.run.heldout import HeldoutResult
+from dar.run.watch import Watch
 
 
 class Callback(Protocol):

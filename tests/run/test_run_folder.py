@@ -13,7 +13,7 @@ from handmade import make_spec
 
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError, NonFiniteError
-from dar.train.run_folder import RunFolder
+from dar.run.folder import RunFolder
 
 
 @pytest.fixture

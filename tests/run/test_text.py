@@ -8,7 +8,7 @@ import pytest
 import torch
 from handmade import make_rollouts
 
-from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy, token_rows
+from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy, token_rows
 
 
 def test_lengths_and_endings_have_trls_names():

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
-from dar.evaluate.text import completion_metrics, reward_length_metrics, sampled_entropy
 from dar.policies.text.policy import Policy
 from dar.rewards import RewardSet, RewardTable
 from dar.rollout.in_process.engine import Engine, Progress, SamplingKey
 from dar.rollout.truncation import PLAIN, Decoding
+from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
 
 @dataclass(frozen=True)

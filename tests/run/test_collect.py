@@ -18,7 +18,7 @@ from dar.learn.ranks import Scored, concatenate
 from dar.policies.text.policy import Policy, Precision
 from dar.rewards import Reward, RewardSet, RewardTable
 from dar.rollout.in_process.engine import InProcessEngine
-from dar.train.collect import Collector, LoggedCollector, OnlineCollector
+from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 
 ROWS = [
     {"prompt": f"{name}?", "name": name, "completions": [name * length, "no"], "rewards": [float(length), -1.0]}

@@ -21,10 +21,10 @@ from dar.learn.optim import clipped_step, learning_rate_factor, set_learning_rat
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.text.policy import Precision
 from dar.policies.text.score_model import ScoreModel
-from dar.train.display import Display
-from dar.train.environment import peak_memory_gb
-from dar.train.run_folder import RunFolder
-from dar.train.stopping import signals_handled
+from dar.run.display import Display
+from dar.run.environment import peak_memory_gb
+from dar.run.folder import RunFolder
+from dar.run.stopping import signals_handled
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dar.config.alerts import (
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
 )
-from dar.evaluate.alerts import Alert, check, metrics_read, newly_fired
+from dar.run.alerts import Alert, check, metrics_read, newly_fired
 
 
 def lines(rule: AnyAlert, values: Sequence[float]) -> list[dict[str, float]]:

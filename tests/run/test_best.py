@@ -18,8 +18,8 @@ from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError
-from dar.train.best import BestPolicy
-from dar.train.run_folder import RunFolder
+from dar.run.best import BestPolicy
+from dar.run.folder import RunFolder
 from dar.trainer import run_loop
 
 WriteRecipe = Callable[..., Path]
@@ -39,7 +39,7 @@ def considered(
         target.mkdir(parents=True, exist_ok=True)
         (target / "best.json").write_text(notes["best.json"])
 
-    monkeypatch.setattr("dar.train.best.save_policy", save)
+    monkeypatch.setattr("dar.run.best.save_policy", save)
     spec = make_spec(data={"train": "t.jsonl", "heldout": "h.jsonl"}, checkpoint={"best": best})
     keeper = BestPolicy(spec, policy=None, folder=folder)  # pyright: ignore[reportArgumentType] - save is replaced
     lines = [{} if value is None else {best["metric"]: value} for value in values]
@@ -74,7 +74,7 @@ def test_the_card_of_the_best_lists_the_alerts_so_far(tmp_path: Path, monkeypatc
     alert = {"step": 1, "rule": "kl", "value": 26.0, "threshold": 25.0, "message": "KL is 26", "action": "mark"}
     (folder.path / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
     cards: list[str] = []
-    monkeypatch.setattr("dar.train.best.save_policy", lambda _policy, _target, *, card, notes: cards.append(card))
+    monkeypatch.setattr("dar.run.best.save_policy", lambda _policy, _target, *, card, notes: cards.append(card))
     best = {"metric": "eval/reward", "mode": "max"}
     spec = make_spec(data={"train": "t.jsonl", "heldout": "h.jsonl"}, checkpoint={"best": best})
     keeper = BestPolicy(spec, policy=None, folder=folder)  # pyright: ignore[reportArgumentType] - save is replaced

@@ -1,0 +1,1 @@
+"""One run: the loop, what it collects and records, its folder, its held-out evaluation, its alerts."""

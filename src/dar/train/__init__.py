@@ -1,1 +1,0 @@
-"""Training: the loop, the optimizer, checkpoints and the run folder."""
