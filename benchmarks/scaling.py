@@ -39,16 +39,16 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dar.algorithms.regression import DAR
-from dar.assembly.device import resolve_precision
 from dar.batch import Prompt, TokenGroups, Weighted
 from dar.config.optim import AdamWSpec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec
 from dar.learn.optim import build_optimizer
 from dar.learn.update import Updater
+from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.run.environment import settle_heap
 

@@ -14,9 +14,10 @@ from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError
+from dar.policies.precision import Precision
 from dar.policies.text.loading import load_model, load_tokenizer, resolve_model
 from dar.policies.text.logprobs import LogprobModel
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 pytestmark = [

@@ -25,8 +25,9 @@ from dar.assembly.loop import build_loop
 from dar.batch import Prompt
 from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
+from dar.policies.precision import Precision
 from dar.policies.text.loading import load_model
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)

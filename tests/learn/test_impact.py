@@ -15,9 +15,10 @@ from dar.batch import Prompt
 from dar.data.logged import LoggedCompletion, LoggedGroup
 from dar.errors import NonFiniteError
 from dar.learn.impact import gradient_agreement
+from dar.policies.precision import Precision
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import unwrapped
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 
 BETA = 0.3
 CPU = Precision(torch.device("cpu"), torch.float32)

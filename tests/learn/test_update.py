@@ -12,7 +12,7 @@ from torch import nn
 from dar.learn import update
 from dar.learn.update import Updater
 from dar.ops import Mean
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 
 
 def test_a_rank_without_pairs_hides_no_mean_of_the_others(monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from dar.config.model_reward import ModelRewardSpec
 from dar.config.recipe import load_recipe
 from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 from dar.policies.text.score_model import ScoreModel
 from dar.rewards.model import ModelReward
 from dar.trainer import run_loop

@@ -11,8 +11,9 @@ from peft import PeftModel
 
 from dar.batch import Prompt
 from dar.config.model import LoraSpec
+from dar.policies.precision import Precision
 from dar.policies.text.loading import add_lora
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import opened_tag
 from dar.rewards.verifiable import tag_format
 from dar.rollout.in_process import weights

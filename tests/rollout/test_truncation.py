@@ -25,7 +25,8 @@ from dar.assembly.loop import build_loop
 from dar.batch import Prompt, Rollouts
 from dar.config.recipe import build_spec, load_recipe
 from dar.errors import ConfigError
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.precision import Precision
+from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.decode import PaddedDecoder
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey

@@ -15,7 +15,8 @@ from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
 from dar.learn.ranks import Scored, concatenate
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.precision import Precision
+from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet, RewardTable
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector

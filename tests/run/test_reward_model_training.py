@@ -25,7 +25,7 @@ from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 from dar.policies.text.score_model import ScoreModel
 from dar.reward_training import RewardModelResult, run_reward_model
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
 from typing import Any
 
 from dar.assembly.objects import Objects
@@ -20,13 +16,13 @@ from dar.config.regression import SFTSpec, VARSpec
 from dar.config.run import RunSpec
 from dar.data.logged import Kind, LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
-from dar.data.sources import load_rows
+from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.policies.text.loading import (
+    context_length,
     eos_token_ids,
     load_generation_config,
 )
-from dar.policies.text.rotary import fixed_length
 
 
 @dataclass(frozen=True)
@@ -56,18 +52,6 @@ class RunData:
             tokens = fingerprint(each.token_ids for each in texts)
             found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
         return found
-
-
-def fingerprint(items: Iterable[Any]) -> str:
-    """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item, skipkeys=True, default=_text_of).encode())
-    return digest.hexdigest()[:16]
-
-
-def _text_of(value: Any) -> str:
-    return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__
 
 
 def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:
@@ -193,13 +177,6 @@ def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
             f"{context} tokens: no room is left for a prompt"
         )
     return min(room, longest or room)
-
-
-def context_length(config: Any) -> int | None:
-    """Most tokens a model reads with the rotary factors of short rows, or None when its configuration does not say."""
-    text = config.get_text_config()
-    told = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return fixed_length(config) or told
 
 
 def _require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:

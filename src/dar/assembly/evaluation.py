@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dar.assembly.data import context_length
-from dar.assembly.device import resolve_precision
 from dar.assembly.reward import build_reward
 from dar.batch import Prompt
 from dar.config.data import DataSpec
@@ -20,7 +18,8 @@ from dar.data.prompts import prepare_prompts
 from dar.errors import ConfigError
 from dar.evaluate.generate import Generator
 from dar.files.tables import Row
-from dar.policies.text.loading import load_config, load_model, load_tokenizer
+from dar.policies.precision import resolve_precision
+from dar.policies.text.loading import context_length, load_config, load_model, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward
 from dar.rollout.in_process.engine import InProcessEngine

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dar.assembly.algorithm import build_algorithm, require_reference_is_read
-from dar.assembly.data import build_data, context_length
-from dar.assembly.device import build_accelerator, resolve_precision
+from dar.assembly.data import build_data
+from dar.assembly.device import build_accelerator
 from dar.assembly.model_reward import calibrated
 from dar.assembly.objects import Objects
 from dar.assembly.policy import build_null_space, build_policy
@@ -23,9 +23,10 @@ from dar.data.prompts import PromptSet, PromptStream
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer
 from dar.learn.update import Updater
+from dar.policies.precision import resolve_precision
 from dar.policies.text.compiling import require_compiler
 from dar.policies.text.head import look_up_sparsely
-from dar.policies.text.loading import load_config, load_tokenizer
+from dar.policies.text.loading import context_length, load_config, load_tokenizer
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dar.assembly.data import context_length
-from dar.assembly.device import resolve_precision
 from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
 from dar.config.rewards import AnyReward
 from dar.config.run import ComputeSpec
+from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.classifier import freeze_in, load_classifier, load_classifier_config
-from dar.policies.text.loading import load_tokenizer
-from dar.policies.text.policy import Precision
+from dar.policies.text.loading import context_length, load_tokenizer
 from dar.policies.text.score_model import ScoreModel
 from dar.rewards import Reward
 from dar.rewards.model import ModelReward

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 
 from dar.assembly.algorithm import build_algorithm, require_reference_is_read
 from dar.assembly.data import build_data
-from dar.assembly.device import resolve_precision
 from dar.assembly.objects import Objects
 from dar.assembly.realignment import build_oracle
 from dar.assembly.reward import check_reward
@@ -20,6 +19,7 @@ from dar.config.optim import AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet
+from dar.policies.precision import resolve_precision
 from dar.policies.text.compiling import require_compiler
 from dar.policies.text.head import ENTRIES, POSITIONS
 from dar.policies.text.loading import load_config, load_tokenizer

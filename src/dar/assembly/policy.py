@@ -13,10 +13,11 @@ from dar.assembly.objects import Objects
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
+from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
 from dar.policies.text.loading import disable_dropout, load_model
 from dar.policies.text.logprobs import hidden_states, unwrapped
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 
 
 def build_policy(

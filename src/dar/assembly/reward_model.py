@@ -8,16 +8,15 @@ from typing import Any
 
 from peft import TaskType
 
-from dar.assembly.data import context_length, fingerprint
-from dar.assembly.device import resolve_precision
 from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs
-from dar.data.sources import load_rows
+from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer
+from dar.policies.precision import resolve_precision
 from dar.policies.text.classifier import make_classifier
-from dar.policies.text.loading import add_lora, load_config, load_tokenizer
+from dar.policies.text.loading import add_lora, context_length, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.policies.text.score_model import ScoreModel
 from dar.run.display import Display

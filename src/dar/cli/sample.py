@@ -42,10 +42,10 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
-    from dar.assembly.data import build_prompts, context_length
-    from dar.assembly.device import resolve_precision
+    from dar.assembly.data import build_prompts
     from dar.config.recipe import build_spec
-    from dar.policies.text.loading import load_model, load_tokenizer
+    from dar.policies.precision import resolve_precision
+    from dar.policies.text.loading import context_length, load_model, load_tokenizer
     from dar.policies.text.policy import Policy
     from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
     from dar.rollout.truncation import Decoding

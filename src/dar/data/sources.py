@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +62,15 @@ def _read_hub(path: str, source: SourceSpec) -> Iterable[Any]:
             f"{' '.join(str(error).split())[:300]}. A local file needs one of the endings {', '.join(TABLE_KINDS)}."
         ) from error
     return table  # pyright: ignore[reportReturnType] - a named split is one table
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """The beginning of a SHA-256. Of objects that JSON does not know only the type counts."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, skipkeys=True, default=_text_of).encode())
+    return digest.hexdigest()[:16]
+
+
+def _text_of(value: Any) -> str:
+    return repr(value) if isinstance(value, bytes | date | Decimal) else type(value).__name__

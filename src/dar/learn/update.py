@@ -20,9 +20,9 @@ from dar.learn.null_space import NullSpaceConstraint
 from dar.learn.optim import clipped_step
 from dar.learn.selftest import require_parity
 from dar.ops import Mean
+from dar.policies.precision import Precision
 from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.divergence import HeldTokens
-from dar.policies.text.policy import Precision
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""

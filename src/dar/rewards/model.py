@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dar.batch import Message
 from dar.errors import RewardError
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 from dar.policies.text.rendering import render
 from dar.policies.text.score_model import Row, ScoreModel
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 
 _KERNELS_KEPT = "64"
 # mallopt's parameters, from glibc's malloc.h.

@@ -28,9 +28,10 @@ from transformers import (
 
 from dar.batch import Prompt, TokenGroups
 from dar.config.model import LoraSpec
+from dar.policies.precision import Precision
 from dar.policies.text.loading import add_lora
 from dar.policies.text.logprobs import LogprobModel
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 

@@ -11,9 +11,10 @@ from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 
 from dar.batch import TokenGroups, pad_rows
+from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
 from dar.policies.text.logprobs import LogprobModel
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.policies.text.saving import save_policy
 
 Kind = Literal["head", "model"]

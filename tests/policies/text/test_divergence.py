@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from dar.batch import TokenGroups, pad_rows
+from dar.policies.precision import Precision
 from dar.policies.text import divergence as divergence_module
 from dar.policies.text.divergence import HeldTokens, forward_kl
 from dar.policies.text.head import logits_of
 from dar.policies.text.logprobs import LogprobModel, unwrapped
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 
 TEMPERATURE = 0.7
 HELD = torch.tensor([True, False, True])

@@ -9,7 +9,8 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from dar.errors import NonFiniteError
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.precision import Precision
+from dar.policies.text.policy import Policy
 from dar.policies.text.saving import save_policy
 
 CPU = Precision(torch.device("cpu"), torch.float32)

@@ -9,11 +9,12 @@ import torch
 from handmade import plain_logprobs
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from dar.assembly.data import context_length
 from dar.batch import Prompt, TokenGroups
 from dar.errors import ConfigError
+from dar.policies.precision import Precision
+from dar.policies.text.loading import context_length
 from dar.policies.text.logprobs import LogprobModel
-from dar.policies.text.policy import Policy, Precision
+from dar.policies.text.policy import Policy
 from dar.policies.text.rotary import fixed_length
 from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 

@@ -9,7 +9,7 @@ import torch
 from reward_models import make_classifier
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from dar.policies.text.policy import Precision
+from dar.policies.precision import Precision
 from dar.policies.text.score_model import ScoreModel, common_prefix
 
 CPU = Precision(torch.device("cpu"), torch.float32)

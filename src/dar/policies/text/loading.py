@@ -21,6 +21,7 @@ from dar.errors import ConfigError
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import resolve_path
 from dar.policies.text.gguf import converted
+from dar.policies.text.rotary import fixed_length
 from dar.policies.text.toy import TOY, toy_folder
 from dar.shown import one_line, words
 
@@ -339,3 +340,10 @@ def explained(spec: ModelSourceSpec, adapters: list[str], what: str = "causal la
 def first_line(error: Exception) -> str:
     """The error's kind and the first line of its message."""
     return f"{type(error).__name__}: {words(error).splitlines()[0]}"
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens a model reads with the rotary factors of short rows, or None when its configuration does not say."""
+    text = config.get_text_config()
+    told = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return fixed_length(config) or told

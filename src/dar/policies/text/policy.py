@@ -5,38 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, split_by_tokens
+from dar.policies.precision import Precision
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
 from dar.policies.text.head import check_head, logits_of
 from dar.policies.text.loading import eos_token_ids
 from dar.policies.text.logprobs import LogprobModel, unwrapped
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Where matrix products run, and in what precision. Weights and log-softmax are fp32 in either case."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @contextlib.contextmanager
-    def compute(self) -> Iterator[None]:
-        """Matrix products inside run in `dtype`."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            yield
-
-    @property
-    def logprob_noise(self) -> float:
-        """Nats per token within which two ways to the same log-probability may differ."""
-        return 1e-3 if self.dtype == torch.float32 else 0.05
 
 
 class Policy:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, pad_rows
+from dar.policies.precision import Precision
 from dar.policies.text.logprobs import can_pack, flat_hidden_states, hidden_states, unwrapped
 from dar.policies.text.packing import pack
-from dar.policies.text.policy import Precision
 from dar.policies.text.rotary import require_fixed
 
 log = logging.getLogger(__name__)
