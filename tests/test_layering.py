@@ -37,7 +37,7 @@ FLOORS = (
     ("report",),
     ("assembly",),
     ("evaluate",),
-    ("trainer", "compare", "evaluations", "mt_bench", "reward_training"),
+    ("compare", "reward_training", "trainer"),
     ("cli",),
     ("__main__",),
 )

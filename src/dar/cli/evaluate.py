@@ -95,7 +95,7 @@ def win_rate(
 
         pairs = read_judged_pairs(annotations)
     elif model and against and prompts and judge and out:
-        from dar.evaluations import Sampling, run_win_rate
+        from dar.evaluate.commands import Sampling, run_win_rate
 
         hide_file_progress()
         sampling = Sampling(max_tokens, temperature, seed, plain, num_prompts)
@@ -169,7 +169,7 @@ def agreement(
     labeled = read_labeled_pairs(preferences)
     chosen, judged = (None, None) if choices is None else agreements.read_choices(choices)
     if judge is not None and out is not None:
-        from dar.evaluations import run_choices
+        from dar.evaluate.commands import run_choices
 
         hide_file_progress()
         judged = run_choices(labeled.pairs, preferences, judge, out, note)

@@ -15,7 +15,7 @@ from dar.console import Console
 
 if TYPE_CHECKING:
     from dar.evaluate.benchmarks import IFEval, Share
-    from dar.evaluations import Sampling
+    from dar.evaluate.commands import Sampling
 
     Tables = dict[str, dict[str, Share]]
     """Shares by name, by the title of their table."""
@@ -41,7 +41,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
         as_json: AsJson = False,
     ) -> None:
         from dar.cli.evaluate_tables import print_shares
-        from dar.evaluations import Sampling
+        from dar.evaluate.commands import Sampling
 
         hide_file_progress()
         result, tables = measure(model, prompts, out, Sampling(max_tokens, temperature, seed, plain, num_prompts))
@@ -56,7 +56,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
 
 
 def _ifeval(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[IFEval, Tables]:
-    from dar.evaluations import run_ifeval
+    from dar.evaluate.commands import run_ifeval
 
     result = run_ifeval(model, prompts, out, sampling, note)
     overall = {
@@ -69,7 +69,7 @@ def _ifeval(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[I
 
 
 def _gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[Share, Tables]:
-    from dar.evaluations import run_gsm8k
+    from dar.evaluate.commands import run_gsm8k
 
     result = run_gsm8k(model, prompts, out, sampling, note)
     return result, {f"GSM8K: {model}": {"right": result}}

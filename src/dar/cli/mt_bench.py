@@ -52,7 +52,7 @@ def mt_bench(
     """
     from dar.cli.evaluate_tables import print_mt_bench
     from dar.config.judge import JudgeEndpointSpec
-    from dar.mt_bench import Answering, Files, run_mt_bench
+    from dar.evaluate.mt_bench.run import Answering, Files, run_mt_bench
 
     endpoint = {"base_url": base_url, "model": judge_model, "api_key_env": api_key_env}
     usual = {"max_tokens": 2048, "concurrency": 8, "timeout": 300.0, "top_logprobs": 0}

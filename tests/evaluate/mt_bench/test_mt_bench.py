@@ -18,8 +18,8 @@ from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.mt_bench.grading import Grade, read_rating
 from dar.evaluate.mt_bench.prompts import JudgePrompts, prompt_name
 from dar.evaluate.mt_bench.questions import Question, read_questions
+from dar.evaluate.mt_bench.run import Answering, Files, run_mt_bench
 from dar.evaluate.mt_bench.scores import Score, mt_bench, score
-from dar.mt_bench import Answering, Files, run_mt_bench
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 7, "category": "writing", "turns": ["say {a}", "again"]},

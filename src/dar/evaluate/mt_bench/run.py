@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dar.assembly.evaluation import build_generators, read_prompts
 from dar.assembly.judge import build_endpoint
 from dar.batch import Prompt
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import RewardError
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
+from dar.evaluate.models import build_generators, read_prompts
 from dar.evaluate.mt_bench.grading import grade
 from dar.evaluate.mt_bench.prompts import JudgePrompts
 from dar.evaluate.mt_bench.questions import Question, Turns, read_questions

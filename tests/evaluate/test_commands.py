@@ -15,16 +15,16 @@ from reward_models import save_classifier
 from scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
-from dar.assembly.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.batch import Prompt
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval
+from dar.evaluate.commands import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.evaluate.folder import EvaluationFolder, Lines
 from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
+from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
-from dar.evaluations import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.rewards import Failed, Reward, group_reward
 from dar.sandbox.sandbox import Sandbox
 

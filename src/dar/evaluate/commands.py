@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dar.assembly.evaluation import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.assembly.reward import check_reward
 from dar.assembly.rows import check_rows
 from dar.batch import Prompt
@@ -22,6 +21,7 @@ from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
+from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
