@@ -34,10 +34,10 @@ FLOORS = (
     ("judge",),
     ("learn",),
     ("run",),
-    ("report",),
+    ("report", "reward_model"),
     ("assembly",),
     ("evaluate",),
-    ("compare", "reward_training", "trainer"),
+    ("compare", "trainer"),
     ("cli",),
     ("__main__",),
 )

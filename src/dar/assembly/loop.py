@@ -8,7 +8,6 @@ from dataclasses import replace
 from dar.assembly.algorithm import build_algorithm, require_reference_is_read
 from dar.assembly.data import build_data
 from dar.assembly.device import build_accelerator
-from dar.assembly.model_reward import calibrated
 from dar.assembly.objects import Objects
 from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
@@ -29,11 +28,12 @@ from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.loading import context_length, load_config, load_tokenizer
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
+from dar.reward_model.build_reward import calibrated
+from dar.reward_model.calibration import Calibration
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.engine import Engine, InProcessEngine
 from dar.rollout.truncation import Decoding
 from dar.run.best import BestPolicy
-from dar.run.calibration import Calibration
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
 from dar.run.environment import describe_environment, settle_heap

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dar.assembly.judge import build_judge_reward
-from dar.assembly.model_reward import build_model_reward, check_model_reward
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.rewards import (
     AnyReward,
@@ -29,6 +28,7 @@ from dar.config.verifiable import (
     SandboxedRewardSpec,
     SandboxSpec,
 )
+from dar.reward_model.build_reward import build_model_reward, check_model_reward
 from dar.rewards import Reward, RewardFunction, builtin, load_function, verifiable
 from dar.rewards.group import diversity
 from dar.sandbox.sandbox import Limits

@@ -28,8 +28,8 @@ def reward_model(
 
     spec = load_recipe(recipe, overrides or [], kind=RewardModelSpec)
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.assembly.reward_model import build_reward_model_loop
-    from dar.reward_training import run_reward_model
+    from dar.reward_model.build_loop import build_reward_model_loop
+    from dar.reward_model.training import run_reward_model
 
     hide_file_progress()
     loop = build_reward_model_loop(spec, resume=resume, quiet=as_json)

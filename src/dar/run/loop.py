@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -33,7 +34,6 @@ from dar.policies.text.policy import Policy
 from dar.rollout.in_process.engine import Engine
 from dar.run.alerts import Alert
 from dar.run.best import BestPolicy
-from dar.run.calibration import Calibration
 from dar.run.collect import Collector
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb, release_freed_memory
@@ -44,6 +44,22 @@ from dar.run.recorder import Recorder
 from dar.run.stopping import signals_handled
 
 log = logging.getLogger(__name__)
+
+
+class Preparation(Protocol):
+    """What is measured once, on the initial policy, and kept in checkpoints."""
+
+    def run(self) -> None:
+        """Measures it. Raises DarError."""
+        ...
+
+    def state(self) -> dict[str, float]:
+        """What was measured, for a checkpoint."""
+        ...
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Takes back what `state` gave. Raises CheckpointError where it was not measured."""
+        ...
 
 
 @dataclass
@@ -62,7 +78,7 @@ class Loop:
     display: Display
     recorder: Recorder
     best: BestPolicy
-    calibration: Calibration
+    calibration: Preparation
     num_tokens: int = 0
     learner: Learner = field(init=False)
     _done: int = field(default=0, init=False)

@@ -29,7 +29,6 @@ from transformers import (
 
 from dar.config.model import LoraSpec, ModelSpec
 from dar.errors import ConfigError
-from dar.policies.text.classifier import load_classifier, load_classifier_config, make_classifier
 from dar.policies.text.loading import (
     add_lora,
     disable_dropout,
@@ -40,6 +39,7 @@ from dar.policies.text.loading import (
     load_tokenizer,
     resolve_model,
 )
+from dar.reward_model.classifier import load_classifier, load_classifier_config, make_classifier
 
 
 def refusal(loader: Any, path: Path | str, **settings: Any) -> str:

@@ -10,7 +10,7 @@ from dar.batch import Message
 from dar.errors import RewardError
 from dar.policies.precision import Precision
 from dar.policies.text.rendering import render
-from dar.policies.text.score_model import Row, ScoreModel
+from dar.reward_model.score_model import Row, ScoreModel
 
 
 class ModelReward:

@@ -15,14 +15,14 @@ from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer
 from dar.policies.precision import resolve_precision
-from dar.policies.text.classifier import make_classifier
 from dar.policies.text.loading import add_lora, context_length, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
-from dar.policies.text.score_model import ScoreModel
+from dar.reward_model.classifier import make_classifier
+from dar.reward_model.loop import RewardModelLoop
+from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
 from dar.run.environment import describe_environment, settle_heap
 from dar.run.folder import RunFolder
-from dar.run.reward_model import RewardModelLoop
 
 
 def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quiet: bool = False) -> RewardModelLoop:

@@ -8,11 +8,11 @@ from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
 from dar.config.rewards import AnyReward
 from dar.config.run import ComputeSpec
 from dar.policies.precision import Precision, resolve_precision
-from dar.policies.text.classifier import freeze_in, load_classifier, load_classifier_config
 from dar.policies.text.loading import context_length, load_tokenizer
-from dar.policies.text.score_model import ScoreModel
+from dar.reward_model.classifier import freeze_in, load_classifier, load_classifier_config
+from dar.reward_model.reward import ModelReward
+from dar.reward_model.score_model import ScoreModel
 from dar.rewards import Reward
-from dar.rewards.model import ModelReward
 
 
 def check_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec) -> None:

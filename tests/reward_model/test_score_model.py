@@ -10,7 +10,7 @@ from reward_models import make_classifier
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from dar.policies.precision import Precision
-from dar.policies.text.score_model import ScoreModel, common_prefix
+from dar.reward_model.score_model import ScoreModel, common_prefix
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 PROMPT = (10, 11, 12, 13)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from dar.batch import Prompt
 from dar.config.model_reward import CalibrationSpec
 from dar.errors import CheckpointError
+from dar.reward_model.reward import ModelReward
 from dar.rewards.combine import completion_arguments
-from dar.rewards.model import ModelReward
 from dar.rollout.in_process.engine import Engine, SamplingKey
 
 

@@ -17,7 +17,7 @@ from dar.config.model import ModelSourceSpec
 from dar.errors import ConfigError
 from dar.policies.precision import Precision
 from dar.policies.text.loading import followed, load_config, load_tokenizer, load_weights
-from dar.policies.text.score_model import reads_last_token
+from dar.reward_model.score_model import reads_last_token
 
 log = logging.getLogger(__name__)
 

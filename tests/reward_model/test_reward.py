@@ -21,8 +21,8 @@ from dar.config.recipe import load_recipe
 from dar.config.run import ComputeSpec
 from dar.errors import ConfigError, RewardError
 from dar.policies.precision import Precision
-from dar.policies.text.score_model import ScoreModel
-from dar.rewards.model import ModelReward
+from dar.reward_model.reward import ModelReward
+from dar.reward_model.score_model import ScoreModel
 from dar.trainer import run_loop
 
 RUNTIME = ComputeSpec(device="cpu", precision="fp32")

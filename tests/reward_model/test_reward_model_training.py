@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from dar.assembly.reward_model import build_reward_model_loop
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.policies.precision import Precision
-from dar.policies.text.score_model import ScoreModel
-from dar.reward_training import RewardModelResult, run_reward_model
+from dar.reward_model.build_loop import build_reward_model_loop
+from dar.reward_model.score_model import ScoreModel
+from dar.reward_model.training import RewardModelResult, run_reward_model
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 WORDS = ("rain", "tea", "stone", "moss", "lamp", "fog", "corn", "ink")

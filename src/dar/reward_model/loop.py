@@ -15,12 +15,12 @@ from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
 from dar.data.pairs import TokenPair
 from dar.errors import CheckpointError, NonFiniteError
-from dar.evaluate.reward_model import plot_reliability, preference_report
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.learn.optim import clipped_step, learning_rate_factor, set_learning_rate
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
-from dar.policies.text.score_model import ScoreModel
+from dar.reward_model.report import plot_reliability, preference_report
+from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb
 from dar.run.folder import RunFolder

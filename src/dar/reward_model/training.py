@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dar.policies.text.saving import save_policy
-from dar.run.reward_model import RewardModelLoop
-from dar.run.reward_model_card import reward_model_card
+from dar.reward_model.card import reward_model_card
+from dar.reward_model.loop import RewardModelLoop
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> Re
     """Runs a loop and, when it is finished, saves the model, an adapter merged into it.
 
     Args:
-        loop: from `dar.assembly.reward_model.build_reward_model_loop`.
+        loop: from `dar.reward_model.build_loop.build_reward_model_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
     """
