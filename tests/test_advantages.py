@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, few, padded, random_rewards
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few, padded, random_rewards
 
 from dar.advantages import batch_standardized, gae, group_mean, group_standardized, leave_one_out, tied_groups
 

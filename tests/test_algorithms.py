@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, few, golden_experience, make_experience, padded, random_rewards, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few, golden_experience, make_experience, padded, random_rewards, random_rows
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Terms, kl_metrics

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from builders import few, golden_experience, make_experience, make_groups, random_rewards, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import few, golden_experience, make_experience, make_groups, random_rewards, random_rows
 
 from dar.batch import Experience, Prompt, Rollouts, TokenGroups, Weighted, pad_rows, split_by_tokens
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_judge import ScriptedJudge, said, user_text
+from support.scripted_judge import ScriptedJudge, said, user_text
 
 from dar.cli.app import main
 from dar.sandbox.sandbox import Sandbox

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from handmade import make_spec
 from rich.table import Table
+from support.handmade import make_spec
 
 import dar
 from dar.cli.common import print_json

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 
 from dar.ops import Mean, effective_sample_size, kl_k1, kl_k2, kl_k3, masked_mean, masked_sum
 

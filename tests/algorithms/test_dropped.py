@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, make_experience, random_rewards, random_rows
+from support.builders import assert_close, make_experience, random_rewards, random_rows
 
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience

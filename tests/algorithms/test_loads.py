@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, make_experience
+from support.builders import assert_close, make_experience
 from torch import Tensor
 
 from dar.assembly.algorithm import build_algorithm

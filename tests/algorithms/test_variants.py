@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from builders import assert_close, golden_experience, make_experience, padded, random_rewards, random_rows
+from support.builders import assert_close, golden_experience, make_experience, padded, random_rewards, random_rows
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Terms, UpdateTokens

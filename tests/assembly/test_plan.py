@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from compilers import no_compiler
 from conftest import make_model
+from support.compilers import no_compiler
 
 from dar.assembly.plan import Plan, make_plan
 from dar.config.recipe import load_recipe

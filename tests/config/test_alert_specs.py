@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from handmade import make_spec
+from support.handmade import make_spec
 
 from dar.config.alerts import EntropyAlertSpec, KLAlertSpec, MissingEosAlertSpec
 from dar.config.recipe import apply_override, build_spec, dump_recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import make_spec
 from pydantic import ValidationError
+from support.handmade import make_spec
 
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.model import LoraSpec

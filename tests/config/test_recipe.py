@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from handmade import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.handmade import make_spec
 
 from dar.config.model import LoraSpec
 from dar.config.optim import AdamWSpec

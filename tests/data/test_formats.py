@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 from conftest import make_tokenizer
-from handmade import make_spec
+from support.handmade import make_spec
 
 from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import prepare_logged

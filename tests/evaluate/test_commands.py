@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tokenizer
-from reward_models import save_classifier
-from scripted_judge import Answer, ScriptedJudge, between, said, user_text
+from support.reward_models import save_classifier
+from support.scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
 from dar.batch import Prompt

@@ -10,9 +10,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.algorithms.policy_gradient import RLOO

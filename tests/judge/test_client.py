@@ -12,7 +12,7 @@ import zlib
 from typing import Any
 
 import pytest
-from scripted_judge import Answer, ScriptedJudge, refused, said, user_text
+from support.scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
 from dar.errors import BudgetError, ConfigError, RewardError
 from dar.judge import Backoff, Budget, Client, Counts, Endpoint, Price

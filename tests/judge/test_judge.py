@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_judge import Answer, ScriptedJudge, between, refused, said, user_text
+from support.scripted_judge import Answer, ScriptedJudge, between, refused, said, user_text
 
 from dar.errors import BudgetError
 from dar.judge import (

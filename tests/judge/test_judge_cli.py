@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted_judge import ScriptedJudge, refused, user_text
+from support.scripted_judge import ScriptedJudge, refused, user_text
 from test_judge import length_script, prefers_longer
 from typer.testing import CliRunner, Result
 

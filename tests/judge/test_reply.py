@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from scripted_judge import said
+from support.scripted_judge import said
 
 from dar.judge.reply import Reply, Token, answer_start, answer_tokens, read_reply
 from dar.judge.scores import Scale, read_score

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_judge import ScriptedJudge, between, refused, said, user_text
+from support.scripted_judge import ScriptedJudge, between, refused, said, user_text
 from test_judge import length_script, make_judge, prefers_longer
 
 from dar.algorithms.preference import pair_signs

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judged_runs import judged_training, reported, reported_in_full, weights_of
-from scripted_judge import Answer, ScriptedJudge, between, said, user_text
+from support.judged_runs import judged_training, reported, reported_in_full, weights_of
+from support.scripted_judge import Answer, ScriptedJudge, between, said, user_text
 
 from dar.errors import BudgetError, ConfigError, RewardError
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from judged_runs import judged_training, reported, reported_in_full, weights_of
+from support.judged_runs import judged_training, reported, reported_in_full, weights_of
 from test_judge import make_judge
 
 from dar.judge import Judge, PairItem, ScoreItem

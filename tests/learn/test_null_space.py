@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import assert_close, few
 from conftest import make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from support.builders import assert_close, few
 from torch import Tensor, nn
 
 from dar.errors import CheckpointError, ConfigError

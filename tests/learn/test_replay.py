@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_experience
 from conftest import make_model, make_tokenizer
-from handmade import make_spec
 from safetensors.torch import load_file, save_file
+from support.builders import make_experience
+from support.handmade import make_spec
 
 from dar.assembly.algorithm import build_algorithm
 from dar.assembly.loop import build_loop

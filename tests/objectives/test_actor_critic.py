@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few, padded, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few, padded, random_rows
 from torch import Tensor
 
 from dar.advantages import gae

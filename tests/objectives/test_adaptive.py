@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import norm
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.objectives.adaptive import AdaptiveBeta, beta_for_ess, beta_for_kl, weights_kl

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.objectives.bapo import BapoBounds, bapo_bounds

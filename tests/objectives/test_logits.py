@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_mse, lco_target

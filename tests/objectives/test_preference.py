@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic

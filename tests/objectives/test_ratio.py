@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import assert_close, few, padded, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few, padded, random_rows
 from torch import Tensor
 
 from dar.objectives.ratio import (

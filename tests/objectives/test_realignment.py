@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.objectives.preference import dpo, npo

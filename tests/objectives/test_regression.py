@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_close, few, golden_experience, padded, random_rewards, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, few, golden_experience, padded, random_rewards, random_rows
 
 from dar.advantages import batch_standardized, group_mean, group_standardized
 from dar.objectives.regression import (

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import assert_close
+from support.builders import assert_close
 
 from dar.objectives.reward_model import bradley_terry, centering
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from run_folders import add_alert, write_run
+from support.run_folders import add_alert, write_run
 
 from dar.report.page import render_page
 from dar.report.run import load_runs

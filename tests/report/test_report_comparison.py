@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-from page_reader import ReadPage
-from run_folders import add_alert, write_run
+from support.page_reader import ReadPage
+from support.run_folders import add_alert, write_run
 
 from dar.errors import CheckpointError, ConfigError
 from dar.report.comparison import arms_of, final_figures, frontier, win_matrix

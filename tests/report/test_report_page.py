@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_reader import ReadPage
-from run_folders import add_alert, write_run
+from support.page_reader import ReadPage
+from support.run_folders import add_alert, write_run
 
 from dar.report.completions import browser_of
 from dar.report.page import render_page

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from run_folders import add_alert, write_run
+from support.run_folders import add_alert, write_run
 from typer.testing import CliRunner
 
 from dar.cli.app import app

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_folders import write_run
+from support.run_folders import write_run
 
 from dar.cli.app import main
 from dar.errors import ConfigError

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from conftest import make_model, make_tokenizer
-from reward_models import save_classifier
 from safetensors.torch import load_file
+from support.reward_models import save_classifier
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reward_models import make_classifier
+from support.reward_models import make_classifier
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from dar.policies.precision import Precision

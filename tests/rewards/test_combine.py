@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import make_rollouts
+from support.handmade import make_rollouts
 
 from dar.errors import RewardError
 from dar.rewards import Failed, Reward, RewardSet, builtin

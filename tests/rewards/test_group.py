@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from handmade import make_rollouts
+from support.handmade import make_rollouts
 
 from dar.errors import RewardError
 from dar.rewards import Reward, RewardSet, group_reward

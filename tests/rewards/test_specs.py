@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import make_rollouts, make_spec
+from support.handmade import make_rollouts, make_spec
 
 from dar.assembly.reward import build_reward
 from dar.config.run import ComputeSpec
@@ -30,7 +30,7 @@ def built(**reward: Any) -> RewardSet:
         ({"type": "token_cost", "cost": 1, "clip": [-5, 0], "weight": 2}, [-10.0, -8.0]),
         ({"type": "token_cost", "cost": 1, "threshold": -4}, [0.0, 1.0]),
         ({"type": "token_cost", "cost": 1, "standardize": True}, [-1.0, 1.0]),
-        ({"type": "sandboxed", "function": "verifiers:behave", "timeout_seconds": 60}, [8.0, 4.0]),
+        ({"type": "sandboxed", "function": "support.verifiers:behave", "timeout_seconds": 60}, [8.0, 4.0]),
     ],
     ids=str,
 )

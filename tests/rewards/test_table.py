@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from handmade import make_rollouts
+from support.handmade import make_rollouts
 
 from dar.rewards import Reward, RewardSet, RewardTable, join_tables
 from dar.rewards.table import Shaping

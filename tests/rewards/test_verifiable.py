@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import make_rollouts
+from support.handmade import make_rollouts
 
 from dar.errors import ConfigError, RewardError
 from dar.rewards import Failed, Reward, RewardSet, RewardTable, builtin, verifiable
@@ -44,19 +44,19 @@ def test_unreadable_gold_answer_names_itself() -> None:
 
 
 def test_failed_verifier_costs_one_completion() -> None:
-    reward = verifiable.sandboxed("verifiers:behave", num_workers=1, limits=LIMITS)
+    reward = verifiable.sandboxed("support.verifiers:behave", num_workers=1, limits=LIMITS)
     table = scored(reward, ["a", "exit", "bbb"], drop=True, answer=["", "", ""])
     assert values(table) == [1.0, None, 3.0]
     assert table.total.isnan().flatten().tolist() == [False, True, False]
     assert table.metrics()["rewards/check/failed_fraction"] == pytest.approx(1 / 3)
-    with pytest.raises(RewardError, match="verifiers:behave: its process was ended by exit code 3"):
+    with pytest.raises(RewardError, match=r"support\.verifiers:behave: its process was ended by exit code 3"):
         scored(reward, ["a", "exit"], answer=["", ""])
 
 
 def test_failed_is_the_value_a_row_gets() -> None:
-    reward = verifiable.sandboxed("verifiers:behave", num_workers=1, limits=LIMITS)
+    reward = verifiable.sandboxed("support.verifiers:behave", num_workers=1, limits=LIMITS)
     assert reward(completions=["exit"], answer=[""]) == [
-        Failed("verifiers:behave: its process was ended by exit code 3")
+        Failed("support.verifiers:behave: its process was ended by exit code 3")
     ]
 
 

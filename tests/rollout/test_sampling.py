@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import few
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import few
 from torch import Tensor
 
 from dar.rollout.sampling import SamplingKey, inverse_cdf

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import make_spec
 from safetensors.torch import load_file
+from support.handmade import make_spec
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from handmade import make_spec
 from safetensors.torch import load_file
+from support.handmade import make_spec
 from torch import Tensor
 
 from dar.assembly.loop import build_loop

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from handmade import make_spec
+from support.handmade import make_spec
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe

@@ -20,8 +20,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from compilers import needs_compiler, no_compiler
 from safetensors.torch import load_file
+from support.compilers import needs_compiler, no_compiler
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
-from builders import make_groups
 from conftest import make_tokenizer
+from support.builders import make_groups
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from handmade import make_rollouts
+from support.handmade import make_rollouts
 
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy, token_rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import make_spec
+from support.handmade import make_spec
 from typer.testing import CliRunner
 
 from dar.assembly.loop import build_loop

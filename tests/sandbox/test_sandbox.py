@@ -45,7 +45,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Sandbox]:
-    pool = Sandbox("verifiers:behave", num_workers=2, limits=LIMITS)
+    pool = Sandbox("support.verifiers:behave", num_workers=2, limits=LIMITS)
     yield pool
     pool.close()
 
@@ -53,7 +53,7 @@ def pool() -> Iterator[Sandbox]:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Sandbox]:
     """One worker, so that what a call leaves to it meets the next."""
-    pool = Sandbox("verifiers:behave", num_workers=1, limits=LIMITS)
+    pool = Sandbox("support.verifiers:behave", num_workers=1, limits=LIMITS)
     yield pool
     pool.close()
 
@@ -119,13 +119,13 @@ def test_each_call_has_a_process_of_its_own_made_by_the_same_loaders(pool: Sandb
 
 
 def test_calls_of_a_trusted_function_share_a_process_until_one_fails() -> None:
-    with fresh("verifiers:behave", is_trusted=True) as pool:
+    with fresh("support.verifiers:behave", is_trusted=True) as pool:
         before, again, failed, after = ask(pool, "pid", "pid", "raise", "pid")
         assert before == again != after
-        assert failed == Failed("verifiers:behave: it raised ValueError: no such answer")
+        assert failed == Failed("support.verifiers:behave: it raised ValueError: no such answer")
         assert ask(pool, "a", "segfault", "bb") == [
             1.0,
-            Failed("verifiers:behave: its process was ended by signal SIGSEGV"),
+            Failed("support.verifiers:behave: its process was ended by signal SIGSEGV"),
             2.0,
         ]
 
@@ -169,7 +169,7 @@ def test_a_call_can_spoil_no_other_score(pool: Sandbox, alone: Sandbox, code: st
         assert [*found[:1], *found[2:4], *found[5:]] == [1.0, 2.0, 3.0, 4.0, 0.0]
 
 
-NONSENSE = Failed("verifiers:behave: its process sent something that is no answer")
+NONSENSE = Failed("support.verifiers:behave: its process sent something that is no answer")
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ NONSENSE = Failed("verifiers:behave: its process sent something that is no answe
         ('{"value": "2"}', NONSENSE),
         ('{"value": [2]}', NONSENSE),
         ('{"value": {}}', NONSENSE),
-        ('{"value": NaN}', Failed("verifiers:behave: it returned nan, which is not a finite number")),
-        ('{"value": -1e999}', Failed("verifiers:behave: it returned -inf, which is not a finite number")),
-        ('{"value": 1e39}', Failed("verifiers:behave: it returned 1e+39, which is not a finite number")),
+        ('{"value": NaN}', Failed("support.verifiers:behave: it returned nan, which is not a finite number")),
+        ('{"value": -1e999}', Failed("support.verifiers:behave: it returned -inf, which is not a finite number")),
+        ('{"value": 1e39}', Failed("support.verifiers:behave: it returned 1e+39, which is not a finite number")),
         ('{"value": 1%s}' % ("0" * 5000), NONSENSE),
         ('{"failed": 2}', NONSENSE),
-        ('{"failed": "so"}', Failed("verifiers:behave: so")),
+        ('{"failed": "so"}', Failed("support.verifiers:behave: so")),
         ('{"ended": 0}', NONSENSE),
         ("2", NONSENSE),
         ("null", NONSENSE),
@@ -208,14 +208,14 @@ def test_what_is_said_in_place_of_an_answer_costs_one_score(pool: Sandbox, said:
     ("value", "score"),
     [
         ("True", 1.0),
-        ("float('nan')", Failed("verifiers:behave: it returned nan, which is not a finite number")),
-        ("float('inf')", Failed("verifiers:behave: it returned inf, which is not a finite number")),
-        ("1e39", Failed("verifiers:behave: it returned 1e+39, which is not a finite number")),
-        ("10**400", Failed("verifiers:behave: it raised OverflowError: int too large to convert to float")),
-        ("{}", Failed("verifiers:behave: it returned {}, which is not a number")),
-        ("__import__('verifiers').OddNumber(1)", Failed("verifiers:behave: it raised Odd")),
-        ("__import__('verifiers').Odd()", Failed("verifiers:behave: it raised Odd")),
-        ("1j", Failed("verifiers:behave: it returned 1j, which is not a number")),
+        ("float('nan')", Failed("support.verifiers:behave: it returned nan, which is not a finite number")),
+        ("float('inf')", Failed("support.verifiers:behave: it returned inf, which is not a finite number")),
+        ("1e39", Failed("support.verifiers:behave: it returned 1e+39, which is not a finite number")),
+        ("10**400", Failed("support.verifiers:behave: it raised OverflowError: int too large to convert to float")),
+        ("{}", Failed("support.verifiers:behave: it returned {}, which is not a number")),
+        ("__import__('support.verifiers').verifiers.OddNumber(1)", Failed("support.verifiers:behave: it raised Odd")),
+        ("__import__('support.verifiers').verifiers.Odd()", Failed("support.verifiers:behave: it raised Odd")),
+        ("1j", Failed("support.verifiers:behave: it returned 1j, which is not a number")),
     ],
 )
 def test_values_that_are_no_score_cost_one(pool: Sandbox, value: str, score: object) -> None:
@@ -229,11 +229,15 @@ def test_values_that_are_no_score_cost_one(pool: Sandbox, value: str, score: obj
         ("GeneratorExit('gone')", "GeneratorExit: gone"),
         ("StopIteration", "StopIteration: "),
         ("__import__('asyncio').CancelledError", "CancelledError: "),
-        ("__import__('verifiers').Odd", "Odd"),
+        ("__import__('support.verifiers').verifiers.Odd", "Odd"),
     ],
 )
 def test_errors_that_are_no_exceptions_cost_one_score(pool: Sandbox, error: str, reason: str) -> None:
-    assert ask(pool, "a", f"run: raise {error}", "bb") == [1.0, Failed(f"verifiers:behave: it raised {reason}"), 2.0]
+    assert ask(pool, "a", f"run: raise {error}", "bb") == [
+        1.0,
+        Failed(f"support.verifiers:behave: it raised {reason}"),
+        2.0,
+    ]
 
 
 def test_no_more_is_read_than_a_line_may_have() -> None:
@@ -249,7 +253,7 @@ def test_no_more_is_read_than_a_line_may_have() -> None:
 def test_an_answer_without_end_fills_no_memory() -> None:
     before = psutil.Process().memory_info().rss
     code = f"while True:\n    exec({WRITE.format('bytes(2**20)')!r})"
-    with fresh("verifiers:behave") as pool:
+    with fresh("support.verifiers:behave") as pool:
         assert ask(pool, f"run: {code}", "bb") == [NONSENSE, 2.0]
     assert psutil.Process().memory_info().rss - before < 2**26
 
@@ -273,11 +277,17 @@ def test_an_import_may_replace_what_answers_are_written_with(tmp_path: Path, mon
         ("DAEMON\n", 7.0),
         ("DAEMON\nDAEMON\nDAEMON\n", 7.0),
         ("import os, signal\nsignal.signal(15, signal.SIG_IGN)\nsignal.signal(1, signal.SIG_IGN)\nDAEMON\n", 7.0),
-        ("DAEMON\nraise ValueError('so')", Failed("verifiers:behave: it raised ValueError: so")),
-        ("DAEMON\nos._exit(1)", Failed("verifiers:behave: its process was ended by exit code 1")),
-        ("DAEMON\nos.abort()", Failed("verifiers:behave: its process was ended by signal SIGABRT")),
-        ("DAEMON\nos.wait()\nos.killpg(0, 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
-        ("DAEMON\nos.kill(os.getppid(), 9)", Failed("verifiers:behave: its process was ended by signal SIGKILL")),
+        ("DAEMON\nraise ValueError('so')", Failed("support.verifiers:behave: it raised ValueError: so")),
+        ("DAEMON\nos._exit(1)", Failed("support.verifiers:behave: its process was ended by exit code 1")),
+        ("DAEMON\nos.abort()", Failed("support.verifiers:behave: its process was ended by signal SIGABRT")),
+        (
+            "DAEMON\nos.wait()\nos.killpg(0, 9)",
+            Failed("support.verifiers:behave: its process was ended by signal SIGKILL"),
+        ),
+        (
+            "DAEMON\nos.kill(os.getppid(), 9)",
+            Failed("support.verifiers:behave: its process was ended by signal SIGKILL"),
+        ),
         ("DAEMON\n" + WRITE.format("b'nonsense\\n'"), NONSENSE),
         # One that is never the same process for long.
         (
@@ -294,8 +304,8 @@ def test_no_daemon_outlives_its_call(pool: Sandbox, code: str, score: object) ->
 
 
 def test_no_daemon_outlives_a_call_that_took_too_long() -> None:
-    late = Failed("verifiers:behave: it took longer than 4 s")
-    with fresh("verifiers:behave", limits=replace(LIMITS, timeout_seconds=4)) as hasty:
+    late = Failed("support.verifiers:behave: it took longer than 4 s")
+    with fresh("support.verifiers:behave", limits=replace(LIMITS, timeout_seconds=4)) as hasty:
         assert ask(hasty, "run: DAEMON\nimport time\ntime.sleep(600)", "bb") == [late, 2.0]
         assert not sleepers()
         # Nor where the process that would have ended it is stopped.
@@ -305,7 +315,7 @@ def test_no_daemon_outlives_a_call_that_took_too_long() -> None:
 
 @pytest.mark.parametrize("victim", ["keeper", "loader"])
 def test_no_daemon_outlives_its_worker(victim: str) -> None:
-    with fresh("verifiers:behave") as pool:
+    with fresh("support.verifiers:behave") as pool:
         pool.start()
         keeper = psutil.Process(pool._workers[0].process.pid)
         killed = keeper if victim == "keeper" else keeper.children()[0]
@@ -319,7 +329,7 @@ def test_no_daemon_outlives_its_worker(victim: str) -> None:
         thread.start()
         found = ask(pool, "run: DAEMON\nimport time\ntime.sleep(600)", "bb")
         thread.join()
-        assert found == [Failed("verifiers:behave: its process was ended by signal SIGKILL"), 2.0]
+        assert found == [Failed("support.verifiers:behave: its process was ended by signal SIGKILL"), 2.0]
         assert not sleepers()
 
 
@@ -357,14 +367,14 @@ def test_processes_a_module_starts_serve_its_calls_and_end_with_the_pool(
     ],
 )
 def test_misbehaviour_costs_one_score(pool: Sandbox, bad: str, reason: str) -> None:
-    assert ask(pool, "a", bad, "bb", "ccc") == [1.0, Failed(f"verifiers:behave: {reason}"), 2.0, 3.0]
+    assert ask(pool, "a", bad, "bb", "ccc") == [1.0, Failed(f"support.verifiers:behave: {reason}"), 2.0, 3.0]
     assert_only_workers_are_left()
 
 
 @pytest.mark.parametrize("bad", ["hang", "burn", "ignore signals and hang"])
 def test_what_hangs_costs_one_score(bad: str) -> None:
-    hasty = Sandbox("verifiers:behave", num_workers=2, limits=replace(LIMITS, timeout_seconds=4))
-    assert ask(hasty, "a", bad, "bb")[1] == Failed("verifiers:behave: it took longer than 4 s")
+    hasty = Sandbox("support.verifiers:behave", num_workers=2, limits=replace(LIMITS, timeout_seconds=4))
+    assert ask(hasty, "a", bad, "bb")[1] == Failed("support.verifiers:behave: it took longer than 4 s")
     hasty.close()
 
 
@@ -375,7 +385,7 @@ def test_children_left_behind_are_ended_and_the_score_counts(pool: Sandbox, bad:
 
 
 def test_environment_is_not_inherited(pool: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = Sandbox("verifiers:behave", num_workers=1, limits=LIMITS)
+    fresh = Sandbox("support.verifiers:behave", num_workers=1, limits=LIMITS)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     assert ask(fresh, "environment", argument="OPENAI_API_KEY") == [0.0]
     assert ask(fresh, "environment", argument="PATH") == [1.0]
@@ -383,14 +393,14 @@ def test_environment_is_not_inherited(pool: Sandbox, monkeypatch: pytest.MonkeyP
 
 
 def test_asynchronous_functions_and_all_columns() -> None:
-    pool = Sandbox("verifiers:wait", num_workers=1, limits=LIMITS)
+    pool = Sandbox("support.verifiers:wait", num_workers=1, limits=LIMITS)
     assert ask(pool, "a") == [2.0]  # answer and unasked
     pool.close()
 
 
 def test_one_value_is_due() -> None:
-    pool = Sandbox("verifiers:twice", num_workers=1, limits=LIMITS)
-    assert ask(pool, "a") == [Failed("verifiers:twice: it returned 2 values for 1 completion")]
+    pool = Sandbox("support.verifiers:twice", num_workers=1, limits=LIMITS)
+    assert ask(pool, "a") == [Failed("support.verifiers:twice: it returned 2 values for 1 completion")]
     pool.close()
 
 
@@ -401,7 +411,7 @@ def test_one_value_is_due() -> None:
             "nowhere:fn",
             "reward nowhere:fn cannot be loaded in its sandbox: ModuleNotFoundError: No module",
         ),
-        ("verifiers:nothing", "AttributeError: the module verifiers has no function 'nothing'"),
+        ("support.verifiers:nothing", "AttributeError: the module support.verifiers has no function 'nothing'"),
     ],
 )
 def test_function_that_cannot_be_loaded(function: str, message: str) -> None:
@@ -414,7 +424,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path, monkeypatch: pytest.Monke
     script = (
         "import os, sys, threading\n"
         "from dar.sandbox.sandbox import Limits, Sandbox\n"
-        "pool = Sandbox('verifiers:behave', num_workers=1, limits=Limits(timeout_seconds=300))\n"
+        "pool = Sandbox('support.verifiers:behave', num_workers=1, limits=Limits(timeout_seconds=300))\n"
         "pool.start()\n"
         "print('ready', flush=True)\n"
         f"pool.map([{{'completions': ['run: DAEMON\\nimport time\\ntime.sleep(600)'], 'answer': ['{MARK}']}}])\n"

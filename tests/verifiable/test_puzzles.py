@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from handmade import make_rollouts, make_spec
+from support.handmade import make_rollouts, make_spec
 
 from dar.assembly.reward import build_reward
 from dar.config.data import SourceSpec

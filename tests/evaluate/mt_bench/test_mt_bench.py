@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_judge import Answer, ScriptedJudge, refused, said, user_text
+from support.scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import ConfigError, DataError, RewardError

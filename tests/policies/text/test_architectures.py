@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import plain_logprobs
+from support.handmade import plain_logprobs
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from compilers import needs_compiler, no_compiler
 from conftest import make_model
+from support.compilers import needs_compiler, no_compiler
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups

@@ -9,8 +9,8 @@ import os
 
 import pytest
 import torch
-from architectures import CONFIG_CLASSES, UNBUILT, tiny
-from handmade import plain_logprobs
+from support.architectures import CONFIG_CLASSES, UNBUILT, tiny
+from support.handmade import plain_logprobs
 
 from dar.batch import TokenGroups
 from dar.errors import ConfigError

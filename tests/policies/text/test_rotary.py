@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import plain_logprobs
+from support.handmade import plain_logprobs
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from dar.batch import Prompt, TokenGroups

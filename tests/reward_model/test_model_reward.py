@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from reward_models import make_classifier, save_classifier
 from safetensors.torch import load_file
+from support.reward_models import make_classifier, save_classifier
 
 from dar.assembly.loop import build_loop
 from dar.assembly.plan import make_plan
