@@ -21,7 +21,8 @@ from dar.algorithms.regression import DAR, weight_metrics
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience, TokenGroups, TokenOutputs, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, LCOSpec, RLOOSpec
+from dar.config.logits import LCOSpec
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, RLOOSpec
 from dar.config.preference import OnlineDPOSpec
 from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec
 from dar.objectives.ratio import clipped_surrogate

@@ -226,7 +226,7 @@ def test_methods_have_the_metrics_the_page_says(recorded: dict[str, set[str]], n
     expected, told = set[str](), set[str]()
     for keys, methods in re.findall(r"^\| (`.*) \| (.*) \|$", table, re.MULTILINE):
         told |= names_in(keys)
-        samples = methods == "all that sample" and not ALGORITHM_SPECS[name].is_offline
+        samples = methods == "all that sample" and not ALGORITHM_SPECS[name].logged
         if samples or name in names_in(methods):
             expected |= names_in(keys)
     everyone = documented_metrics() - told
@@ -259,7 +259,7 @@ def test_table_of_methods_is_what_the_code_does() -> None:
         spec, algorithm = built(name.strip("`"))
         said = (completions.startswith("data"), group == "yes", reference == "yes", critic == "yes", int(updates))
         does = (
-            spec.is_offline,
+            spec.logged is not None,
             spec.needs_group,
             algorithm.needs_reference,
             algorithm.needs_values,

@@ -52,8 +52,8 @@ LOGGED = [
     }
     for index, row in enumerate(ROWS)
 ]
-OFFLINE = [name for name, spec in ALGORITHM_SPECS.items() if spec.is_offline]
-SAMPLING = [name for name, spec in ALGORITHM_SPECS.items() if not spec.is_offline]
+OFFLINE = [name for name, spec in ALGORITHM_SPECS.items() if spec.logged]
+SAMPLING = [name for name, spec in ALGORITHM_SPECS.items() if not spec.logged]
 Config = TypeVar("Config", bound=TrainingConfig)
 SETTINGS: dict[str, Any] = {
     "max_steps": 2,
@@ -667,7 +667,7 @@ def test_unknown_algorithm_is_refused_with_those_there_are(tmp_path: Path):
         with pytest.raises(ConfigError) as caught:
             make_other_trainer(tmp_path, algorithm=algorithm)
         assert str(caught.value) == (
-            f"algorithm {algorithm!r} is not known; pass the spec of a method or one of the names "
+            f"algorithm {algorithm!r} is not known; pass a method, its spec, its import path, or one of the names "
             f"{', '.join(ALGORITHM_SPECS)}"
         )
 

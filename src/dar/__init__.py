@@ -7,6 +7,7 @@ The faces: `DARTrainer` and `Trainer` (Python), `dar train` (command line). The 
 from typing import TYPE_CHECKING, Any
 
 from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import (
     BAPOSpec,
     BNPOSpec,
@@ -15,7 +16,6 @@ from dar.config.policy_gradient import (
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
-    LCOSpec,
     R2VPOSpec,
     RLOOSpec,
 )
@@ -35,6 +35,7 @@ from dar.errors import (
 from dar.training_config import DARConfig, TrainingConfig
 
 if TYPE_CHECKING:
+    from dar.algorithms.base import Algorithm
     from dar.run.recorder import Callback
     from dar.trainer import DARTrainer, Trainer
 
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AWRSpec",
+    "Algorithm",
     "BAPOSpec",
     "BNPOSpec",
     "BestOfNSpec",
@@ -86,7 +88,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The trainers on first use: importing torch takes seconds, which `dar --help` need not wait for."""
-    if name in ("Callback", "DARTrainer", "Trainer"):
+    if name in ("Algorithm", "Callback", "DARTrainer", "Trainer"):
         from dar import trainer
 
         return getattr(trainer, name)

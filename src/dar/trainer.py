@@ -8,10 +8,13 @@ from typing import Any
 
 import pyarrow.parquet
 
+from dar.algorithms.base import Algorithm
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.config.algorithm import AlgorithmSpec
-from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
+from dar.config.base import Spec
+from dar.config.recipe import build_spec
 from dar.errors import ConfigError
 from dar.policies.text.saving import save_policy
 from dar.rewards import RewardFunction
@@ -52,7 +55,8 @@ class Trainer:
         args: shared settings.
         train_dataset: prompts to train on (for an offline method with their completions): a `datasets.Dataset`, an
             iterable of rows, or a path.
-        algorithm: a name (`"dar"`, `"grpo"`, `"dpo"`, …) for its defaults, or its spec.
+        algorithm: a name (`"dar"`, `"grpo"`, `"dpo"`, …) for its defaults, its spec, or a method of your own: a
+            `dar.Algorithm`, or the import path of one (`"pkg.mod:Class"`).
         eval_dataset: held-out prompts, of the same kinds.
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
@@ -70,7 +74,7 @@ class Trainer:
         args: TrainingConfig | None = None,
         train_dataset: str | Iterable[Any] | None = None,
         *,
-        algorithm: str | AlgorithmSpec = "dar",
+        algorithm: str | AlgorithmSpec | Algorithm = "dar",
         eval_dataset: str | Iterable[Any] | None = None,
         ref_model: str | Any | None = None,
         processing_class: Any | None = None,
@@ -83,8 +87,8 @@ class Trainer:
             raise ConfigError("train_dataset is missing: pass a datasets.Dataset, an iterable of rows, or a path")
         method = _algorithm_spec(algorithm, args)
         rewards, functions = _rewards(reward_funcs, args.reward_weights)
-        if not rewards and not method.is_offline:
-            offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.is_offline)
+        if not rewards and not method.logged:
+            offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.logged)
             raise ConfigError(
                 f"{method.model_dump()['type']} learns from the rewards of its own samples: pass reward_funcs. (Only "
                 f"{offline} learn from the completions of the data.)"
@@ -113,6 +117,7 @@ class Trainer:
             reward_functions=functions,
             lora=peft_config,
             callbacks=tuple(callbacks or ()),
+            algorithm=algorithm if isinstance(algorithm, Algorithm) else None,
         )
         self.loop: Loop | None = None
 
@@ -230,7 +235,7 @@ def _rewards(
     return specs, functions
 
 
-def _algorithm_spec(algorithm: str | AlgorithmSpec, args: TrainingConfig) -> AlgorithmSpec:
+def _algorithm_spec(algorithm: str | AlgorithmSpec | Algorithm, args: TrainingConfig) -> AlgorithmSpec:
     """The spec that is meant; a `DARConfig` says DAR's itself."""
     if isinstance(args, DARConfig):
         if algorithm == "dar":
@@ -240,14 +245,25 @@ def _algorithm_spec(algorithm: str | AlgorithmSpec, args: TrainingConfig) -> Alg
                 f"args sets {', '.join(unread)}, which algorithm=… replaces: use a TrainingConfig with it, or leave "
                 "algorithm out"
             )
-    if isinstance(algorithm, tuple(ALGORITHM_SPECS.values())):
+    if isinstance(algorithm, Algorithm):
+        own = type(algorithm)
+        settings = getattr(algorithm, "spec", None)
+        recorded = settings.model_dump() if isinstance(settings, Spec) else {}
+        return _own({**recorded, "type": f"{own.__module__}:{own.__name__}"})
+    if isinstance(algorithm, (OwnAlgorithmSpec, *ALGORITHM_SPECS.values())):
         return algorithm
+    if isinstance(algorithm, str) and ":" in algorithm:
+        return _own({"type": algorithm})
     if not isinstance(algorithm, str) or algorithm not in ALGORITHM_SPECS:
         raise ConfigError(
-            f"algorithm {algorithm!r} is not known; pass the spec of a method or one of the names "
-            f"{', '.join(ALGORITHM_SPECS)}"
+            f"algorithm {algorithm!r} is not known; pass a method, its spec, its import path, or one of the "
+            f"names {', '.join(ALGORITHM_SPECS)}"
         )
     return ALGORITHM_SPECS[algorithm]()
+
+
+def _own(recorded: dict[str, Any]) -> OwnAlgorithmSpec:
+    return build_spec(recorded, where="algorithm", kind=OwnAlgorithmSpec)
 
 
 def _described(value: Any) -> str:

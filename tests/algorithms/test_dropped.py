@@ -15,7 +15,7 @@ from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.regression import DARSpec, TargetESSSpec
 
 NAN = float("nan")
-ONLINE: list[Any] = [spec for spec in ALGORITHM_SPECS.values() if not spec.is_offline]
+ONLINE: list[Any] = [spec for spec in ALGORITHM_SPECS.values() if not spec.logged]
 
 
 def experiences() -> tuple[Experience, Experience]:

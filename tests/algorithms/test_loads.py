@@ -14,7 +14,8 @@ from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, LCOSpec, R2VPOSpec, RLOOSpec
+from dar.config.logits import LCOSpec
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
 from dar.config.regression import DARSpec
 
 # Two prompts; the second's completions have the same reward.

@@ -12,11 +12,11 @@ from support.builders import assert_close, golden_experience, make_experience, p
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Terms, UpdateTokens
-from dar.algorithms.preference import online_preference
 from dar.algorithms.regression import DAR, awr
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Experience, TokenOutputs, Weighted
 from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import (
     BAPOSpec,
     BNPOSpec,
@@ -25,7 +25,6 @@ from dar.config.policy_gradient import (
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
-    LCOSpec,
     R2VPOSpec,
     RLOOSpec,
 )
@@ -661,11 +660,6 @@ def test_rows_without_a_pair_have_no_loss_but_a_graph(spec: Any):
     assert {mean.count for mean in terms.means.values()} == {0.0}
     (grad,) = torch.autograd.grad(terms.losses.sum(), leaf)
     assert_close(grad, torch.zeros(1, 2), rtol=0)
-
-
-def test_methods_that_are_not_online_make_no_pairs():
-    with pytest.raises(TypeError, match="DPOSpec is not a method on pairs of own samples"):
-        online_preference(DPOSpec())  # pyright: ignore[reportArgumentType]
 
 
 # --- PPO -------------------------------------------------------------------------------------------------------------

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 from support.handmade import make_spec
 
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.model import LoraSpec
 from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
-from dar.config.recipe import build_spec, dump_recipe, load_recipe
+from dar.config.recipe import build_spec, dump_recipe, flatten, load_recipe
 from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import FunctionRewardSpec, reward_name
 from dar.errors import ConfigError
 
 METHODS = list(ALGORITHM_SPECS)
-OFFLINE = ["sft", "dpo", "ipo", "slic", "chi_po", "var", "trace"]
+OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
     *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
@@ -263,7 +264,7 @@ def test_every_method_has_defaults_and_reads_back_as_itself(method: str, tmp_pat
 
 
 def test_methods_are_either_sampling_or_offline():
-    assert [method for method, spec in ALGORITHM_SPECS.items() if spec.is_offline] == OFFLINE
+    assert [method for method, spec in ALGORITHM_SPECS.items() if spec.logged] == OFFLINE
 
 
 @pytest.mark.parametrize("method", OFFLINE)
@@ -532,3 +533,16 @@ def test_home_folder_in_output_dir_is_written_out_once_for_all_who_read_it(monke
     assert build_spec(reward_model, where="r", kind=RewardModelSpec).output_dir == "/home/somebody/b"
     with pytest.raises(ConfigError, match="output_dir: ~no-such-user/x: the home folder it begins with is not known"):
         make_spec(output_dir="~no-such-user/x")
+
+
+def test_method_of_ones_own_is_an_import_path_with_settings():
+    own = {"type": "my_pkg.my_mod:Mine", "beta": 0.2, "nested": {"a": [1]}}
+    spec = make_spec(algorithm=own)
+    assert spec.algorithm.model_dump() == own
+    assert build_spec(yaml.safe_load(dump_recipe(spec)), where="again") == spec
+    assert flatten(spec)["algorithm.nested.a.0"] == 1
+
+
+def test_what_is_no_import_path_is_refused():
+    said = "'my-pkg:Mine' is no import path: write package.module:Class"
+    assert f"algorithm.type: {said}" in problem(algorithm={"type": "my-pkg:Mine"})

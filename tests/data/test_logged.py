@@ -13,8 +13,9 @@ import pytest
 from conftest import make_tokenizer
 from tokenizers import models, normalizers
 
+from dar.config.algorithm import LoggedKind
 from dar.config.data import DataSpec, SourceSpec
-from dar.data.logged import Kind, LoggedSet, prepare_logged
+from dar.data.logged import LoggedSet, prepare_logged
 from dar.errors import ConfigError, DataError
 
 EOS = 0  # of the tiny tokenizer
@@ -30,7 +31,7 @@ def assistant(content: str) -> dict[str, str]:
 
 def prepare(
     rows: Sequence[Any],
-    kind: Kind = "preferences",
+    kind: LoggedKind = "preferences",
     tokenizer: Any = None,
     *,
     max_prompt_length: int | None = None,
@@ -62,7 +63,7 @@ def read(found: LoggedSet) -> list[tuple[str, list[str]]]:
     ]
 
 
-def problem(rows: Sequence[Any], kind: Kind = "preferences", tokenizer: Any = None, **settings: Any) -> str:
+def problem(rows: Sequence[Any], kind: LoggedKind = "preferences", tokenizer: Any = None, **settings: Any) -> str:
     with pytest.raises(DataError) as caught:
         prepare(rows, kind, tokenizer, **settings)
     return str(caught.value)
@@ -283,7 +284,7 @@ def test_text_without_a_prompt_is_refused(chosen: Any, rejected: Any):
         ("rewards", "rewards", "rewards need ask, completions, rewards,"),
     ],
 )
-def test_missing_column_is_named_with_those_the_row_has(kind: Kind, missing: str, needed: str):
+def test_missing_column_is_named_with_those_the_row_has(kind: LoggedKind, missing: str, needed: str):
     whole = {"ask": "hi", "completion": "a", "chosen": "a", "rejected": "b", "completions": ["a"], "rewards": [1.0]}
     row = {name: value for name, value in whole.items() if name != missing}
     expected = f"rows.jsonl: row 1 has no column '{missing}'; {needed} and it has {', '.join(row)}"
@@ -295,7 +296,7 @@ def test_row_without_any_column_has_none():
 
 
 @pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
-def test_missing_prompt_is_named(kind: Kind):
+def test_missing_prompt_is_named(kind: LoggedKind):
     row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
     assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
 

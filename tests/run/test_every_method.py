@@ -27,7 +27,7 @@ from dar.learn.update import SAMPLER_LOGPROBS
 from dar.run.loop import Loop
 from dar.trainer import run_loop
 
-ONLINE = [name for name, spec in ALGORITHM_SPECS.items() if not spec.is_offline]
+ONLINE = [name for name, spec in ALGORITHM_SPECS.items() if not spec.logged]
 PREFERENCES = ["dpo", "ipo", "slic", "chi_po"]
 PROMPTS = [{"prompt": [{"role": "user", "content": f"say {word}"}]} for word in ("a", "bee", "sea", "dee", "eh")]
 LOGGED: dict[str, dict[str, Any]] = {

@@ -53,7 +53,7 @@ def hostile_batch(loop: Loop, *, seed: int) -> Experience:
         reference = old + 0.3 * torch.randn(mask.shape, generator=generator) * mask
     return Experience(
         groups=groups,
-        old_logprobs=old * torch.nan if loop.spec.algorithm.is_offline else old,
+        old_logprobs=old * torch.nan if loop.spec.algorithm.logged else old,
         ref_logprobs=reference,
         rewards=rewards,
         has_eos=is_empty,

@@ -8,7 +8,7 @@ from torch import Tensor
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config.actor_critic import ActorCriticSpec, DualPPOSpec, PPOSpec
+from dar.config.actor_critic import ActorCriticSpec, AnyActorCritic, DualPPOSpec, PPOSpec
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.ratio import clipped_surrogate, clipped_tokens, kl_to_old
 from dar.ops import Mean, masked_mean, masked_sum
@@ -99,3 +99,12 @@ class DualPPO(_ActorCritic):
 
     def _penalty(self, logprobs: Tensor, batch: Weighted) -> Tensor | float:
         return self.old_coef * kl_to_old(logprobs, batch.old_logprobs, batch.mask)
+
+
+def build(spec: AnyActorCritic) -> Algorithm:
+    """The method a spec stands for."""
+    match spec:
+        case PPOSpec():
+            return PPO(spec)
+        case DualPPOSpec():
+            return DualPPO(spec)

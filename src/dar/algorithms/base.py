@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dar.batch import Experience, TokenOutputs, Weighted
+from dar.config.base import Spec
 from dar.ops import Mean, kl_k1, kl_k3, masked_sum
 
 Metrics = dict[str, float]
@@ -30,6 +32,7 @@ class Terms:
 class Algorithm(ABC):
     """What the trainer asks of a method.
 
+    Spec: the settings of a method of your own, which is made from a value of it (docs/algorithms.md).
     updates: optimizer steps per batch of rollouts.
     needs_reference: log-probabilities under π₀ are read; False skips that pass.
     needs_values: a critic is trained along, and its values of the batch are read.
@@ -39,6 +42,7 @@ class Algorithm(ABC):
     replay: earlier batches that are trained on again after each new one.
     """
 
+    Spec: ClassVar[type[Spec]] = Spec
     updates: int = 1
     needs_reference: bool = False
     needs_values: bool = False

@@ -11,6 +11,7 @@ from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
 from dar.config.policy_gradient import (
+    AnyPolicyGradient,
     BAPOSpec,
     BNPOSpec,
     DAOSpec,
@@ -304,3 +305,26 @@ class R2VPO(Algorithm):
 
     def restore(self, state: Mapping[str, float]) -> None:
         self.penalty = state["penalty"]
+
+
+def build(spec: AnyPolicyGradient, *, max_completion_length: int) -> Algorithm:
+    """The method a spec stands for; some count in the most tokens a completion may have."""
+    match spec:
+        case DAOSpec():
+            return DAO(spec)
+        case RLOOSpec():
+            return RLOO(spec)
+        case GRPOSpec():
+            return GRPO(spec)
+        case BNPOSpec():
+            return BNPO(spec)
+        case DAPOSpec():
+            return DAPO(spec, max_completion_length=max_completion_length)
+        case DrGRPOSpec():
+            return DrGRPO(spec, max_completion_length=max_completion_length)
+        case GSPOSpec():
+            return GSPO(spec)
+        case BAPOSpec():
+            return BAPO(spec)
+        case R2VPOSpec():
+            return R2VPO(spec)

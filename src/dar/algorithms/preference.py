@@ -11,6 +11,7 @@ from torch import Tensor
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
 from dar.config.preference import (
+    AnyPreference,
     ChiPOSpec,
     DPOSpec,
     IPOSpec,
@@ -91,29 +92,17 @@ def pair_signs(rewards: Tensor) -> Tensor:
     return signs.masked_fill(highest <= lowest, 0.0)
 
 
-def online_preference(spec: PairedSpec) -> PairedPreference:
-    """Online DPO (Guo et al. 2024, arXiv:2402.04792), and IPO's and SLiC's losses in the same way."""
+def build(spec: AnyPreference) -> Algorithm:
+    """The method a spec stands for: on pairs of own samples (Guo et al. 2024, arXiv:2402.04792), or on the data's."""
     match spec:
-        case OnlineDPOSpec():
-            loss = dpo
-        case OnlineIPOSpec():
-            loss = ipo
-        case OnlineSLiCSpec():
-            loss = slic
-        case _:
-            raise TypeError(f"{type(spec).__name__} is not a method on pairs of own samples")
-    return PairedPreference(partial(loss, beta=spec.beta), beta=spec.beta, pairs=spec.pairs, updates=spec.updates)
-
-
-def offline_preference(spec: DPOSpec | IPOSpec | SLiCSpec | ChiPOSpec) -> PairedPreference:
-    """DPO, IPO, SLiC and χPO on the data's pairs."""
-    match spec:
-        case DPOSpec():
+        case OnlineDPOSpec() | DPOSpec():
             loss: PairLoss = partial(dpo, beta=spec.beta)
-        case IPOSpec():
+        case OnlineIPOSpec() | IPOSpec():
             loss = partial(ipo, beta=spec.beta)
-        case SLiCSpec():
+        case OnlineSLiCSpec() | SLiCSpec():
             loss = partial(slic, beta=spec.beta)
         case ChiPOSpec():
             loss = partial(chi_po, beta=spec.beta, max_reward=spec.max_reward)
+    if isinstance(spec, PairedSpec):
+        return PairedPreference(loss, beta=spec.beta, pairs=spec.pairs, updates=spec.updates)
     return PairedPreference(loss, beta=spec.beta, pairs="first_two", updates=1)

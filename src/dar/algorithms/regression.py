@@ -9,7 +9,16 @@ from torch import Tensor
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
 from dar.batch import Experience, TokenOutputs, Weighted
-from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.regression import (
+    AnyRegression,
+    AWRSpec,
+    BestOfNSpec,
+    DARSpec,
+    SFTSpec,
+    TargetESSSpec,
+    TargetKLSpec,
+    VARSpec,
+)
 from dar.objectives.adaptive import beta_for_ess, beta_for_kl
 from dar.objectives.regression import (
     best_of_n_weights,
@@ -154,3 +163,18 @@ def weight_metrics(weights: Tensor, log_weights: Tensor, *, w_clip: float) -> Me
         "weights/zero_fraction": float((weights < 0.01).float().mean()),
         "weights/ess_fraction": float(effective_sample_size(weights)) / len(weights),
     }
+
+
+def build(spec: AnyRegression) -> Algorithm:
+    """The method a spec stands for."""
+    match spec:
+        case DARSpec():
+            return DAR(spec)
+        case AWRSpec():
+            return awr(spec)
+        case BestOfNSpec():
+            return BestOfN(spec)
+        case SFTSpec():
+            return SFT()
+        case VARSpec():
+            return VAR(spec)

@@ -1,79 +1,52 @@
-"""Which class an algorithm's spec stands for, and whether the rest of the recipe fits it."""
+"""Which method an algorithm's spec stands for, and whether the rest of the recipe fits it."""
 
 from __future__ import annotations
 
-from dar.algorithms.actor_critic import PPO, DualPPO
+from dar.algorithms import actor_critic, logits, policy_gradient, preference, realignment, regression
 from dar.algorithms.base import Algorithm
-from dar.algorithms.logits import LCO
-from dar.algorithms.policy_gradient import BAPO, BNPO, DAO, DAPO, GRPO, GSPO, R2VPO, RLOO, DrGRPO
-from dar.algorithms.preference import offline_preference, online_preference
-from dar.algorithms.realignment import TRACE
-from dar.algorithms.regression import DAR, SFT, VAR, BestOfN, awr
-from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.actor_critic import AnyActorCritic
 from dar.config.alerts import KLAlertSpec
-from dar.config.algorithms import AnyAlgorithm
-from dar.config.policy_gradient import (
-    BAPOSpec,
-    BNPOSpec,
-    DAOSpec,
-    DAPOSpec,
-    DrGRPOSpec,
-    GRPOSpec,
-    GSPOSpec,
-    LCOSpec,
-    R2VPOSpec,
-    RLOOSpec,
-)
-from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
-from dar.config.realignment import TRACESpec
-from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, VARSpec
+from dar.config.algorithms import AnyAlgorithm, OwnAlgorithmSpec
+from dar.config.logits import AnyLogits
+from dar.config.policy_gradient import AnyPolicyGradient
+from dar.config.preference import AnyPreference
+from dar.config.recipe import build_spec
+from dar.config.regression import AnyRegression
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
+from dar.rewards import load_function
+from dar.rewards.foreign import ForeignCode
 
 
 def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algorithm:
-    """The method a recipe names."""
-    match spec:
-        case DARSpec():
-            return DAR(spec)
-        case AWRSpec():
-            return awr(spec)
-        case BestOfNSpec():
-            return BestOfN(spec)
-        case DAOSpec():
-            return DAO(spec)
-        case PPOSpec():
-            return PPO(spec)
-        case DualPPOSpec():
-            return DualPPO(spec)
-        case RLOOSpec():
-            return RLOO(spec)
-        case GRPOSpec():
-            return GRPO(spec)
-        case BNPOSpec():
-            return BNPO(spec)
-        case DAPOSpec():
-            return DAPO(spec, max_completion_length=max_completion_length)
-        case DrGRPOSpec():
-            return DrGRPO(spec, max_completion_length=max_completion_length)
-        case GSPOSpec():
-            return GSPO(spec)
-        case BAPOSpec():
-            return BAPO(spec)
-        case R2VPOSpec():
-            return R2VPO(spec)
-        case LCOSpec():
-            return LCO(spec)
-        case OnlineDPOSpec() | OnlineIPOSpec() | OnlineSLiCSpec():
-            return online_preference(spec)
-        case SFTSpec():
-            return SFT()
-        case DPOSpec() | IPOSpec() | SLiCSpec() | ChiPOSpec():
-            return offline_preference(spec)
-        case VARSpec():
-            return VAR(spec)
-        case TRACESpec():
-            return TRACE(spec)
+    """The method a recipe names.
+
+    Raises:
+        ConfigError: a method of one's own cannot be imported, is none, or refuses its settings.
+    """
+    if isinstance(spec, OwnAlgorithmSpec):
+        return _own(spec)
+    if isinstance(spec, AnyRegression):
+        return regression.build(spec)
+    if isinstance(spec, AnyPolicyGradient):
+        return policy_gradient.build(spec, max_completion_length=max_completion_length)
+    if isinstance(spec, AnyActorCritic):
+        return actor_critic.build(spec)
+    if isinstance(spec, AnyLogits):
+        return logits.build(spec)
+    if isinstance(spec, AnyPreference):
+        return preference.build(spec)
+    return realignment.build(spec)
+
+
+def _own(spec: OwnAlgorithmSpec) -> Algorithm:
+    where = f"algorithm {spec.type}"
+    found = load_function(spec.type, what="algorithm")
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigError(f"{where} is no subclass of dar.Algorithm")
+    settings = build_spec(spec.model_extra or {}, where=where, kind=found.Spec)
+    with ForeignCode(lambda kind, said: ConfigError(f"{where} raised {kind} when it was made: {said}")):
+        return found(settings)  # pyright: ignore[reportCallIssue] - made from a value of its Spec, as its base says
 
 
 def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> None:

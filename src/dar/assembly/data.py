@@ -8,13 +8,11 @@ from typing import Any
 
 from dar.assembly.objects import Objects
 from dar.assembly.rows import check_rows
-from dar.config.algorithms import AnyAlgorithm
+from dar.config.algorithm import LoggedKind
 from dar.config.data import SourceSpec
-from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, SLiCSpec
 from dar.config.realignment import TRACESpec
-from dar.config.regression import SFTSpec, VARSpec
 from dar.config.run import RunSpec
-from dar.data.logged import Kind, LoggedSet, prepare_logged
+from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
@@ -98,9 +96,11 @@ def _logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None
     Raises:
         DataError: rows lack a column or hold something else than they should.
     """
-    kind = logged_kind(spec.algorithm)
+    kind = spec.algorithm.logged
     if kind is None:
         return None
+    if isinstance(spec.algorithm, TRACESpec) and spec.algorithm.oracle is not None:
+        kind = "preferences"
     return _read_logged(spec, spec.data.train, objects.train_rows, kind, objects, tokenizer, context)
 
 
@@ -115,7 +115,7 @@ def _read_logged(
     spec: RunSpec,
     source: SourceSpec,
     rows: Iterable[Any] | None,
-    kind: Kind,
+    kind: LoggedKind,
     objects: Objects,
     tokenizer: Any,
     context: int | None,
@@ -131,21 +131,6 @@ def _read_logged(
         max_completion_length=spec.sampling.max_completion_length,
         where=source.path,
     )
-
-
-def logged_kind(spec: AnyAlgorithm) -> Kind | None:
-    """What rows an offline method reads, or None for a method that samples its own completions."""
-    match spec:
-        case SFTSpec():
-            return "demonstrations"
-        case DPOSpec() | IPOSpec() | SLiCSpec() | ChiPOSpec():
-            return "preferences"
-        case VARSpec():
-            return "rewards"
-        case TRACESpec():
-            return "verdicts" if spec.oracle is None else "preferences"
-        case _:
-            return None
 
 
 def build_prompts(

@@ -92,7 +92,8 @@ def build_loop(
         pairs = saved or triage_pairs(
             data.logged, oracle, name=spec.algorithm.oracle, where=spec.data.train.path, accelerator=accelerator
         )
-    algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
+    max_length = spec.sampling.max_completion_length
+    algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=max_length)
     require_reference_is_read(spec, algorithm, has_heldout=data.heldout is not None)
     policy = build_policy(
         spec,
@@ -128,7 +129,7 @@ def build_loop(
         reference=policy.held_tokens,
         compile_layers=spec.runtime.compile_layers,
         # What completions from the data were sampled with is not known, and nothing to agree with.
-        max_gap=None if spec.algorithm.is_offline else spec.runtime.max_logprob_gap,
+        max_gap=None if spec.algorithm.logged else spec.runtime.max_logprob_gap,
     )
     if not resume and accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dar.algorithms.base import Algorithm
 from dar.rewards import RewardFunction
 from dar.run.recorder import Callback
 
@@ -22,3 +23,4 @@ class Objects:
     reward_functions: dict[str, RewardFunction] = field(default_factory=dict)
     lora: Any | None = None
     callbacks: Sequence[Callback] = ()
+    algorithm: Algorithm | None = None

@@ -52,3 +52,6 @@ class DualPPOSpec(ActorCriticSpec):
     """Share of the regularisation that goes to π₀."""
     beta: Positive = 0.05
     """Total KL weight, reward units per nat."""
+
+
+AnyActorCritic = PPOSpec | DualPPOSpec

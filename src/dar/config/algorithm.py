@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from dar.config.base import Spec
 
+LoggedKind = Literal["demonstrations", "preferences", "verdicts", "rewards"]
+"""`prompt` + `completion`, `prompt` + `chosen` + `rejected`, these with `chosen_complies` + `rejected_complies`, or
+`prompt` + `completions` + `rewards`.
+
+Preferences (with verdicts or without) may also be two whole conversations without a prompt: it is then what both begin
+with.
+"""
 ClipHigh = Annotated[float, Field(ge=0)]
 
 
@@ -18,8 +25,8 @@ class AlgorithmSpec(Spec):
     shorthand: ClassVar[str | None] = "type"
     needs_group: ClassVar[bool] = False
     """Whether the method compares the completions of one prompt, and so needs at least two."""
-    is_offline: ClassVar[bool] = False
-    """Whether the method learns from completions that come with the data, and samples none."""
+    logged: ClassVar[LoggedKind | None] = None
+    """What rows of the data an offline method learns from; None for a method that samples its own completions."""
 
     @classmethod
     def unknown_key(cls, key: object, type: object) -> str:
@@ -34,6 +41,6 @@ class AlgorithmSpec(Spec):
 def concrete_specs(base: type[AlgorithmSpec]) -> Iterator[tuple[str, type[AlgorithmSpec]]]:
     """(type, spec) of every method below a base, whichever module defines it."""
     for spec in base.__subclasses__():
-        if "type" in spec.model_fields:
-            yield spec.model_fields["type"].default, spec
+        if "type" in spec.model_fields and isinstance(name := spec.model_fields["type"].default, str):
+            yield name, spec
         yield from concrete_specs(spec)

@@ -1,57 +1,52 @@
-"""The specs of all algorithms, told apart by `type`."""
+"""The specs of all algorithms, told apart by `type`, and what stands for a method of one's own."""
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+import re
+from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
 
-from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.actor_critic import AnyActorCritic
 from dar.config.algorithm import AlgorithmSpec
-from dar.config.policy_gradient import (
-    BAPOSpec,
-    BNPOSpec,
-    DAOSpec,
-    DAPOSpec,
-    DrGRPOSpec,
-    GRPOSpec,
-    GSPOSpec,
-    LCOSpec,
-    R2VPOSpec,
-    RLOOSpec,
-)
-from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
-from dar.config.realignment import TRACESpec
-from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, VARSpec
+from dar.config.logits import AnyLogits
+from dar.config.policy_gradient import AnyPolicyGradient
+from dar.config.preference import AnyPreference
+from dar.config.realignment import AnyRealignment
+from dar.config.regression import AnyRegression
+from dar.shown import one_line
+
+
+class OwnAlgorithmSpec(AlgorithmSpec):
+    """A method of your own: a subclass of `dar.Algorithm` by its import path. It learns from the policy's own samples.
+
+    The class is imported when the run is built; a recipe, or a finished run, can be read without it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    """`pkg.mod:Class`. Every other key is a setting of the class's own `Spec`, which checks it."""
+
+    @field_validator("type")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(f"'{one_line(value)}' is no import path: write package.module:Class")
+        return value
+
+
+Known = AnyRegression | AnyPolicyGradient | AnyActorCritic | AnyLogits | AnyPreference | AnyRealignment
+
+
+def _whose(value: Any) -> str:
+    """Which of the two a method is, by its type: an import path has a colon."""
+    name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "own" if isinstance(name, str) and ":" in name else "known"
+
 
 AnyAlgorithm = Annotated[
-    DARSpec
-    | AWRSpec
-    | BestOfNSpec
-    | DAOSpec
-    | PPOSpec
-    | DualPPOSpec
-    | RLOOSpec
-    | GRPOSpec
-    | BNPOSpec
-    | DAPOSpec
-    | DrGRPOSpec
-    | GSPOSpec
-    | BAPOSpec
-    | R2VPOSpec
-    | LCOSpec
-    | OnlineDPOSpec
-    | OnlineIPOSpec
-    | OnlineSLiCSpec
-    | SFTSpec
-    | DPOSpec
-    | IPOSpec
-    | SLiCSpec
-    | ChiPOSpec
-    | VARSpec
-    | TRACESpec,
-    Field(discriminator="type"),
+    Annotated[Annotated[Known, Field(discriminator="type")], Tag("known")] | Annotated[OwnAlgorithmSpec, Tag("own")],
+    Discriminator(_whose),
 ]
-ALGORITHM_SPECS: dict[str, type[AlgorithmSpec]] = {
-    spec.model_fields["type"].default: spec for spec in get_args(get_args(AnyAlgorithm)[0])
-}
+ALGORITHM_SPECS: dict[str, type[AlgorithmSpec]] = {spec.model_fields["type"].default: spec for spec in get_args(Known)}

@@ -180,17 +180,4 @@ class R2VPOSpec(AlgorithmSpec):
         return self
 
 
-class LCOSpec(AlgorithmSpec):
-    """Logits convex optimization (arXiv:2603.00963), with the completion's advantage on the sampled token.
-
-    One update per batch, as in the authors' code: the target is then known from the sampled token alone.
-    """
-
-    needs_group: ClassVar[bool] = True
-
-    type: Literal["lco"] = "lco"
-    """`lco`"""
-    loss: Literal["kld", "mse", "logcosh"] = "kld"
-    """KL to the target distribution, or squared or log-cosh distance of the sampled token's logit from its target."""
-    beta: Positive = 2.0
-    """Temperature of the target, π* ∝ π_t·exp(A/β)."""
+AnyPolicyGradient = DAOSpec | RLOOSpec | GRPOSpec | BNPOSpec | DAPOSpec | DrGRPOSpec | GSPOSpec | BAPOSpec | R2VPOSpec

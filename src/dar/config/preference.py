@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithm import AlgorithmSpec, LoggedKind
 from dar.config.base import Count, Positive
 
 
@@ -48,7 +48,7 @@ class OnlineSLiCSpec(PairedSpec):
 class DPOSpec(AlgorithmSpec):
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "preferences"
 
     type: Literal["dpo"] = "dpo"
     """`dpo`"""
@@ -59,7 +59,7 @@ class DPOSpec(AlgorithmSpec):
 class IPOSpec(AlgorithmSpec):
     """IPO (Azar et al. 2023, arXiv:2310.12036), on sums of log-probabilities."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "preferences"
 
     type: Literal["ipo"] = "ipo"
     """`ipo`"""
@@ -70,7 +70,7 @@ class IPOSpec(AlgorithmSpec):
 class SLiCSpec(AlgorithmSpec):
     """The hinge loss of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) on the log-ratio margin."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "preferences"
 
     type: Literal["slic"] = "slic"
     """`slic`"""
@@ -81,7 +81,7 @@ class SLiCSpec(AlgorithmSpec):
 class ChiPOSpec(AlgorithmSpec):
     """χPO (Huang et al. 2024, arXiv:2407.13399): DPO with a link that also bounds the χ² divergence."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "preferences"
 
     type: Literal["chi_po"] = "chi_po"
     """`chi_po`"""
@@ -89,3 +89,6 @@ class ChiPOSpec(AlgorithmSpec):
     """Scale of the margin."""
     max_reward: Annotated[float, Field(gt=0)] = math.inf
     """The margin is clipped to ±2 of these; `.inf` = not."""
+
+
+AnyPreference = OnlineDPOSpec | OnlineIPOSpec | OnlineSLiCSpec | DPOSpec | IPOSpec | SLiCSpec | ChiPOSpec

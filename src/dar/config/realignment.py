@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithm import AlgorithmSpec, LoggedKind
 from dar.config.base import NotNegative, Positive
 from dar.config.data import SourceSpec
 
@@ -14,7 +14,7 @@ from dar.config.data import SourceSpec
 class TRACESpec(AlgorithmSpec):
     """TRACE (arXiv:2511.02623): old preference pairs, sorted by what new rules say of them."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "verdicts"
 
     type: Literal["trace"] = "trace"
     """`trace`"""
@@ -36,3 +36,6 @@ class TRACESpec(AlgorithmSpec):
         if value is not None and not (module and attribute):
             raise ValueError(f"expected 'package.module:function', got '{value}'")
         return value
+
+
+AnyRealignment = TRACESpec

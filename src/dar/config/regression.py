@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithm import AlgorithmSpec, LoggedKind
 from dar.config.base import Count, Fraction, Positive, Spec
 
 
@@ -122,7 +122,7 @@ class BestOfNSpec(AlgorithmSpec):
 class SFTSpec(AlgorithmSpec):
     """Supervised fine-tuning on the completions of the data."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "demonstrations"
 
     type: Literal["sft"] = "sft"
     """`sft`"""
@@ -131,7 +131,7 @@ class SFTSpec(AlgorithmSpec):
 class VARSpec(AlgorithmSpec):
     """Variational alignment with re-weighting (arXiv:2502.11026): reward-labelled completions, weighted."""
 
-    is_offline: ClassVar[bool] = True
+    logged: ClassVar[LoggedKind | None] = "rewards"
 
     type: Literal["var"] = "var"
     """`var`"""
@@ -139,3 +139,6 @@ class VARSpec(AlgorithmSpec):
     """λ of the weights K · softmax(r/λ), in standard deviations of the batch's rewards when normalised."""
     normalize: Literal["batch", "none"] = "batch"
     """Divide rewards by their standard deviation over the batch (and centre them), or leave them."""
+
+
+AnyRegression = DARSpec | AWRSpec | BestOfNSpec | SFTSpec | VARSpec

@@ -189,7 +189,7 @@ class RunSpec(Spec):
                 f"num_generations is 1, but {self.algorithm.type} compares the completions of one prompt: set it to 2 "
                 "or more (dar works with 1: the batch mean is then the baseline)"
             )
-        if self.algorithm.is_offline:
+        if self.algorithm.logged:
             self._check_offline()
         elif not self.rewards:
             raise ValueError(f"rewards is empty, but {self.algorithm.type} learns from the rewards of its own samples")
@@ -216,7 +216,7 @@ class RunSpec(Spec):
         for index, alert in enumerate(self.alerts):
             reason = why_blind(
                 alert,
-                is_offline=self.algorithm.is_offline,
+                is_offline=self.algorithm.logged is not None,
                 is_plain=not evaluation.greedy and evaluation.top_k is None and evaluation.top_p == 1,
                 has_gold=bool(evaluation.rewards),
                 num_steps=self.steps,

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 from dar.batch import FinishReason, Message, Prompt, TokenGroups, pad_rows
+from dar.config.algorithm import LoggedKind
 from dar.config.data import DataSpec
 from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
@@ -19,15 +20,7 @@ from dar.policies.text.rendering import chat_text, text_ids
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["demonstrations", "preferences", "verdicts", "rewards"]
-"""`prompt` + `completion`, `prompt` + `chosen` + `rejected`, these with `chosen_complies` + `rejected_complies`, or
-`prompt` + `completions` + `rewards`.
-
-Preferences (with verdicts or without) may also be two whole conversations without a prompt: it is then what both begin
-with.
-"""
-
-COLUMNS: dict[Kind, tuple[str, ...]] = {
+COLUMNS: dict[LoggedKind, tuple[str, ...]] = {
     "demonstrations": ("completion",),
     "preferences": ("chosen", "rejected"),
     "verdicts": ("chosen", "rejected", "chosen_complies", "rejected_complies"),
@@ -69,7 +62,7 @@ def prepare_logged(
     tokenizer: Any,
     spec: DataSpec,
     *,
-    kind: Kind,
+    kind: LoggedKind,
     eos_token_ids: Sequence[int],
     max_prompt_length: int | None,
     max_completion_length: int,
@@ -130,7 +123,7 @@ def prepare_logged(
     return LoggedSet(tuple(groups), prompts)
 
 
-def readable(rows: Sequence[Row], prompt_column: str, kind: Kind, where: str) -> Sequence[Row]:
+def readable(rows: Sequence[Row], prompt_column: str, kind: LoggedKind, where: str) -> Sequence[Row]:
     """The rows, every one with the columns of its kind; of preferences without a prompt, with it.
 
     Raises:
@@ -179,7 +172,7 @@ def _with_prompts(rows: Sequence[Row], column: str, where: str) -> list[Row]:
     return found
 
 
-def _labelled(prompt: Prompt, kind: Kind, where: str) -> list[tuple[Any, float]]:
+def _labelled(prompt: Prompt, kind: LoggedKind, where: str) -> list[tuple[Any, float]]:
     """Completions with their rewards."""
     columns, index = prompt.columns, prompt.position
     match kind:

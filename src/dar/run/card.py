@@ -36,7 +36,7 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         f"# {markdown(spec.model.path)}, aligned with {spec.algorithm.type.upper()}",
         "",
         f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
-        + ("with their completions" if spec.algorithm.is_offline else f"× {spec.num_generations} completions")
+        + ("with their completions" if spec.algorithm.logged else f"× {spec.num_generations} completions")
         + f" from {markdown(spec.data.train.path)}"
         + (f"; reward: {rewards}." if rewards else "."),
         "",

@@ -237,7 +237,7 @@ class Loop:
             "tokens/completion": completion_tokens,
             "memory/peak_gb": peak_memory_gb(),
         }
-        return metrics if self.spec.algorithm.is_offline else metrics | sample_metrics(scored)
+        return metrics if self.spec.algorithm.logged else metrics | sample_metrics(scored)
 
     def end(self) -> None:
         """Finishes the trackers; the loop takes no step after this."""
