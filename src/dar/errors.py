@@ -6,7 +6,19 @@ keeps working around a bad configuration. The command line prints these as one p
 
 from __future__ import annotations
 
+import importlib.util
+
 from dar.shown import visible
+
+EXTRAS = {
+    **dict.fromkeys(("httpx2", "sklearn"), "judge"),
+    **dict.fromkeys(("matplotlib", "plotly"), "report"),
+    **dict.fromkeys(("math_verify", "langdetect", "jsonschema"), "verify"),
+    "reasoning_gym": "reasoning-gym",
+    "vaderSentiment": "sentiment",
+    "gguf": "gguf",
+}
+"""Packages that not everybody needs, with the extra that brings them."""
 
 _LONGEST = 8_000
 """Characters of a message: it may quote files and answers of any size."""
@@ -49,3 +61,14 @@ class NonFiniteError(DarError, ArithmeticError):
 
 class CheckpointError(DarError, OSError):
     """A run folder or checkpoint cannot be written, read or continued."""
+
+
+def require_package(name: str, what: str) -> None:
+    """Raises ConfigError with the command that installs it where a package of an extra is missing.
+
+    Args:
+        name: of the package, as it is imported.
+        what: needs it, for the message.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"{what} needs the package {name}: pip install 'dar-rlhf[{EXTRAS[name]}]'")

@@ -6,7 +6,7 @@ import os
 
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.rewards import JudgeRewardSpec
-from dar.errors import ConfigError
+from dar.errors import ConfigError, require_package
 from dar.files.paths import cache_root, expanded
 from dar.judge import (
     Budget,
@@ -32,6 +32,7 @@ def build_judge(spec: JudgeRewardSpec) -> Judge:
         ConfigError: the key's environment variable is not set, the template cannot be used, or the cache's folder
             cannot be made.
     """
+    require_package("httpx2", "a judge")
     low, high = spec.scale or (1, 10)
     price = None if spec.price is None else Price(spec.price.prompt, spec.price.completion)
     client = Client(

@@ -20,7 +20,7 @@ from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
 from dar.cli.train import plan, train
 from dar.console import Console, LogHandler
-from dar.errors import ConfigError, DarError
+from dar.errors import EXTRAS, ConfigError, DarError
 
 app = typer.Typer(
     name="dar",
@@ -73,6 +73,8 @@ def main() -> None:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            error = ConfigError(f"this needs the package {error.name}: pip install 'dar-rlhf[{EXTRAS[error.name]}]'")
         if isinstance(error, DarError) and not _settings["debug"]:
             kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
             Console(stderr=True).print(f"dar{kind}: {error}", soft_wrap=True)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dar.errors import ConfigError
+from dar.errors import require_package
 from dar.rewards.function import RewardFunction, Score
 from dar.sandbox.score import Failed
 
@@ -59,12 +59,9 @@ def sentiment() -> RewardFunction:
     Hutto & Gilbert 2014. The compound score is a squashed *sum* of word valences, so it grows with the number of
     positive words: a proxy that can be gamed, which is what makes it a good first task.
     """
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # noqa: PLC0415 - only if asked for
-    except ImportError as error:
-        raise ConfigError(
-            "the sentiment reward needs the package vaderSentiment: pip install vaderSentiment"
-        ) from error
+    require_package("vaderSentiment", "the sentiment reward")
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # noqa: PLC0415 - an extra
+
     analyzer = SentimentIntensityAnalyzer()
     return in_time(lambda text: analyzer.polarity_scores(text)["compound"], "VADER")
 

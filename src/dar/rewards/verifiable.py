@@ -7,12 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jsonschema
-import referencing
-from jsonschema.validators import validator_for
-
 from dar.config.recipe import read_yaml
-from dar.errors import ConfigError, RewardError
+from dar.errors import ConfigError, RewardError, require_package
 from dar.rewards.builtin import completion_text, in_time
 from dar.rewards.function import RewardFunction, Score
 from dar.sandbox.sandbox import Limits, Sandbox
@@ -43,6 +39,7 @@ def math(column: str, *, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: math-verify cannot be loaded.
     """
+    require_package("math_verify", "the math reward")
     pool = Sandbox("dar.verifiable.maths_in_sandbox:score", num_workers=num_workers, limits=limits, is_trusted=True)
     return _checked_in_sandbox(pool, column, "golds")
 
@@ -53,6 +50,7 @@ def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
     Raises:
         ConfigError: reasoning-gym is not installed.
     """
+    require_package("reasoning_gym", "the reasoning_gym reward")
     # Not trusted: some tasks have sympy evaluate the completion's text, which is Python.
     pool = Sandbox("dar.verifiable.puzzles_in_sandbox:score", num_workers=num_workers, limits=limits)
     return _checked_in_sandbox(pool, COLUMN, COLUMN)
@@ -80,6 +78,8 @@ def ifeval(*, strictness: Literal["strict", "loose"], credit: Literal["share", "
     Reads the columns `instruction_id_list` and `kwargs` of the published data.
     """
 
+    require_package("langdetect", "the ifeval reward")
+
     def one(text: str, ids: Any, arguments: Any) -> float | None:
         if not ids:
             return None
@@ -102,6 +102,11 @@ def json_schema(path: str) -> RewardFunction:
     Raises:
         ConfigError: it cannot be read, or is no JSON schema.
     """
+    require_package("jsonschema", "the json_schema reward")
+    import jsonschema  # noqa: PLC0415 - an extra
+    import referencing  # noqa: PLC0415
+    from jsonschema.validators import validator_for  # noqa: PLC0415
+
     try:
         schema = read_yaml(path)
         if not isinstance(schema, dict) or not isinstance(schema.get("$schema", ""), str):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from dar.errors import ConfigError, DataError
+from dar.errors import DataError, require_package
 from dar.verifiable.maths import last_tagged
 
 PREFIX = "reasoning_gym:"
@@ -84,11 +84,8 @@ def load_reasoning_gym() -> tuple[Any, list[str]]:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        import reasoning_gym  # noqa: PLC0415 - an extra, and slow
-        from reasoning_gym.factory import DATASETS  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError(
-            "tasks of reasoning-gym need the package reasoning-gym: pip install 'dar-rlhf[reasoning-gym]'"
-        ) from error
+    require_package("reasoning_gym", "a task of reasoning-gym")
+    import reasoning_gym  # noqa: PLC0415 - an extra, and slow
+    from reasoning_gym.factory import DATASETS  # noqa: PLC0415
+
     return reasoning_gym, sorted(DATASETS)

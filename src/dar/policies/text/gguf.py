@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dar.errors import ConfigError
+from dar.errors import ConfigError, require_package
 from dar.files.paths import cache_root
 
 
@@ -24,6 +24,7 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         ConfigError: the digest is another one, the file cannot be read as a causal language model, or the cache
             folder cannot be written.
     """
+    require_package("gguf", f"{file}")
     digest = _sha256(file)
     if sha256 and digest != sha256.lower():
         raise ConfigError(
