@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dar.cli.common import AsJson, Overrides, Recipe, print_json
 from dar.console import Console
+from dar.files.atomic import write_text
 from dar.files.paths import expanded
 
 
@@ -59,8 +60,7 @@ def compare(
     out = Path(expanded(out))
     outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print)
     summary = summarize(outcomes)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
     written = [out / "comparison.json"]
     if summary["runs"]:
         plot_frontier(summary, out / "frontier.png")

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dar.compare.runs import Outcome
+from dar.files.atomic import written
 from dar.report.statistics import mean_interval
 from dar.run.folder import RunFolder
 from dar.shown import one_line
@@ -140,4 +141,5 @@ def plot_frontier(summary: dict[str, Any], target: Path) -> None:
     axes.set_ylabel("held-out reward")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    figure.savefig(target, dpi=150)
+    with written(target) as scratch:
+        figure.savefig(scratch, dpi=150)

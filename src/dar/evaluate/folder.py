@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
+from dar.files.atomic import write_text
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded
 from dar.shown import redacted
@@ -47,8 +48,7 @@ class EvaluationFolder:
                 f"{path} is in use, and not by an evaluation (it has no {_SETTINGS}): choose another --out"
             )
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            _replace(file, wanted)
+            self._write(_SETTINGS, wanted)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error}. Choose another --out.") from error
 
@@ -58,7 +58,10 @@ class EvaluationFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`."""
-        _replace(self.path / "result.json", result)
+        self._write("result.json", result)
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 class Lines:
@@ -120,10 +123,3 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         for name in dict.fromkeys([*found, *wanted])
         if found.get(name) != wanted.get(name)
     )
-
-
-def _replace(file: Path, content: Mapping[str, Any]) -> None:
-    """Written whole or not at all."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, file)

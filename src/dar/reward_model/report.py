@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dar.files.atomic import written
+
 _EDGES = (-64, -16, 0, 1, 17, 65)
 """Where bins of the chosen completion's length less the rejected one's begin, in tokens: −64 to −17, −16 to −1, 0, …"""
 
@@ -99,7 +101,8 @@ def plot_reliability(report: dict[str, Any], path: Path) -> None:
     )
     axes.set(xlabel="probability the model gives", ylabel="share it is right", xlim=(0.48, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(f"{count} held-out pairs, ECE {report['ece']:.3f}")
-    figure.savefig(path, dpi=120)
+    with written(path) as scratch:
+        figure.savefig(scratch, dpi=120)
 
 
 def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[str, Any]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError
+from dar.files.atomic import written
 from dar.files.paths import cache_root
 
 
@@ -34,16 +33,10 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
     if (target / "config.json").exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        with written(target) as scratch:
+            _convert(file, scratch)
     except OSError as error:
         raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    try:
-        _convert(file, scratch)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
