@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from dar.errors import ConfigError, DataError
 from dar.files.atomic import write_text
-from dar.files.intake import parse_json, read_text
+from dar.files.intake import parse_json, read_text, sha256_of
 from dar.files.paths import expanded
 from dar.shown import redacted
 
@@ -104,7 +103,7 @@ class Lines:
 
 def file_digest(path: Path) -> dict[str, str]:
     """The file and what is in it, for settings: the same name may hold other rows tomorrow."""
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": str(path), "sha256": sha256_of(path)}
 
 
 def _read_settings(file: Path) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ written last, `manifest.json` with every file's size and SHA-256.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from dar.errors import CheckpointError
 from dar.files.atomic import remove, remove_rests, written
+from dar.files.intake import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def save_checkpoint(
             torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
             torch.save(_rng_state(), scratch / "rng.pt")
             (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            manifest = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(scratch.iterdir())}
+            manifest = {file.name: [file.stat().st_size, sha256_of(file)] for file in sorted(scratch.iterdir())}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         # torch and safetensors report a full disk as a RuntimeError of their own.
@@ -200,13 +200,8 @@ def _damage(checkpoint: Path) -> str | None:
             file = checkpoint / name
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes, expected {size}"
-            if _sha256(file) != digest:
+            if sha256_of(file) != digest:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

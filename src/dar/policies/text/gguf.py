@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError
 from dar.files.atomic import written
+from dar.files.intake import sha256_of
 from dar.files.paths import cache_root
 
 
@@ -23,7 +23,10 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         ConfigError: the digest is another one, the file cannot be read as a causal language model, or the cache
             folder cannot be written.
     """
-    digest = _sha256(file)
+    try:
+        digest = sha256_of(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model file {file}: {error}") from error
     if sha256 and digest != sha256.lower():
         raise ConfigError(
             f"{file} ({file.stat().st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
@@ -51,11 +54,3 @@ def _convert(file: Path, folder: Path) -> None:
     delattr(model.config, "quantization_config")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"cannot read the model file {file}: {error}") from error
