@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from dar.files import atomic
-from dar.files.atomic import remove, remove_rests, write_text, written
-
-EXCHANGE = pytest.mark.parametrize("can_exchange", [True, False], ids=["at once", "two renames"])
+from dar.files.atomic import write_text, written
 
 
 def write_folder(target: Path, text: str) -> None:
@@ -30,16 +28,6 @@ def content(target: Path) -> dict[str, str]:
 
 def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
-
-
-@EXCHANGE
-def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool):
-    if not can_exchange:
-        monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)
-    for text in ("old", "new"):
-        write_folder(tmp_path / "deep" / "model", text)
-        assert content(tmp_path / "deep" / "model") == {"weights": text, "inner/config": text}
-    assert names(tmp_path / "deep") == ["model"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what the system call of Linux does")
@@ -116,13 +104,6 @@ def test_a_link_is_followed(tmp_path: Path):
     assert (tmp_path / "elsewhere" / "file").read_text() == "text"
 
 
-def test_removing_takes_the_folder_and_rests_of_others(tmp_path: Path):
-    write_folder(tmp_path / "step-1", "old")
-    remove(tmp_path / "step-1")
-    remove(tmp_path / "step-1")
-    assert names(tmp_path) == []
-
-
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -178,7 +159,7 @@ print(limit, sorted(map(str, seen)))
 """
 
 
-@EXCHANGE
+@pytest.mark.parametrize("can_exchange", [True, False], ids=["at once", "two renames"])
 @pytest.mark.parametrize(
     ("task", "states"), [("file", ["new", "old"]), ("folder", ["new", "old"]), ("remove", ["None", "old"])]
 )
@@ -191,13 +172,3 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
     moments, _, seen = result.stdout.partition(" ")
     assert int(moments) > 8
     assert seen.strip() == str(states)
-
-
-def test_an_old_folder_without_its_name_gets_it_back_before_a_new_one_is_written(tmp_path: Path):
-    write_folder(tmp_path / ".replaced-model", "old")
-    remove_rests(tmp_path)
-    assert content(tmp_path / "model")["weights"] == "old"
-    write_folder(tmp_path / ".replaced-model", "older")
-    remove_rests(tmp_path)
-    assert content(tmp_path / "model")["weights"] == "old"
-    assert names(tmp_path) == ["model"]

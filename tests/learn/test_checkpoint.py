@@ -200,10 +200,9 @@ def full_disk_as_torch_says_it(*_: Any, **__: Any) -> None:
         (checkpoints, "save_file", full_disk),
         (checkpoints.torch, "save", full_disk),
         (checkpoints.torch, "save", full_disk_as_torch_says_it),
-        (os, "fsync", full_disk),
         (os, "replace", full_disk),
     ],
-    ids=["weights", "optimizer", "optimizer (torch)", "sync", "rename"],
+    ids=["weights", "optimizer", "optimizer (torch)", "rename"],
 )
 def test_failure_while_saving_leaves_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, failure: Callable[..., None]
