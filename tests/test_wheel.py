@@ -93,12 +93,13 @@ LIMITS = Limits(timeout_seconds=1.0, memory_gb=1.0, max_processes=1)
         ("langdetect", "verify", lambda: verifiable.ifeval(strictness="loose", credit="all")),
         ("jsonschema", "verify", lambda: verifiable.json_schema("schema.json")),
         ("reasoning_gym", "reasoning-gym", lambda: verifiable.reasoning_gym(num_workers=1, limits=LIMITS)),
-        ("gguf", "gguf", lambda: converted(Path("weights.gguf"))),
+        ("gguf", "gguf", lambda: converted(Path(__file__))),
     ],
 )
 def test_package_of_an_extra_is_asked_for_where_it_is_needed(
-    monkeypatch: pytest.MonkeyPatch, package: str, extra: str, asked: Callable[[], object]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, extra: str, asked: Callable[[], object]
 ):
+    monkeypatch.setenv("DAR_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs the package {package}: pip install 'dar-rlhf\[{extra}\]'$"):
         asked()

@@ -22,6 +22,7 @@ from dar.rewards.foreign import ForeignCode
 from dar.run.alerts import Alert
 from dar.run.card import model_card
 from dar.run.loop import Loop
+from dar.run.measures import evaluations
 from dar.run.recorder import Callback
 from dar.training_config import DARConfig, TrainingConfig
 
@@ -190,11 +191,10 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
 
 def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
     """The held-out table and three completions side by side, read from the run folder."""
-    evaluations = [row for row in metrics if "eval/reward" in row]
-    if loop.display.quiet or len(evaluations) < 2:
+    found = evaluations(metrics)
+    if loop.display.quiet or len(found) < 2:
         return
-    before, after = ({key.removeprefix("eval/"): value for key, value in row.items()} for row in
-                     (evaluations[0], evaluations[-1]))  # fmt: skip
+    before, after = found[0], found[-1]
     loop.display.before_after(before, after, title=str(loop.folder.path))
     tables = [
         pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()

@@ -15,9 +15,9 @@ from dar.report.page import render_page
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.png import picture, write_pictures
 from dar.report.run import load_run, load_runs
-from dar.report.statistics import mean_interval, paired_difference, wilson, win_share
 from dar.report.text import cut, difference, duration, number, script_json
 from dar.report.weights import bin_name, binned
+from dar.run.intervals import mean_interval, paired_difference, win_share
 from dar.shown import visible
 
 
@@ -99,11 +99,6 @@ def test_other_prompts_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_shares_and_means() -> None:
-    assert wilson(1.5, 3).share == 0.5
-    # Symmetric at one half: 0.5 ± z/(1 + z²/3)·√(1/12 + z²/36).
-    z2 = 3.841458820694124
-    half = math.sqrt(z2) / (1 + z2 / 3) * math.sqrt(1 / 12 + z2 / 36)
-    assert (wilson(1.5, 3).low, wilson(1.5, 3).high) == pytest.approx((0.5 - half, 0.5 + half))
     found = win_share({"a": 1.0, "b": 2.0, "c": 0.0}, {"a": 0.0, "b": 2.0, "d": 9.0})
     assert found is not None
     assert (found.share, found.count) == (0.75, 2)
@@ -115,8 +110,6 @@ def test_shares_and_means() -> None:
     assert (difference.mean, difference.half_width) == pytest.approx((1.0, 6.353102368))
     with pytest.raises(ValueError, match="at least one value"):
         mean_interval([])
-    with pytest.raises(ValueError, match="4 wins of 3 cases"):
-        wilson(4, 3)
 
 
 def test_weights_fall_into_the_bin_that_begins_at_them() -> None:
@@ -126,14 +119,14 @@ def test_weights_fall_into_the_bin_that_begins_at_them() -> None:
 
 
 def test_texts_and_numbers_of_the_page() -> None:
-    assert [number(-0.5, "signed"), number(0.125, "share"), number(1234.5, "tokens")] == [
+    assert [number(-0.5, "+.3f"), number(0.125, ".1%"), number(1234.5, ",.1f")] == [
         "−0.500",
         "12.5 %",
         "1\u202f234.5",
     ]
     assert number(None) == "–"
-    assert [difference(0.5, "points"), difference(-0.5), difference(2.0, "signed")] == [
-        "+50.0 points",
+    assert [difference(0.5, ".1%"), difference(-0.5), difference(2.0, "+.3f")] == [
+        "+50.0 %",
         "−0.500",
         "+2.000",
     ]

@@ -15,7 +15,7 @@ from support.run_folders import add_alert, write_run
 from dar.report.completions import browser_of
 from dar.report.page import render_page
 from dar.report.run import load_run, load_runs
-from dar.report.text import Form, duration, number
+from dar.report.text import duration, number
 from dar.run.folder import RunFolder
 
 
@@ -94,21 +94,21 @@ def test_without_a_gold_reward_the_page_says_so(tmp_path: Path) -> None:
 def test_table_of_results_shows_the_first_and_the_last_evaluation(folder: Path) -> None:
     first, last = evaluations(folder)[0], evaluations(folder)[-1]
     table = {row[0]: row[1:] for row in page_of(folder).table("held-out")}
-    cases: tuple[tuple[str, str, Form], ...] = (
-        ("reward", "eval/reward", "signed"),
-        ("first", "eval/rewards/first/mean", "signed"),
-        ("gold reward (not trained on)", "eval/gold", "signed"),
-        ("KL to π₀, nats per completion", "eval/kl/ref", "plain"),
-        ("length, tokens", "eval/completions/mean_length", "tokens"),
-        ("no end of sequence", "eval/completions/clipped_ratio", "share"),
-        ("entropy, nats per token", "eval/entropy", "plain"),
+    cases: tuple[tuple[str, str, str], ...] = (
+        ("reward", "eval/reward", "+.3f"),
+        ("first", "eval/rewards/first/mean", "+.3f"),
+        ("gold reward, not trained on", "eval/gold", "+.3f"),
+        ("KL to π₀, nats per completion", "eval/kl/ref", ".3f"),
+        ("length, tokens", "eval/completions/mean_length", ",.1f"),
+        ("missing EOS", "eval/completions/clipped_ratio", ".1%"),
+        ("entropy, nats per token", "eval/entropy", ".3f"),
     )
     for label, key, form in cases:
         assert table[label][:2] == [number(first[key], form), number(last[key], form)]
     # Every prompt's mean rises by exactly 1, so the paired interval is a point although the prompts differ.
     assert table["reward"][2] == "+1.000 ± 0.000"
     assert table["length, tokens"][2] == "+0.0 ± 0.0"
-    assert table["no end of sequence"][2] == "+0.0 points ± 0.0 points"
+    assert table["missing EOS"][2] == "+0.0 points ± 0.0 points"
     assert table["entropy, nats per token"][2] == "–"
 
 
@@ -124,10 +124,10 @@ def test_time_and_tokens_add_up(folder: Path) -> None:
     steps = [row for row in rows_of(folder) if "loss" in row]
     update = math.fsum(row["time/update"] for row in steps)
     # Six steps of 7 s and three evaluations of 4 s; rollouts take 3 s of each step.
-    assert phases["rollout"] == ["18.0 s", number(18 / 54, "share")]
-    assert phases["update"] == [f"{update:.1f} s", number(update / 54, "share")]
+    assert phases["rollout"] == ["18.0 s", number(18 / 54, ".1%")]
+    assert phases["update"] == [f"{update:.1f} s", number(update / 54, ".1%")]
     assert phases["rest of the steps"][0] == duration(42 - 18 - update)
-    assert phases["held-out evaluation"] == ["12.0 s", number(12 / 54, "share")]
+    assert phases["held-out evaluation"] == ["12.0 s", number(12 / 54, ".1%")]
     assert phases["all steps and evaluations"][0] == "54.0 s"
     budget = {row[0]: row[1] for row in page.table("budget")}
     tokens = sum(row["tokens/completion"] for row in steps)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dar.reward_model.report import calibration, plot_reliability, preference_report, standard_error
+from dar.reward_model.report import calibration, plot_reliability, preference_report
+from dar.run.intervals import standard_error
 
 
 def test_report_by_hand():

@@ -162,15 +162,9 @@ def test_half_written_last_line_is_no_metric(started: RunFolder):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_metric_that_is_not_finite_is_named(started: RunFolder, value: float):
+def test_metric_that_is_not_finite_is_named_and_not_written(started: RunFolder, value: float):
     with pytest.raises(NonFiniteError, match="kl/old"):
         started.append_metrics({"step": 1, "reward": 0.5, "kl/old": value})
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_metric_that_is_not_finite_is_not_written(started: RunFolder, value: float):
-    with pytest.raises((ValueError, ArithmeticError)):
-        started.append_metrics({"step": 1, "kl/old": value})
     assert started.metrics() == []
 
 

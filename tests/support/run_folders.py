@@ -144,6 +144,7 @@ def heldout_metrics(columns: dict[str, Any], step: int) -> dict[str, float]:
 
 def add_alert(path: Path, **alert: Any) -> None:
     """A line of alerts.jsonl."""
-    row = {"step": 3, "rule": "kl", "value": 9.0, "threshold": 8.0, "message": "KL is 9", "action": "mark"} | alert
+    row = {"step": 3, "rule": "kl", "metric": "kl/ref", "value": 9.0, "threshold": 8.0, "message": "KL is 9"}
+    row |= {"action": "mark"} | alert
     with (path / "alerts.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -12,7 +12,13 @@ from rich.table import Table
 
 from dar.cli.common import AsJson, Overrides, Recipe, print_json
 from dar.console import Console
+from dar.files.atomic import write_text
 from dar.files.paths import expanded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dar.run.measures import Measure
 
 
 def compare(
@@ -49,7 +55,7 @@ def compare(
     """
     from dar.compare.arms import at_learning_rates, parse_arms
     from dar.compare.runs import run_all
-    from dar.compare.summary import plot_frontier, summarize
+    from dar.compare.summary import summarize, write_frontier
 
     # With --json only comparison.json's content goes to standard output.
     console = Console(stderr=as_json)
@@ -59,12 +65,11 @@ def compare(
     out = Path(expanded(out))
     outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print)
     summary = summarize(outcomes)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
     written = [out / "comparison.json"]
     if summary["runs"]:
-        plot_frontier(summary, out / "frontier.png")
-        written.append(out / "frontier.png")
+        if write_frontier(summary, out / "frontier.png"):
+            written.append(out / "frontier.png")
         if not as_json:
             console.print(_heading(summary))
             console.print(comparison_table(summary))
@@ -78,17 +83,6 @@ def compare(
         raise typer.Exit(1)
 
 
-_COLUMNS = (
-    ("reward", "reward", "{:+.3f}"),
-    ("KL π₀", "kl_ref", "{:.2f}"),
-    ("KL π_t", "kl_old_per_step", "{:.3f}"),
-    ("length", "length", "{:.1f}"),
-    ("no EOS", "missing_eos", "{:.0%}"),
-    ("entropy", "entropy", "{:.2f}"),
-    ("min", "minutes", "{:.1f}"),
-)
-
-
 def _stopped(run: dict[str, Any]) -> str:
     alert = run["stopped_by"]
     return (
@@ -99,7 +93,7 @@ def _stopped(run: dict[str, Any]) -> str:
 
 
 def _heading(summary: dict[str, Any]) -> str:
-    text = "held-out, at the end; KL π_t: the mean of a step; min: minutes of the steps"
+    text = "held-out, at the end; KL to π_t: the mean of a step; min: minutes of the steps"
     if len(summary["tried"]) > len(summary["methods"]):
         text += "; each method at the learning rate of its highest reward, then the other rates"
     return text
@@ -107,32 +101,28 @@ def _heading(summary: dict[str, Any]) -> str:
 
 def comparison_table(summary: dict[str, Any]) -> Table:
     """What `dar.compare.summary.summarize` found: every method's best learning rate first, the other rates below."""
+    from dar.compare.summary import MEASURED
+
     methods, tried = list(summary["methods"].values()), summary["tried"]
     # Without frames the figures of one seed fit into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
-    for label, _, _ in _COLUMNS:
-        table.add_column(label, justify="right")
+    for measure in MEASURED.values():
+        table.add_column(measure.label, justify="right")
     for row in methods:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, MEASURED))
     table.add_section()
     for row in tried:
         if row not in methods:
-            table.add_row(*_cells(row), style="dim")
+            table.add_row(*_cells(row, MEASURED), style="dim")
     return table
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], measured: Mapping[str, Measure]) -> list[str]:
     cells = [row["method"], f"{row['learning_rate']:g}"]
-    for _, key, form in _COLUMNS:
-        factor = 1 / 60 if key == "minutes" else 1.0
-        found = row.get("seconds" if key == "minutes" else key)
-        if found is None:
-            cells.append("")
-            continue
-        cell = form.format(found["mean"] * factor)
-        if "half_width" in found:
-            cell += " ± " + form.replace("+", "").format(found["half_width"] * factor)
-        cells.append(cell)
+    for key, measure in measured.items():
+        found = [row[key][part] for part in ("mean", "half_width") if part in row.get(key, {})]
+        mean, *half = (measure.shown(value / 60 if key == "seconds" else value) for value in found) if found else [""]
+        cells.append(" ± ".join([mean, *(text.removeprefix("+") for text in half)]))
     return cells

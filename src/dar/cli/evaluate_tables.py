@@ -10,11 +10,11 @@ from rich.table import Table
 from dar.console import Console
 from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
-from dar.evaluate.intervals import Interval
 from dar.evaluate.length_controlled import LengthControlled
 from dar.evaluate.mt_bench.scores import MTBench, Score
 from dar.evaluate.preference_files import LabeledPairs
 from dar.evaluate.win_rate import Tally, WinRate
+from dar.run.intervals import Interval
 
 
 def win_rate_json(result: WinRate, controlled: LengthControlled | None) -> dict[str, Any]:
@@ -42,20 +42,14 @@ def win_rate_json(result: WinRate, controlled: LengthControlled | None) -> dict[
                 name: getattr(controlled, name) for name in ("theta", "phi", "psi", "strength", "has_gamed_rows")
             },
         }
-    return found | {
-        "categories": {name: dataclasses.asdict(row) for name, row in result.categories.items()},
-        "position": None if result.position is None else dataclasses.asdict(result.position),
-        "length": dataclasses.asdict(result.length),
-    }
+    whole = dataclasses.asdict(result)
+    return found | {name: whole[name] for name in ("categories", "position", "length")}
 
 
 def agreement_json(result: Agreement, labeled: LabeledPairs) -> dict[str, Any]:
-    found = dataclasses.asdict(result) | {"num_skipped": len(labeled.skipped)}
-    found["subsets"] = {
-        name: {"chosen": None if chosen is None else dataclasses.asdict(chosen), "longer": dataclasses.asdict(longer)}
-        for name, (chosen, longer) in result.subsets.items()
-    }
-    return found
+    found: dict[str, Any] = dataclasses.asdict(result) | {"num_skipped": len(labeled.skipped)}
+    subsets = {name: {"chosen": chosen, "longer": longer} for name, (chosen, longer) in found["subsets"].items()}
+    return found | {"subsets": subsets}
 
 
 def print_win_rate(console: Console, title: str, result: WinRate, controlled: LengthControlled | None) -> None:

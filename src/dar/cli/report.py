@@ -10,6 +10,7 @@ import typer
 from dar.cli.common import AsJson, print_json
 from dar.console import Console
 from dar.errors import CheckpointError, ConfigError
+from dar.files.atomic import write_text
 from dar.files.paths import expanded
 
 Runs = Annotated[
@@ -44,8 +45,7 @@ def report(
         raise ConfigError(f"{target} is a folder: -o is the file to write, such as {target / 'report.html'}")
     page = render_page(found)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
+        write_text(target, page)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     console = Console(stderr=as_json)

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dar.compare.arms import Arm
 from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
-from dar.report.run import Alert, load_run
+from dar.report.run import load_run
+from dar.run.alerts import Alert
 from dar.run.folder import RunFolder
 from dar.run.stopping import signals_handled
 
@@ -41,20 +42,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run that is asked for. overrides: that make the recipe the `spec`."""
+    """A run that is asked for, as it is when it is finished. overrides: that make the recipe the `spec`."""
 
-    arm: Arm
-    seed: int
-    folder: Path
+    run: Outcome
     overrides: tuple[str, ...]
     spec: RunSpec
 
     @property
     def log(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    def outcome(self, *, error: str | None = None, stopped_by: Alert | None = None) -> Outcome:
-        return Outcome(self.arm, self.seed, self.folder, self.spec.optim.learning_rate, error, stopped_by)
+        return self.run.folder.with_name(f"{self.run.folder.name}.log")
 
 
 def run_all(
@@ -85,15 +81,15 @@ def run_all(
     jobs = _jobs(recipe, overrides, arms, seeds, out)
     outcomes = []
     for number, job in enumerate(jobs, start=1):
-        label = f"[{number}/{len(jobs)}] {job.arm.label}, seed {job.seed}"
+        label = f"[{number}/{len(jobs)}] {job.run.arm.label}, seed {job.run.seed}"
         if _is_finished(job):
             note(f"{label}: finished before")
-            outcomes.append(job.outcome())
+            outcomes.append(job.run)
         elif alert := _stopped_by(job):
             note(f"{label}: stopped before, {_reason(alert)}")
-            outcomes.append(job.outcome(stopped_by=alert))
+            outcomes.append(replace(job.run, stopped_by=alert))
         else:
-            note(f"{label}: {job.folder}")
+            note(f"{label}: {job.run.folder}")
             outcomes.append(_run(recipe, job, label, note))
     return outcomes
 
@@ -111,7 +107,7 @@ def _jobs(recipe: Path, overrides: Sequence[str], arms: Sequence[Arm], seeds: Se
             if spec.data.heldout is None:
                 raise ConfigError(f"{recipe} has no data.heldout: there is nothing to compare runs by")
             _require_same_recipe(folder, spec)
-            jobs.append(_Job(arm, seed, folder, changes, spec))
+            jobs.append(_Job(Outcome(arm, seed, folder, spec.optim.learning_rate), changes, spec))
     return jobs
 
 
@@ -121,10 +117,10 @@ def _run(recipe: Path, job: _Job, label: str, note: Callable[[str], None]) -> Ou
     minutes = (time.monotonic() - started) / 60
     if error is not None:
         note(f"{label} failed ({job.log}):\n{error}")
-        return job.outcome(error=error)
+        return replace(job.run, error=error)
     alert = _stopped_by(job)
     note(f"{label}: " + (f"stopped {_reason(alert)}" if alert else f"finished after {minutes:.1f} minutes"))
-    return job.outcome(stopped_by=alert)
+    return replace(job.run, stopped_by=alert)
 
 
 def _require_same_recipe(folder: Path, spec: RunSpec) -> None:
@@ -140,15 +136,15 @@ def _require_same_recipe(folder: Path, spec: RunSpec) -> None:
 
 def _is_finished(job: _Job) -> bool:
     """The run has taken its last step and saved its model."""
-    run = RunFolder(job.folder)
+    run = RunFolder(job.run.folder)
     return run.model.is_dir() and run.is_evaluated(job.spec.steps)
 
 
 def _stopped_by(job: _Job) -> Alert | None:
     """The alert that ended the run, if one did; none where other alerts are asked for now, under which it goes on."""
-    if not RunFolder(job.folder).is_run:
+    if not RunFolder(job.run.folder).is_run:
         return None
-    run = load_run(job.folder)
+    run = load_run(job.run.folder)
     return run.stopped_by if run.spec.alerts == job.spec.alerts else None
 
 
@@ -162,9 +158,9 @@ def _train(recipe: Path, job: _Job) -> str | None:
     Raises:
         KeyboardInterrupt: it was stopped by Ctrl-C or SIGTERM, or this process was.
     """
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    job.run.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dar", "train", str(recipe), *job.overrides]
-    if RunFolder(job.folder).is_run:
+    if RunFolder(job.run.folder).is_run:
         command.append("--resume")
     asked: list[str] = []
     with (

@@ -6,27 +6,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from dar.compare.runs import Outcome
-from dar.report.statistics import mean_interval
-from dar.run.folder import RunFolder
+from dar.files.atomic import written
+from dar.report.comparison import RecipeRuns, frontier
+from dar.report.png import picture
+from dar.report.run import load_run
+from dar.run.intervals import mean_interval
+from dar.run.measures import BY_KEY, KL_OLD, Measure
 from dar.shown import one_line
 
-FIGURES = {
-    "reward": "eval/reward",
-    "kl_ref": "eval/kl/ref",
-    "length": "eval/completions/mean_length",
-    "missing_eos": "eval/completions/clipped_ratio",
-    "entropy": "eval/entropy",
+MEASURED = {
+    "reward": BY_KEY["reward"],
+    "kl_ref": BY_KEY["kl/ref"],
+    "kl_old_per_step": KL_OLD,
+    "length": BY_KEY["completions/mean_length"],
+    "missing_eos": BY_KEY["completions/clipped_ratio"],
+    "entropy": BY_KEY["entropy"],
+    "seconds": Measure("seconds", "min", ".1f"),
 }
-"""What the held-out prompts say at the end, by its name in comparison.json."""
-
-
-_MEASURED = (*FIGURES, "kl_old_per_step", "seconds")
+"""By their names in comparison.json: what the held-out prompts say at the end, and what is of the training steps."""
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _merit(row: dict[str, Any]) -> tuple[bool, float]:
 def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of the runs of one method at one learning rate."""
     # A run that was stopped before its first step has fewer figures than its neighbors.
-    keys = [key for key in _MEASURED if all(key in run for run in runs)]
+    keys = [key for key in MEASURED if all(key in run for run in runs)]
     return {
         "method": runs[0]["method"],
         "learning_rate": runs[0]["learning_rate"],
@@ -75,26 +76,22 @@ def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
-    rows = RunFolder(outcome.folder).metrics()
-    evaluations = [row for row in rows if "eval/reward" in row]
-    steps = [row for row in rows if "loss" in row]
-    final = evaluations[-1]
-    found: dict[str, Any] = {
+    run = load_run(outcome.folder)
+    final, old = run.evaluations[-1], run.series("kl/old_k3")[1]
+    figures = {name: float(final[measure.key]) for name, measure in MEASURED.items() if measure.key in final}
+    return {
         "method": outcome.arm.name,
         "learning_rate": outcome.learning_rate,
         "seed": outcome.seed,
         "folder": str(outcome.folder),
+        **figures,
+        **({"kl_old_per_step": fmean(old)} if old else {}),
+        "seconds": math.fsum(run.series("step_time")[1]),
+        "stopped_by": outcome.stopped_by and asdict(outcome.stopped_by),
+        "curve": [
+            {"step": row["step"], "reward": row["reward"], "kl_ref": row.get("kl/ref")} for row in run.evaluations
+        ],
     }
-    found |= {name: float(final[key]) for name, key in FIGURES.items() if key in final}
-    old = [row["kl/old_k3"] for row in steps if "kl/old_k3" in row]
-    if old:
-        found["kl_old_per_step"] = math.fsum(old) / len(old)
-    found["seconds"] = math.fsum(row["step_time"] for row in steps)
-    found["stopped_by"] = outcome.stopped_by and asdict(outcome.stopped_by)
-    found["curve"] = [
-        {"step": row["step"], "reward": row["eval/reward"], "kl_ref": row.get("eval/kl/ref")} for row in evaluations
-    ]
-    return found
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
@@ -103,41 +100,22 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": found.mean} | ({} if found.half_width is None else {"half_width": found.half_width})
 
 
-@rc_context({"text.parse_math": False})
-def plot_frontier(summary: dict[str, Any], target: Path) -> None:
-    """Held-out reward against KL to π₀, one line per run from the start to its end, as a PNG.
-
-    Each method stands there at its best learning rate.
-    KL stands on a square-root axis, on which the reward of KL-efficient methods is nearly a straight line (Gao et al.
-    2022, arXiv:2210.10760).
-    """
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
-    names = list(summary["methods"])
-    labelled = set[str]()
-    for run in summary["runs"]:
-        points = [(point["kl_ref"], point["reward"]) for point in run["curve"] if point["kl_ref"] is not None]
-        if not points:
-            continue
-        name = run["method"]
-        if run["learning_rate"] != summary["methods"][name]["learning_rate"]:
-            continue
-        index = names.index(name)
-        look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
-        roots = [math.sqrt(max(kl, 0.0)) for kl, _ in points]
-        rewards = [reward for _, reward in points]
-        label = None if name in labelled else one_line(name, 60)
-        axes.plot(roots, rewards, **look, alpha=0.6, linewidth=1.2, label=label)
-        axes.plot(roots[-1], rewards[-1], "o", color=look["color"])
-        if label is not None:
-            axes.annotate(
-                label, (roots[-1], rewards[-1]), (5, -3), textcoords="offset points", fontsize=8, color=look["color"]
-            )
-        labelled.add(name)
-    ticks = [tick for tick in (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if math.sqrt(tick) <= axes.get_xlim()[1]]
-    axes.set_xticks([math.sqrt(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
-    axes.set_xlabel("KL(π‖π₀) on held-out prompts, nats per completion (square-root axis)")
-    axes.set_ylabel("held-out reward")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
-    figure.savefig(target, dpi=150)
+def write_frontier(summary: dict[str, Any], target: Path) -> bool:
+    """Held-out reward against KL to π₀ as a PNG, each method at its best learning rate; False without such figures."""
+    chosen = [
+        RecipeRuns(
+            one_line(name, 60),
+            tuple(
+                load_run(run["folder"])
+                for run in summary["runs"]
+                if (run["method"], run["learning_rate"]) == (name, row["learning_rate"])
+            ),
+        )
+        for name, row in summary["methods"].items()
+    ]
+    plot = frontier(chosen)
+    if plot is None:
+        return False
+    with written(target) as scratch:
+        picture(plot).savefig(scratch, dpi=200)
+    return True

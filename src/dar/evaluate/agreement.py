@@ -11,10 +11,10 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from dar.errors import DataError
-from dar.evaluate.intervals import Interval, wilson
 from dar.evaluate.judgements import JudgedPair, Outcome, judgement_of, pair_up
 from dar.evaluate.preference_files import Choice, LabeledPair
 from dar.files.tables import Row, read_table, rows_of
+from dar.run.intervals import Interval, percent
 
 _CHOICES: dict[Outcome, Choice] = {"win": 1, "loss": 2, "tie": 0}
 
@@ -126,11 +126,11 @@ def accuracy(pairs: Sequence[LabeledPair], choices: Mapping[str, Choice]) -> Acc
     """
     labels = [(pair.majority, choices[pair.key]) for pair in pairs if pair.key in choices]
     scores = [0.5 if choice == 0 else float(choice == label) for label, choice in labels if label != 0]
-    share = sum(scores) / len(scores) if scores else None
+    share, interval = percent(scores)
     return Accuracy(
         num_preferred=len(scores),
-        accuracy=None if share is None else 100 * share,
-        wilson=None if share is None else wilson(share, len(scores)).scaled(100),
+        accuracy=share,
+        wilson=interval,
         num_pairs=len(labels),
         agreement=100 * sum(label == choice for label, choice in labels) / len(labels),
         kappa=cohen_kappa([label for label, _ in labels], [choice for _, choice in labels]),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dar.errors import DataError
-from dar.evaluate.intervals import Interval, wilson
 from dar.files.tables import Row
+from dar.run.intervals import Interval, wilson
 from dar.verifiable.ifeval import as_list, check_instructions
 from dar.verifiable.maths import is_correct
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, DataError
-from dar.files.intake import parse_json, read_text
+from dar.files.atomic import write_text
+from dar.files.intake import parse_json, read_text, sha256_of
 from dar.files.paths import expanded
 from dar.shown import redacted
 
@@ -47,8 +47,7 @@ class EvaluationFolder:
                 f"{path} is in use, and not by an evaluation (it has no {_SETTINGS}): choose another --out"
             )
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            _replace(file, wanted)
+            self._write(_SETTINGS, wanted)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error}. Choose another --out.") from error
 
@@ -58,7 +57,10 @@ class EvaluationFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`."""
-        _replace(self.path / "result.json", result)
+        self._write("result.json", result)
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 class Lines:
@@ -101,7 +103,7 @@ class Lines:
 
 def file_digest(path: Path) -> dict[str, str]:
     """The file and what is in it, for settings: the same name may hold other rows tomorrow."""
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": str(path), "sha256": sha256_of(path)}
 
 
 def _read_settings(file: Path) -> Mapping[str, Any]:
@@ -120,10 +122,3 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         for name in dict.fromkeys([*found, *wanted])
         if found.get(name) != wanted.get(name)
     )
-
-
-def _replace(file: Path, content: Mapping[str, Any]) -> None:
-    """Written whole or not at all."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, file)

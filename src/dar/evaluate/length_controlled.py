@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from dar.errors import DataError
-from dar.evaluate.intervals import Interval, bootstrap
 from dar.evaluate.judgements import JudgedPair
 from dar.run.difficulty import Array, Difficulty, GamedRows
+from dar.run.intervals import Interval, bootstrap
 
 STRENGTHS = np.logspace(-4, 4, 10)
 """Inverse regularization strengths tried, as scikit-learn and so AlpacaEval choose them; the first of equals wins."""
@@ -102,13 +104,15 @@ def length_controlled(
     )
 
 
-@dataclass(frozen=True)
-class _Rows:
+class _Rows(NamedTuple):
     """features [R, F], preferences [R] in [0, 1], weights [R] of a regression."""
 
     features: Array
     preferences: Array
     weights: Array
+
+    def take(self, chosen: NDArray[np.intp]) -> _Rows:
+        return _Rows(*(part[chosen] for part in self))
 
 
 @dataclass(frozen=True)
@@ -147,22 +151,18 @@ class _Design:
         if self.gamed is None:
             return own
         number = len(self.gamed.preferences)
-        gamed = _features(self.gamed.standardized_differences, self.gamed.difficulties, np.zeros(number))
-        return _Rows(
-            np.concatenate([gamed, own.features]),
-            np.concatenate([self.gamed.preferences, own.preferences]),
-            np.concatenate([np.full(number, GAMED_WEIGHT), own.weights]),
-        )
+        features = _features(self.gamed.standardized_differences, self.gamed.difficulties, np.zeros(number))
+        gamed = _Rows(features, self.gamed.preferences, np.full(number, GAMED_WEIGHT))
+        return _Rows(*(np.concatenate(parts) for parts in zip(gamed, own, strict=True)))
 
     def predictions(self, coefficients: Array) -> Array:
         """[N] σ at no difference in length."""
         number = len(self.scaled)
-        return _sigmoid(_features(np.zeros(number), self.difficulties, np.ones(number)) @ coefficients)
+        return expit(_features(np.zeros(number), self.difficulties, np.ones(number)) @ coefficients)
 
 
 def _features(scaled: Array, difficulties: Array | None, model: Array) -> Array:
-    columns = [np.tanh(scaled), model] if difficulties is None else [np.tanh(scaled), difficulties, model]
-    return np.stack(columns, axis=1)
+    return np.stack([np.tanh(scaled), *([] if difficulties is None else [difficulties]), model], axis=1)
 
 
 def _best_strength(rows: _Rows) -> float:
@@ -170,14 +170,10 @@ def _best_strength(rows: _Rows) -> float:
     number = len(rows.preferences)
     folds = list(GroupKFold(NUM_FOLDS).split(rows.features, groups=np.arange(number)))
     losses = [
-        np.mean([_log_loss(_take(rows, test), _fit(_take(rows, train), strength)) for train, test in folds])
+        np.mean([_log_loss(rows.take(test), _fit(rows.take(train), strength)) for train, test in folds])
         for strength in STRENGTHS
     ]
     return float(STRENGTHS[int(np.argmin(losses))])
-
-
-def _take(rows: _Rows, chosen: NDArray[np.intp]) -> _Rows:
-    return _Rows(rows.features[chosen], rows.preferences[chosen], rows.weights[chosen])
 
 
 def _fit(rows: _Rows, strength: float) -> Array:
@@ -199,10 +195,6 @@ def _fit(rows: _Rows, strength: float) -> Array:
 
 
 def _log_loss(rows: _Rows, coefficients: Array) -> float:
-    predicted = np.clip(_sigmoid(rows.features @ coefficients), 1e-15, 1 - 1e-15)
+    predicted = np.clip(expit(rows.features @ coefficients), 1e-15, 1 - 1e-15)
     entropies = rows.preferences * np.log(predicted) + (1 - rows.preferences) * np.log(1 - predicted)
     return -float(np.mean(rows.weights * entropies))
-
-
-def _sigmoid(values: Array) -> Array:
-    return np.exp(-np.logaddexp(0, -values))

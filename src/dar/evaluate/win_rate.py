@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dar.errors import DataError
-from dar.evaluate.intervals import Interval, bootstrap, wilson
 from dar.evaluate.judgements import JudgedPair
+from dar.run.intervals import Interval, bootstrap, percent, standard_error, wilson
 
 NUM_LENGTH_BINS = 5
 
@@ -115,10 +114,9 @@ def win_rate(pairs: Sequence[JudgedPair], *, resamples: int, seed: int) -> WinRa
     preferences = preferences_of(judged)
     interval, _ = bootstrap(lambda drawn: float(preferences[drawn].mean()), len(judged), resamples=resamples, seed=seed)
     names = sorted({pair.category for pair in judged if pair.category is not None})
-    error = float(preferences.std(ddof=1)) / math.sqrt(len(judged)) if len(judged) > 1 else None
     return WinRate(
         overall=tally(judged),
-        standard_error=None if error is None else 100 * error,
+        standard_error=100 * standard_error(preferences.tolist()) if len(judged) > 1 else None,
         bootstrap=interval.scaled(100),
         num_failed=len(pairs) - len(judged),
         categories={name: tally([pair for pair in judged if pair.category == name]) for name in names},
@@ -186,12 +184,12 @@ def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:
         )
         for number in np.unique(place)
     ]
-    share = longer.count(True) / len(longer) if longer else None
+    share, interval = percent(longer)
     return LengthBias(
         model_length=float(np.mean([pair.model_length for pair in pairs])),
         baseline_length=float(np.mean([pair.baseline_length for pair in pairs])),
         num_decided=len(longer),
-        longer_wins=None if share is None else 100 * share,
-        longer_wins_wilson=None if share is None else wilson(share, len(longer)).scaled(100),
+        longer_wins=share,
+        longer_wins_wilson=interval,
         bins=tuple(bins),
     )

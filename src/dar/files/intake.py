@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -50,6 +51,12 @@ def parse_json(text: str, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         shown = " ".join(str(error).split())
         raise DataError(f"{where} is not JSON that can be read ({shown}): {one_line(text, 120)}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """The digest of a file's bytes. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_text(value: Any) -> bool:

@@ -7,12 +7,9 @@ written last, `manifest.json` with every file's size and SHA-256.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dar.errors import CheckpointError
-from dar.files.atomic import remove_rests
+from dar.files.atomic import remove, remove_rests, written
+from dar.files.intake import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -69,35 +67,25 @@ def save_checkpoint(
         CheckpointError: the disk is full or not writable; what was saved before is untouched.
     """
     target = folder / f"step-{state.step}"
-    scratch = folder / f".writing-step-{state.step}"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
-        save_file(tensors, scratch / "policy.safetensors")
-        torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
-        torch.save(_rng_state(), scratch / "rng.pt")
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in extras.items()},
-            scratch / "extras.safetensors",
-        )
-        (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        manifest = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(scratch.iterdir())}
-        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for file in scratch.iterdir():
-            _sync(file)
-        _remove(target)
-        os.rename(scratch, target)
-        _sync(folder)
+        with written(target) as scratch:
+            scratch.mkdir()
+            for name, tensors in ("policy", parameters), ("extras", extras):
+                kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(kept, scratch / f"{name}.safetensors")
+            torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
+            torch.save(_rng_state(), scratch / "rng.pt")
+            (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            manifest = {file.name: [file.stat().st_size, sha256_of(file)] for file in sorted(scratch.iterdir())}
+            (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         # torch and safetensors report a full disk as a RuntimeError of their own.
-        shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {target} cannot be written: {error}. Earlier checkpoints are intact; free some space and "
             "continue with --resume."
         ) from error
     for old in _superseded(folder, state.step, keep):
-        _remove(old)
+        remove(old)
     remove_rests(folder)
     return target
 
@@ -122,11 +110,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest_valid(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all there and unchanged, or None where there is no checkpoint at all.
 
-    A damaged one is passed over with a warning.
+    A damaged one is passed over with a warning. What a kill left half-done is finished first.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
     """
+    remove_rests(folder)
     candidates = list_checkpoints(folder)
     for path in candidates:
         problem = _damage(path)
@@ -211,30 +200,8 @@ def _damage(checkpoint: Path) -> str | None:
             file = checkpoint / name
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes, expected {size}"
-            if _sha256(file) != digest:
+            if sha256_of(file) != digest:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _remove(path: Path) -> None:
-    """Renames before deleting, so that a kill half-way leaves no half checkpoint under a real name."""
-    if path.exists():
-        doomed = path.with_name(f".removing-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

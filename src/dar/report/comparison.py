@@ -6,14 +6,15 @@ import math
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from dar.config.recipe import flatten
-from dar.report.curves import KL_AXIS, STEP
+from dar.report.curves import KL_AXIS, STEP, Curve
 from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards
 from dar.report.run import Run
-from dar.report.statistics import Estimate, Share, mean_interval, win_share
-from dar.report.text import Form
+from dar.run.intervals import Estimate, WinShare, mean_interval, win_share
+from dar.run.measures import MEASURES, Measure
 from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")
@@ -21,34 +22,18 @@ _SEED = re.compile(r"(.+)-seed\d+")
 
 
 @dataclass(frozen=True)
-class Arm:
+class RecipeRuns:
     """Runs of one recipe that differ in the seed alone."""
 
     name: str
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True)
-class Column:
-    """A figure of a finished run. key: of its last evaluation; None: seconds of its training steps."""
-
-    label: str
-    form: Form
-    key: str | None
+COLUMNS = (*MEASURES[:-1], Measure("seconds", "time", "duration"))
+"""The figures of a finished run: of its last evaluation, and of all its training steps."""
 
 
-COLUMNS = (
-    Column("reward", "signed", "reward"),
-    Column("gold reward", "signed", "gold"),
-    Column("KL to π₀, nats", "plain", "kl/ref"),
-    Column("length, tokens", "tokens", "completions/mean_length"),
-    Column("no EOS", "share", "completions/clipped_ratio"),
-    Column("entropy, nats", "plain", "entropy"),
-    Column("time", "seconds", None),
-)
-
-
-def arms_of(runs: Sequence[Run]) -> list[Arm]:
+def arms_of(runs: Sequence[Run]) -> list[RecipeRuns]:
     """Groups runs whose recipes are the same but for the seed (and what changes no number), in the order given.
 
     An arm is called as `dar compare` called it (`NAME-seedN`), else after its method and what sets it apart.
@@ -62,20 +47,21 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     taken = [
         name if names.count(name) == 1 else f"{name} ({group[0].name})" for name, group in zip(names, groups.values())
     ]
-    return [Arm(one_line(name, 150), tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
+    return [RecipeRuns(one_line(name, 150), tuple(group)) for name, group in zip(taken, groups.values(), strict=True)]
 
 
-def final_figures(arm: Arm) -> dict[str, Estimate]:
-    """By a column's label: mean over the arm's runs at their last evaluation, with Student's interval over seeds."""
-    found = {}
-    for column in COLUMNS:
-        values = [value for run in arm.runs if (value := _final(run, column)) is not None]
-        if values and len(values) == len(arm.runs):
-            found[column.label] = mean_interval(values)
-    return found
+def final_figures(arm: RecipeRuns) -> dict[str, Estimate]:
+    """By a column's key: mean over the runs at their last evaluation, with Student's interval over seeds."""
+    runs = [
+        (run.evaluations[-1] if run.evaluations else {})
+        | ({"seconds": math.fsum(row.get("step_time", 0.0) for row in run.steps)} if run.steps else {})
+        for run in arm.runs
+    ]
+    keys = [column.key for column in COLUMNS if all(column.key in run for run in runs)]
+    return {key: mean_interval([run[key] for run in runs]) for key in keys}
 
 
-def frontier(arms: Sequence[Arm]) -> Plot | None:
+def frontier(arms: Sequence[RecipeRuns]) -> Plot | None:
     """Held-out reward against √KL, one line per method, the range over its seeds as a band; None without such data."""
     series = []
     for color, arm in enumerate(arms):
@@ -88,7 +74,7 @@ def frontier(arms: Sequence[Arm]) -> Plot | None:
                 rows = [row for row in run.evaluations if "kl/ref" in row]
                 kl, reward = [row["kl/ref"] for row in rows], [row["reward"] for row in rows]
                 series.append(Series(run.name, kl, reward, color, is_faint=True, in_legend=False))
-        series.append(_with_band(arm, color, [_mean(values) for values in kls], rewards))
+        series.append(_with_band(arm, color, [fmean(values) for values in kls], rewards))
     if not series:
         return None
     return Plot(
@@ -102,20 +88,17 @@ def frontier(arms: Sequence[Arm]) -> Plot | None:
     )
 
 
-def over_steps(arms: Sequence[Arm], key: str, name: str, title: str, axis: Axis) -> Plot | None:
+def over_steps(arms: Sequence[RecipeRuns], curve: Curve) -> Plot | None:
     """A held-out metric by step, one line per method, the range over its seeds as a band."""
     series = []
     for color, arm in enumerate(arms):
-        if points := _over_seeds(arm, (key,)):
+        if points := _over_seeds(arm, (curve.key,)):
             series.append(_with_band(arm, color, [step for step, _ in points], [point[0] for _, point in points]))
-    return (
-        Plot(name, title, STEP, axis, series, note="Held-out prompts; mean over seeds, and their range.")
-        if series
-        else None
-    )
+    note = "Held-out prompts; mean over seeds, and their range."
+    return Plot(curve.name, curve.title, STEP, curve.axis, series, note=note) if series else None
 
 
-def win_matrix(arms: Sequence[Arm]) -> list[list[Share | None]]:
+def win_matrix(arms: Sequence[RecipeRuns]) -> list[list[WinShare | None]]:
     """[row][column]: on which share of the shared held-out prompts the row's mean reward beats the column's.
 
     A prompt's reward is its mean over completions and seeds at the end of training. None on the diagonal, and where
@@ -143,26 +126,20 @@ def _name(group: Sequence[Run], mine: dict[str, str], everyone: Sequence[dict[st
     return f"{method}, " + ", ".join(f"{key.rpartition('.')[2]} {mine[key]}" for key in apart[:3]) if apart else method
 
 
-def _final(run: Run, column: Column) -> float | None:
-    if column.key is None:
-        return math.fsum(row.get("step_time", 0.0) for row in run.steps) or None
-    return run.evaluations[-1].get(column.key) if run.evaluations else None
-
-
-def _over_seeds(arm: Arm, keys: tuple[str, ...]) -> list[tuple[int, tuple[list[float], ...]]]:
+def _over_seeds(arm: RecipeRuns, keys: tuple[str, ...]) -> list[tuple[int, tuple[list[float], ...]]]:
     """(step, each key's values over the seeds), at the steps where every run of the arm has been evaluated."""
     by_step = [{row["step"]: row for row in run.evaluations if all(key in row for key in keys)} for run in arm.runs]
     shared = [step for step in by_step[0] if all(step in rows for rows in by_step)]
     return [(step, tuple([rows[step][key] for rows in by_step] for key in keys)) for step in shared]
 
 
-def _with_band(arm: Arm, color: int, x: Sequence[float], values: Sequence[Sequence[float]]) -> Series:
+def _with_band(arm: RecipeRuns, color: int, x: Sequence[float], values: Sequence[Sequence[float]]) -> Series:
     several = len(arm.runs) > 1
     seeds = f" ({len(arm.runs)} seeds)" if several else ""
     return Series(
         arm.name + seeds,
         x,
-        [_mean(found) for found in values],
+        [fmean(found) for found in values],
         color,
         "line+points",
         low=[min(found) for found in values] if several else None,
@@ -171,12 +148,8 @@ def _with_band(arm: Arm, color: int, x: Sequence[float], values: Sequence[Sequen
     )
 
 
-def _prompt_rewards(arm: Arm) -> dict[Hashable, float]:
+def _prompt_rewards(arm: RecipeRuns) -> dict[Hashable, float]:
     """Each prompt's mean reward over the arm's runs, where all of them have it."""
     runs = [final_prompt_rewards(run) for run in arm.runs]
     shared = [prompt for prompt in runs[0] if all(prompt in rewards for rewards in runs)]
-    return {prompt: _mean([rewards[prompt] for rewards in runs]) for prompt in shared}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return {prompt: fmean([rewards[prompt] for rewards in runs]) for prompt in shared}

@@ -2,80 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dar.report.plots import Axis, Number, Plot, Series, running_mean, thinned
-from dar.report.results import MEASURES, Measure, evaluation_intervals
+from dar.report.results import evaluation_intervals
 from dar.report.run import Run
+from dar.run.measures import BY_KEY, Measure
 
 MAX_POINTS = 2000
 """Steps of a longer run are thinned to this many for the plots."""
 
 STEP = Axis("step")
 KL_AXIS = Axis("KL(π‖π₀), nats per completion, square-root axis", scale="sqrt")
-_BY_KEY = {measure.key: measure for measure in MEASURES}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a metric is drawn by step, or several: `lines` has their keys with their names.
+
+    name: of the plot's element and its PNG. note: its caption.
+    """
+
+    key: str
+    name: str
+    title: str
+    axis: Axis
+    note: str = ""
+    lines: Mapping[str, str] | None = None
+
+
+CURVES = (
+    Curve("reward", "reward", "Reward", Axis("reward"), "Bars: 95 % interval of the mean over held-out prompts."),
+    Curve("kl/ref", "kl", "Drift from π₀", Axis("nats per completion"), "KL(π_t‖π₀), k1 estimate."),
+    Curve(
+        "kl/old_k3",
+        "kl_old",
+        "Size of each update",
+        Axis("nats per completion"),
+        "KL(π_t‖π_t+1), k3 estimate on completions that the update was trained on.",
+    ),
+    Curve(
+        "completions/mean_length",
+        "length",
+        "Length",
+        Axis("tokens per completion"),
+        "Mean, end of sequence included. Bars: 95 % interval over held-out prompts.",
+    ),
+    Curve(
+        "completions/clipped_ratio",
+        "eos",
+        "Missing EOS",
+        Axis("share cut off before EOS", is_share=True),
+        "They ran out of room. A rising share is how length is hacked.",
+    ),
+    Curve(
+        "entropy",
+        "entropy",
+        "Entropy",
+        Axis("nats per token"),
+        "Along the policy's own samples; a collapse means that it says the same thing always.",
+    ),
+    Curve(
+        "completions/distinct_2",
+        "distinct",
+        "Variety",
+        Axis("distinct-2"),
+        "Different pairs of neighbouring tokens / all pairs. Training and held-out batches differ in size: compare "
+        "each with itself only.",
+    ),
+    Curve(
+        "completions/repetition",
+        "repetition",
+        "Repetition",
+        Axis("share of a completion's tokens", is_share=True),
+        "Inside its longest repeated n-gram.",
+    ),
+    Curve(
+        "reward_length/pearson",
+        "reward_length",
+        "Reward and length",
+        Axis("correlation"),
+        "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
+    ),
+    # What stands for the reward in a method that learns from pairs.
+    Curve(
+        "",
+        "pairs",
+        "Implicit rewards",
+        Axis("β·log(π_θ/π₀)"),
+        "Mean over pairs, in the step's last update.",
+        {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
+    ),
+)
+GOLD = Curve("gold", "gold", "Gold reward", Axis("gold reward"))
+IN_COMPARISON = (CURVES[0], GOLD, CURVES[1], CURVES[3], CURVES[4])
 
 
 def training_plots(run: Run) -> list[Plot]:
     """The curves this run has data for, in the order of the page."""
-    plots = [
-        _reward(run),
-        _metric(run, "kl/ref", "kl", "Drift from π₀", "nats per completion", "KL(π_t‖π₀), k1 estimate."),
-        _metric(
-            run,
-            "kl/old_k3",
-            "kl_old",
-            "Size of each update",
-            "nats per completion",
-            "KL(π_t‖π_t+1), k3 estimate on completions that the update was trained on.",
-        ),
-        _length(run),
-        _metric(
-            run,
-            "completions/clipped_ratio",
-            "eos",
-            "Completions without an end",
-            "share cut off before EOS",
-            "They ran out of room. A rising share is how length is hacked.",
-            is_share=True,
-        ),
-        _metric(
-            run,
-            "entropy",
-            "entropy",
-            "Entropy",
-            "nats per token",
-            "Along the policy's own samples; a collapse means that it says the same thing always.",
-        ),
-        _metric(
-            run,
-            "completions/distinct_2",
-            "distinct",
-            "Variety",
-            "distinct-2",
-            "Different pairs of neighbouring tokens / all pairs. Training and held-out batches differ in size: compare "
-            "each with itself only.",
-        ),
-        _metric(
-            run,
-            "completions/repetition",
-            "repetition",
-            "Repetition",
-            "share of a completion's tokens",
-            "Inside its longest repeated n-gram.",
-            is_share=True,
-        ),
-        _metric(
-            run,
-            "reward_length/pearson",
-            "reward_length",
-            "Reward and length",
-            "correlation",
-            "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
-        ),
-        _preferences(run),
+    return plots_of(run, CURVES)
+
+
+def plots_of(run: Run, curves: Sequence[Curve]) -> list[Plot]:
+    """The plots for which the run has something."""
+    marks = sorted({alert.step for alert in run.alerts})
+    found = [(curve, _series(run, curve)) for curve in curves]
+    return [
+        Plot(curve.name, curve.title, STEP, curve.axis, series, note=curve.note, marks=marks)
+        for curve, series in found
+        if series
     ]
-    return [plot for plot in plots if plot is not None]
 
 
 def overoptimization_plot(run: Run) -> Plot | None:
@@ -118,60 +155,18 @@ def time_plot(run: Run) -> Plot | None:
     )
 
 
-def _reward(run: Run) -> Plot | None:
-    series = _training_series(run, "reward", "training batch")
-    return _plot(
-        run,
-        "reward",
-        "Reward",
-        Axis("reward"),
-        [*series, *_heldout_series(run, _BY_KEY["reward"])],
-        "Bars: 95 % interval of the mean over held-out prompts.",
-    )
+def _series(run: Run, curve: Curve) -> list[Series]:
+    if curve.lines is None:
+        return [*_training_series(run, curve.key), *_heldout_series(run, curve.key)]
+    return [_line(run, key, name, color) for color, (key, name) in enumerate(curve.lines.items()) if run.series(key)[0]]
 
 
-def _length(run: Run) -> Plot | None:
-    series = _training_series(run, "completions/mean_length", "training batch")
-    note = "Mean, end of sequence included. Bars: 95 % interval over held-out prompts."
-    return _plot(
-        run,
-        "length",
-        "Length",
-        Axis("tokens per completion"),
-        [*series, *_heldout_series(run, _BY_KEY["completions/mean_length"])],
-        note,
-    )
-
-
-def _preferences(run: Run) -> Plot | None:
-    """What stands for the reward in a method that learns from pairs."""
-    series = [
-        _line(run, f"rewards/{name}", name, color)
-        for color, name in enumerate(("chosen", "rejected"))
-        if run.series(f"rewards/{name}")[0]
-    ]
-    return _plot(
-        run, "pairs", "Implicit rewards", Axis("β·log(π_θ/π₀)"), series, "Mean over pairs, in the step's last update."
-    )
-
-
-def _metric(run: Run, key: str, name: str, title: str, axis: str, note: str, *, is_share: bool = False) -> Plot | None:
-    measure = _BY_KEY.get(key, Measure(key, key, "plain"))
-    series = [*_training_series(run, key, "training batch"), *_heldout_series(run, measure)]
-    return _plot(run, name, title, Axis(axis, is_share=is_share), series, note)
-
-
-def _plot(run: Run, name: str, title: str, axis: Axis, series: Sequence[Series], note: str) -> Plot | None:
-    marks = sorted({alert.step for alert in run.alerts})
-    return Plot(name, title, STEP, axis, series, note=note, marks=marks) if series else None
-
-
-def _training_series(run: Run, key: str, name: str) -> list[Series]:
+def _training_series(run: Run, key: str) -> list[Series]:
     """The metric itself, faint, and its running mean over a twentieth of the run where that smooths anything."""
     steps, values = run.series(key)
     if not steps:
         return []
-    width = len(values) // 20
+    name, width = "training batch", len(values) // 20
     if width < 2:
         return [_line(run, key, name, 0)]
     keep = thinned(len(steps), MAX_POINTS)
@@ -188,11 +183,11 @@ def _line(run: Run, key: str, name: str, color: int, *, is_faint: bool = False) 
     return Series(name, [steps[i] for i in keep], [values[i] for i in keep], color, style, is_faint)
 
 
-def _heldout_series(run: Run, measure: Measure) -> list[Series]:
-    steps, values = run.series(measure.key, heldout=True)
+def _heldout_series(run: Run, key: str) -> list[Series]:
+    steps, values = run.series(key, heldout=True)
     if not steps:
         return []
-    intervals = evaluation_intervals(run, measure)
+    intervals = evaluation_intervals(run, BY_KEY.get(key, Measure(key, key)))
     half = {step: found.half_width for step, found in intervals.items() if found.half_width is not None}
     bars: tuple[list[Number] | None, list[Number] | None] = (None, None)
     if all(step in half for step in steps):

@@ -17,14 +17,13 @@ from plotly.offline import get_plotlyjs
 
 from dar import __version__
 from dar.config.recipe import dump_recipe
-from dar.report.budget import budget
-from dar.report.comparison import COLUMNS, Arm, arms_of, final_figures, frontier, over_steps, win_matrix
+from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, over_steps, win_matrix
 from dar.report.completions import Browser, browser_of
-from dar.report.curves import MAX_POINTS, overoptimization_plot, time_plot, training_plots
-from dar.report.plots import Axis, Plot, thinned
+from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, time_plot, training_plots
+from dar.report.plots import Plot, thinned
 from dar.report.results import changes, training_change
 from dar.report.run import Run
-from dar.report.statistics import Share
+from dar.report.spending import spending
 from dar.report.text import count, difference, duration, number, script_json
 from dar.report.weights import weight_plots
 from dar.shown import visible
@@ -114,19 +113,7 @@ def single_panels(run: Run) -> list[Panel]:
 def comparison_panels(runs: Sequence[Run]) -> list[Panel]:
     """The plots of several runs, by section."""
     arms = arms_of(runs)
-    steps = [
-        over_steps(arms, "reward", "reward", "Reward", Axis("held-out reward")),
-        over_steps(arms, "gold", "gold", "Gold reward", Axis("held-out gold reward")),
-        over_steps(arms, "kl/ref", "kl", "Drift from π₀", Axis("KL, nats per completion")),
-        over_steps(arms, "completions/mean_length", "length", "Length", Axis("tokens per completion")),
-        over_steps(
-            arms,
-            "completions/clipped_ratio",
-            "eos",
-            "Completions without an end",
-            Axis("share cut off before EOS", is_share=True),
-        ),
-    ]
+    steps = [over_steps(arms, curve) for curve in IN_COMPARISON]
     plot = frontier(arms)
     return [
         Panel(
@@ -157,7 +144,7 @@ def single_context(run: Run, browser: Browser) -> dict[str, Any]:
         "changes": changes(run),
         "training": training_change(run),
         "has_gold": any("gold" in row for row in run.evaluations),
-        "budget": budget(run),
+        "spending": spending(run),
         "recipe": visible(dump_recipe(run.spec)),
         "environment": visible(yaml.safe_dump(run.environment, sort_keys=False, allow_unicode=True)),
         "thinned_to": MAX_POINTS if len(run.steps) > MAX_POINTS else None,
@@ -166,13 +153,13 @@ def single_context(run: Run, browser: Browser) -> dict[str, Any]:
 
 def comparison_context(runs: Sequence[Run]) -> dict[str, Any]:
     """What the template of several runs reads beside the plots."""
-    arms: list[Arm] = arms_of(runs)
+    arms = arms_of(runs)
     figures = [final_figures(arm) for arm in arms]
-    matrix: list[list[Share | None]] = win_matrix(arms)
+    matrix = win_matrix(arms)
     counts = {cell.count for row in matrix for cell in row if cell}
     return {
         "arms": arms,
-        "columns": [column for column in COLUMNS if any(column.label in found for found in figures)],
+        "columns": [column for column in COLUMNS if any(column.key in found for found in figures)],
         "figures": figures,
         "matrix": matrix,
         "prompt_counts": sorted(counts),

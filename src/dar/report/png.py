@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from dar.errors import CheckpointError
+from dar.files.atomic import written
 from dar.report.page import comparison_panels, single_panels
 from dar.report.plots import PALETTE, Axis, Number, Plot, Series
 from dar.report.run import Run
@@ -34,7 +35,6 @@ def write_pictures(runs: Sequence[Run], folder: Path) -> list[Path]:
     """
     panels = single_panels(runs[0]) if len(runs) == 1 else comparison_panels(runs)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return [_write(plot, folder / f"{plot.name}.png") for panel in panels for plot in panel.plots]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
@@ -71,7 +71,8 @@ def picture(plot: Plot) -> Figure:
 
 
 def _write(plot: Plot, file: Path) -> Path:
-    picture(plot).savefig(file, dpi=200)
+    with written(file) as scratch:
+        picture(plot).savefig(scratch, dpi=200)
     return file
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dar.report.comparison import COLUMNS, Arm, arms_of, final_figures, win_matrix
+from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
 from dar.report.results import changes, training_change
 from dar.report.run import Run
 
@@ -60,7 +60,6 @@ def run_record(run: Run) -> dict[str, Any]:
     return found
 
 
-def _arm_record(arm: Arm) -> dict[str, Any]:
-    found = final_figures(arm)
-    figures = {column.key or "seconds": asdict(found[column.label]) for column in COLUMNS if column.label in found}
+def _arm_record(arm: RecipeRuns) -> dict[str, Any]:
+    figures = {key: asdict(found) for key, found in final_figures(arm).items()}
     return {"name": arm.name, "runs": [str(run.path) for run in arm.runs], "figures": figures}

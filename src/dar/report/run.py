@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,12 @@ from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
 from dar.files.intake import parse_json, read_text
+from dar.run.alerts import Alert
 from dar.run.folder import RunFolder
+from dar.run.measures import evaluations
 from dar.shown import one_line
 
 _COMPLETIONS = re.compile(r"(heldout-)?step-(\d+)\.parquet")
-
-
-@dataclass(frozen=True)
-class Alert:
-    """A rule of the recipe that was broken after a step, and what was done about it."""
-
-    step: int
-    rule: str
-    message: str
-    action: str
 
 
 @dataclass(frozen=True)
@@ -119,10 +111,8 @@ def load_run(path: str | Path) -> Run:
         path=folder.path,
         spec=load_recipe(folder.path / "config.yaml"),
         environment=_json(folder.path / "environment.json"),
-        steps=[row for row in rows if not _is_evaluation(row)],
-        evaluations=[
-            {key.removeprefix("eval/"): value for key, value in row.items()} for row in rows if _is_evaluation(row)
-        ],
+        steps=[row for row in rows if not evaluations([row])],
+        evaluations=evaluations(rows),
         alerts=[_alert(folder, row) for row in folder.alerts()],
         completions=_completion_files(folder.path / "completions"),
     )
@@ -145,10 +135,6 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     return found
 
 
-def _is_evaluation(row: dict[str, Any]) -> bool:
-    return any(key.startswith("eval/") for key in row)
-
-
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
@@ -160,7 +146,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _alert(folder: RunFolder, row: dict[str, Any]) -> Alert:
     try:
-        return Alert(row["step"], row["rule"], row["message"], row["action"])
+        return Alert(**{field.name: row[field.name] for field in fields(Alert)})
     except KeyError as error:
         raise CheckpointError(f"{folder.path / 'alerts.jsonl'}: an alert without {error}: {row}") from error
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 from dar.shown import visible
-
-Form = Literal["signed", "plain", "share", "points", "tokens", "seconds"]
 
 MAX_TEXT = 20_000
 """Characters shown of one text."""
@@ -29,27 +27,15 @@ def script_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_FOR_SCRIPT)
 
 
-def number(value: float | None, form: Form = "plain") -> str:
-    """A figure as every table of the page shows it; '–' where there is none."""
+def number(value: float | None, form: str = ".3f") -> str:
+    """A figure as every table of the page shows it, by its format specification or `duration`; '–' where none is."""
     if value is None:
         return "–"
-    match form:
-        case "signed":
-            text = f"{value:+.3f}"
-        case "share":
-            text = f"{100 * value:.1f} %"
-        case "points":
-            text = f"{100 * value:.1f} points"
-        case "tokens":
-            text = f"{value:,.1f}"
-        case "seconds":
-            text = duration(value)
-        case "plain":
-            text = f"{value:.3f}"
-    return text.replace("-", "−").replace(",", "\u202f")
+    text = duration(value) if form == "duration" else format(value, form)
+    return text.replace("-", "−").replace(",", "\u202f").replace("%", " %")
 
 
-def difference(value: float, form: Form = "plain") -> str:
+def difference(value: float, form: str = ".3f") -> str:
     """A difference as the tables show it: with its sign in every format."""
     text = number(value, form)
     return text if text[0] in "+−" else f"+{text}"

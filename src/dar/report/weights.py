@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from dar.report.plots import Axis, Heatmap, Plot, Series, thinned
+from dar.report.curves import STEP, Curve, plots_of
+from dar.report.plots import Axis, Heatmap, Plot, thinned
 from dar.report.run import Run
 
-_STEP = Axis("step")
 _DECADES = range(-3, 5)
 EDGES = tuple(mantissa * 10.0**decade for decade in _DECADES for mantissa in (1.0, 2.0, 5.0))
 """Upper bounds of the histogram's bins: 0.001, 0.002, 0.005, 0.01, …"""
 MAX_COLUMNS = 400
 
 
+CURVES = (
+    Curve(
+        "",
+        "weight_shares",
+        "Who teaches",
+        Axis("share of the batch", is_share=True),
+        "Effective sample size is (Σw)²/(B·Σw²): 25 % means that the update hangs on a quarter of the batch.",
+        {
+            "weights/ess_fraction": "effective sample size",
+            "weights/clip_fraction": "at the clip",
+            "weights/zero_fraction": "below 0.01",
+            "rows/skipped_fraction": "left out of the update",
+        },
+    ),
+    Curve(
+        "",
+        "w_reg",
+        "Pull towards π₀",
+        Axis("nats per completion"),
+        "w_reg = (π₀/π_t)^α, and 0 means no pull. The mean of its logarithm is −α·KL(π_t‖π₀).",
+        {"weights/log_w_reg_mean": "mean of log w_reg", "weights/neg_log_mean_w_reg": "− log of mean w_reg"},
+    ),
+)
+
+
 def weight_plots(run: Run) -> list[Plot]:
     """What there is to see of the weights; empty for a method that has none of its own."""
-    plots = [histogram(run) if _weighs(run) else None, _shares(run), _w_reg(run)]
-    return [plot for plot in plots if plot is not None]
+    if not run.series("weights/ess_fraction")[0]:
+        return []
+    return [*filter(None, [histogram(run)]), *plots_of(run, CURVES)]
 
 
 def histogram(run: Run) -> Plot | None:
@@ -39,7 +64,7 @@ def histogram(run: Run) -> Plot | None:
     return Plot(
         "weights",
         "Weights",
-        _STEP,
+        STEP,
         Axis("weight of a completion"),
         heatmap=Heatmap(steps, [bin_name(row) for row in rows], [[c[row] for c in columns] for row in rows], "share"),
         note="Share of the batch's completions, at the steps whose completions were recorded.",
@@ -58,50 +83,3 @@ def binned(weights: Sequence[float]) -> list[float]:
 def bin_name(bin: int) -> str:
     """Where a bin begins; the lowest goes down to 0."""
     return f"< {EDGES[0]:g}" if bin == 0 else f"≥ {EDGES[bin - 1]:g}"
-
-
-def _weighs(run: Run) -> bool:
-    return any("weights/ess_fraction" in row for row in run.steps)
-
-
-def _shares(run: Run) -> Plot | None:
-    return _lines(
-        run,
-        {
-            "weights/ess_fraction": "effective sample size",
-            "weights/clip_fraction": "at the clip",
-            "weights/zero_fraction": "below 0.01",
-            "rows/skipped_fraction": "left out of the update",
-        },
-        name="weight_shares",
-        title="Who teaches",
-        axis=Axis("share of the batch", is_share=True),
-        note="Effective sample size is (Σw)²/(B·Σw²): 25 % means that the update hangs on a quarter of the batch.",
-    )
-
-
-def _w_reg(run: Run) -> Plot | None:
-    return _lines(
-        run,
-        {
-            "weights/log_w_reg_mean": "mean of log w_reg",
-            "weights/neg_log_mean_w_reg": "− log of mean w_reg",
-        },
-        name="w_reg",
-        title="Pull towards π₀",
-        axis=Axis("nats per completion"),
-        note="w_reg = (π₀/π_t)^α, and 0 means no pull. The mean of its logarithm is −α·KL(π_t‖π₀).",
-    )
-
-
-def _lines(run: Run, keys: dict[str, str], *, name: str, title: str, axis: Axis, note: str) -> Plot | None:
-    if not _weighs(run):
-        return None
-    series = []
-    for color, (key, label) in enumerate(keys.items()):
-        steps, values = run.series(key)
-        keep = thinned(len(steps), 2000)
-        if steps and all(map(math.isfinite, values)):
-            style = "line" if len(steps) > 1 else "points"
-            series.append(Series(label, [steps[i] for i in keep], [values[i] for i in keep], color, style))
-    return Plot(name, title, _STEP, axis, series, note=note) if series else None

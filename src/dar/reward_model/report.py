@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from dar.files.atomic import written
+from dar.run.intervals import standard_error
 
 _EDGES = (-64, -16, 0, 1, 17, 65)
 """Where bins of the chosen completion's length less the rejected one's begin, in tokens: −64 to −17, −16 to −1, 0, …"""
@@ -33,24 +40,17 @@ def preference_report(chosen: Sequence[float], rejected: Sequence[float], longer
     ece, bins = calibration(margins)
     return {
         "num_pairs": len(margins),
-        "accuracy": _mean(right),
+        "accuracy": fmean(right),
         "accuracy_se": standard_error(right),
-        "loss": _mean([_softplus(-margin) for margin in margins]),
-        "mean_margin": _mean(margins),
+        "loss": fmean(np.logaddexp(0.0, np.negative(margins))),
+        "mean_margin": fmean(margins),
         "ece": ece,
-        "longer_wins_accuracy": _mean(longer),
-        "shorter_wins_accuracy": 1 - _mean(longer),
+        "longer_wins_accuracy": fmean(longer),
+        "shorter_wins_accuracy": 1 - fmean(longer),
         "length_se": standard_error(longer),
         "reliability": bins,
         "by_length_difference": _by_length(right, longer_by),
     }
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean: sample standard deviation / √n; 0 for a single value."""
-    mean = _mean(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return math.sqrt(variance / len(values))
 
 
 def calibration(margins: Sequence[float], *, num_bins: int = 10) -> tuple[float, list[dict[str, float]]]:
@@ -67,18 +67,15 @@ def calibration(margins: Sequence[float], *, num_bins: int = 10) -> tuple[float,
 
     Guo et al. 2017, arXiv:1706.04599, eq. 3, for the two completions of a pair.
     """
-    members: list[list[tuple[float, float]]] = [[] for _ in range(num_bins)]
-    for margin in margins:
-        confidence = 1 / (1 + math.exp(-abs(margin)))
-        members[min(num_bins - 1, int((2 * confidence - 1) * num_bins))].append((confidence, _points(margin)))
+    right, confidence = np.array([_points(margin) for margin in margins]), expit(np.abs(margins))
+    places = np.minimum(num_bins - 1, ((2 * confidence - 1) * num_bins).astype(int))
     bins = [
         {
-            "confidence": _mean([confidence for confidence, _ in part]),
-            "accuracy": _mean([points for _, points in part]),
-            "num_pairs": len(part),
+            "confidence": float(confidence[places == place].mean()),
+            "accuracy": float(right[places == place].mean()),
+            "num_pairs": int((places == place).sum()),
         }
-        for part in members
-        if part
+        for place in np.unique(places)
     ]
     error = sum(part["num_pairs"] * abs(part["accuracy"] - part["confidence"]) for part in bins) / len(margins)
     return error, bins
@@ -99,13 +96,13 @@ def plot_reliability(report: dict[str, Any], path: Path) -> None:
     )
     axes.set(xlabel="probability the model gives", ylabel="share it is right", xlim=(0.48, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(f"{count} held-out pairs, ECE {report['ece']:.3f}")
-    figure.savefig(path, dpi=120)
+    with written(path) as scratch:
+        figure.savefig(scratch, dpi=120)
 
 
 def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[str, Any]]:
-    bounds = list(zip((None, *_EDGES), (*_EDGES, None)))
     found: list[dict[str, Any]] = []
-    for low, stop in bounds:
+    for low, stop in pairwise((None, *_EDGES, None)):
         part = [
             points
             for points, difference in zip(right, longer_by)
@@ -114,7 +111,7 @@ def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[st
         if part:
             high = None if stop is None else stop - 1
             found.append(
-                {"from": low, "to": high, "num_pairs": len(part), "accuracy": _mean(part), "se": standard_error(part)}
+                {"from": low, "to": high, "num_pairs": len(part), "accuracy": fmean(part), "se": standard_error(part)}
             )
     return found
 
@@ -122,11 +119,3 @@ def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[st
 def _points(margin: float) -> float:
     """1 where the first is preferred, 0 where the other is, 1/2 for a tie."""
     return 0.5 if margin == 0 else float(margin > 0)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 from dar.config.alerts import (
     AnyAlert,
@@ -19,6 +19,13 @@ from dar.config.alerts import (
 History = Sequence[Mapping[str, float]]
 """Lines of metrics.jsonl, oldest first, each with `step` and all that a rule reads (`metrics_read`)."""
 
+_KEYS = {
+    "missing_eos": "completions/clipped_ratio",
+    "kl": "kl/ref",
+    "length_drift": "completions/mean_length",
+    "entropy": "entropy",
+    "repetition": "completions/repetition",
+}
 _Sampled = MissingEosAlertSpec | KLAlertSpec | LengthDriftAlertSpec | EntropyAlertSpec | RepetitionAlertSpec
 
 
@@ -45,19 +52,9 @@ class Alert:
 
 def metrics_read(rule: AnyAlert) -> tuple[str, ...]:
     """The keys of metrics.jsonl that a rule reads; lines without them are none of its business."""
-    match rule:
-        case OveroptimizationAlertSpec():
-            return "eval/gold", "eval/reward"
-        case MissingEosAlertSpec():
-            key = "completions/clipped_ratio"
-        case KLAlertSpec():
-            key = "kl/ref"
-        case LengthDriftAlertSpec():
-            key = "completions/mean_length"
-        case EntropyAlertSpec():
-            key = "entropy"
-        case RepetitionAlertSpec():
-            key = "completions/repetition"
+    if isinstance(rule, OveroptimizationAlertSpec):
+        return "eval/gold", "eval/reward"
+    key = _KEYS[rule.type]
     return (key if rule.samples == "train" else f"eval/{key}",)
 
 
@@ -74,15 +71,12 @@ def check(rule: AnyAlert, history: History) -> Alert | None:
     """The alert of a rule that is broken by the end of a history; None where it holds, or the history is too short."""
     if len(history) < rule.window:
         return None
-    match rule:
-        case OveroptimizationAlertSpec():
-            found = _overoptimized(rule, history[-rule.window :])
-        case MissingEosAlertSpec() | KLAlertSpec() | RepetitionAlertSpec():
-            found = _above(rule, _recent(rule, history))
-        case LengthDriftAlertSpec():
-            found = _drifted(rule, _initial(rule, history), _recent(rule, history))
-        case EntropyAlertSpec():
-            found = _collapsed(rule, _initial(rule, history), _recent(rule, history))
+    if isinstance(rule, OveroptimizationAlertSpec):
+        found = _overoptimized(rule, history[-rule.window :])
+    else:
+        (key,) = metrics_read(rule)
+        start, now = (fmean(line[key] for line in part) for part in (history[: rule.window], history[-rule.window :]))
+        found = _broken(rule, start, now)
     if found is None:
         return None
     value, threshold, message = found
@@ -101,35 +95,30 @@ _Found = tuple[float, float, str] | None
 """Value, threshold and message."""
 
 
-def _above(rule: MissingEosAlertSpec | KLAlertSpec | RepetitionAlertSpec, value: float) -> _Found:
-    if value <= rule.max:
-        return None
+def _broken(rule: _Sampled, start: float, now: float) -> _Found:
+    """By the means over the first and the last window."""
     where = _where(rule)
     match rule:
-        case MissingEosAlertSpec():
-            text = f"{value:.0%} of completions ran out of room before they ended ({where}; limit {rule.max:.0%})"
-        case KLAlertSpec():
-            text = f"the policy is {value:.3g} nats per completion away from π₀ ({where}; limit {rule.max:g})"
-        case RepetitionAlertSpec():
-            text = f"{value:.0%} of a completion is its longest repeated part ({where}; limit {rule.max:.0%})"
-    return value, rule.max, text
-
-
-def _drifted(rule: LengthDriftAlertSpec, start: float, now: float) -> _Found:
-    ratio = now / start
-    if 1 / rule.max_ratio <= ratio <= rule.max_ratio:
-        return None
-    limit = rule.max_ratio if ratio > 1 else 1 / rule.max_ratio
-    sizes = f"completions have {now:.1f} tokens, {ratio:.2g} times the {start:.1f} of the start"
-    return ratio, limit, f"{sizes} ({_where(rule)}; limit {limit:.3g})"
-
-
-def _collapsed(rule: EntropyAlertSpec, start: float, now: float) -> _Found:
-    # Written without a division: a policy that was certain from the start has nothing to lose.
-    if now >= rule.min_ratio * start:
-        return None
-    sizes = f"the entropy is {now:.3g} nats per token, {now / start:.2g} times the {start:.3g} of the start"
-    return now / start, rule.min_ratio, f"{sizes} ({_where(rule)}; limit {rule.min_ratio:g})"
+        case MissingEosAlertSpec() if now > rule.max:
+            text = f"{now:.0%} of completions ran out of room before they ended ({where}; limit {rule.max:.0%})"
+            return now, rule.max, text
+        case KLAlertSpec() if now > rule.max:
+            text = f"the policy is {now:.3g} nats per completion away from π₀ ({where}; limit {rule.max:g})"
+            return now, rule.max, text
+        case RepetitionAlertSpec() if now > rule.max:
+            text = f"{now:.0%} of a completion is its longest repeated part ({where}; limit {rule.max:.0%})"
+            return now, rule.max, text
+        case LengthDriftAlertSpec() if not 1 / rule.max_ratio <= now / start <= rule.max_ratio:
+            ratio = now / start
+            limit = rule.max_ratio if ratio > 1 else 1 / rule.max_ratio
+            sizes = f"completions have {now:.1f} tokens, {ratio:.2g} times the {start:.1f} of the start"
+            return ratio, limit, f"{sizes} ({where}; limit {limit:.3g})"
+        # Written without a division: a policy that was certain from the start has nothing to lose.
+        case EntropyAlertSpec() if now < rule.min_ratio * start:
+            sizes = f"the entropy is {now:.3g} nats per token, {now / start:.2g} times the {start:.3g} of the start"
+            return now / start, rule.min_ratio, f"{sizes} ({where}; limit {rule.min_ratio:g})"
+        case _:
+            return None
 
 
 def _overoptimized(rule: OveroptimizationAlertSpec, window: History) -> _Found:
@@ -143,24 +132,8 @@ def _overoptimized(rule: OveroptimizationAlertSpec, window: History) -> _Found:
 
 def _fitted_change(window: History, key: str) -> float:
     """What the least-squares line through (step, metric) gains from the window's first step to its last."""
-    steps, values = [line["step"] for line in window], [line[key] for line in window]
-    middle = fmean(steps)
-    spread = sum((step - middle) ** 2 for step in steps)
-    slope = sum((step - middle) * value for step, value in zip(steps, values, strict=True)) / spread
-    return slope * (steps[-1] - steps[0])
-
-
-def _initial(rule: _Sampled, history: History) -> float:
-    return _mean(rule, history[: rule.window])
-
-
-def _recent(rule: _Sampled, history: History) -> float:
-    return _mean(rule, history[-rule.window :])
-
-
-def _mean(rule: _Sampled, lines: History) -> float:
-    (key,) = metrics_read(rule)
-    return fmean(line[key] for line in lines)
+    steps = [line["step"] for line in window]
+    return linear_regression(steps, [line[key] for line in window]).slope * (steps[-1] - steps[0])
 
 
 def _where(rule: _Sampled) -> str:

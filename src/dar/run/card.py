@@ -9,16 +9,8 @@ import yaml
 from dar.config.recipe import dump_recipe
 from dar.config.rewards import reward_name
 from dar.config.run import RunSpec
+from dar.run.measures import MEASURES, evaluations
 from dar.shown import fenced, markdown
-
-_ROWS = (
-    ("reward", "eval/reward"),
-    ("held-out reward, never trained on", "eval/gold"),
-    ("KL to the initial model, nats per completion", "eval/kl/ref"),
-    ("length, tokens", "eval/completions/mean_length"),
-    ("share cut off before EOS", "eval/completions/clipped_ratio"),
-    ("distinct-2", "eval/completions/distinct_2"),
-)
 
 
 def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[str, Any]], *, command: str = "") -> str:
@@ -41,13 +33,17 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         + (f"; reward: {rewards}." if rewards else "."),
         "",
     ]
-    evaluations = [row for row in metrics if "eval/reward" in row]
-    if len(evaluations) >= 2:
-        before, after = evaluations[0], evaluations[-1]
+    found = evaluations(metrics)
+    if len(found) >= 2:
+        before, after = found[0], found[-1]
         lines += [
             "| held-out prompts | before | after |",
             "|---|---:|---:|",
-            *(f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for label, key in _ROWS if key in before),
+            *(
+                f"| {row.name} | {row.shown(before[row.key])} | {row.shown(after[row.key])} |"
+                for row in MEASURES
+                if row.key in before and row.key in after
+            ),
             "",
         ]
     if alerts:

@@ -11,19 +11,20 @@ from rich.table import Table
 
 from dar.console import Console
 from dar.run.alerts import Alert
+from dar.run.measures import BY_KEY, KL_OLD, Measure, measures_of
 from dar.shown import one_line
 
-_SUMMARY = (
-    ("reward", "reward", "{:+.3f}"),
-    ("kl/ref", "KL π₀", "{:.2f}"),
-    ("kl/old_k3", "KL π_t", "{:.2f}"),
-    ("accuracy", "accuracy", "{:.0%}"),
-    ("margin", "margin", "{:+.3f}"),
-    ("completions/mean_length", "length", "{:.1f}"),
-    ("completions/clipped_ratio", "no EOS", "{:.0%}"),
-    ("weights/ess_fraction", "ESS", "{:.0%}"),
-    ("grad_norm", "grad", "{:.2f}"),
-    ("step_time", "s", "{:.1f}"),
+_STEP = (
+    BY_KEY["reward"],
+    BY_KEY["kl/ref"],
+    KL_OLD,
+    Measure("accuracy", "accuracy", ".0%"),
+    Measure("margin", "margin", "+.3f"),
+    BY_KEY["completions/mean_length"],
+    BY_KEY["completions/clipped_ratio"],
+    Measure("weights/ess_fraction", "ESS", ".0%"),
+    Measure("grad_norm", "grad", ".2f"),
+    Measure("step_time", "s", ".1f"),
 )
 
 _ALERT_STYLES = {"log": "yellow", "mark": "bold yellow", "stop": "bold red"}
@@ -93,7 +94,7 @@ class Display:
             self._progress.update(self._task, completed=step)
         if not shown:
             return
-        parts = [f"{label} {form.format(metrics[key])}" for key, label, form in _SUMMARY if key in metrics]
+        parts = [f"{one.label} {one.shown(metrics[one.key])}" for one in _STEP if one.key in metrics]
         self.note(f"step {step}/{self.num_steps}  " + "  ".join(parts))
 
     def note(self, text: str, *, style: str = "") -> None:
@@ -114,23 +115,10 @@ class Display:
         table = Table(title=title, title_justify="left")
         for heading in ("held-out", "before", "after"):
             table.add_column(heading, justify="left" if heading == "held-out" else "right")
-        rows = (
-            ("reward", "reward", "{:+.3f}"),
-            ("held-out reward (gold)", "gold", "{:+.3f}"),
-            ("KL to π₀ (nats per completion)", "kl/ref", "{:.2f}"),
-            ("length (tokens)", "completions/mean_length", "{:.1f}"),
-            ("ended with EOS", "completions/clipped_ratio", "{:.0%}"),
-            ("distinct-2", "completions/distinct_2", "{:.3f}"),
-            ("entropy (nats per token)", "entropy", "{:.2f}"),
-        )
-        parts = sorted(key for key in before if key.startswith("rewards/") and key.endswith("/mean"))
-        if len(parts) > 1:
-            names = [(f"  {key.removeprefix('rewards/').removesuffix('/mean')}", key, "{:+.3f}") for key in parts]
-            rows = (rows[0], *names, *rows[1:])
-        for label, key, form in rows:
-            if key in before and key in after:
-                values = [1 - row[key] if key == "completions/clipped_ratio" else row[key] for row in (before, after)]
-                table.add_row(label, *(form.format(value) for value in values))
+        for row in measures_of(after):
+            if row.key in before:
+                indent = "  " if row.is_part else ""
+                table.add_row(f"{indent}{row.name}", *(row.shown(found[row.key]) for found in (before, after)))
         self.console.print(table)
 
     def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DataError, NonFiniteError
-from dar.files.atomic import remove_rests
+from dar.files.atomic import remove, remove_rests, write_text, written
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded
 from dar.shown import redacted
@@ -163,6 +162,9 @@ class RunFolder:
         A resumed run writes them anew. One that is resumed with other settings comes to another policy, so that the
         best one must not be left over from what did not happen.
         """
+        remove_rests(self.path)
+        remove_rests(self.checkpoints)
+        remove_rests(self.path / "completions")
         for name in ("metrics.jsonl", "alerts.jsonl"):
             if (self.path / name).exists():
                 kept = [row for row in self._lines(name) if row["step"] <= step]
@@ -172,17 +174,15 @@ class RunFolder:
                 file.unlink()
         best = self.best_record()
         if best is not None and best["step"] > step:
-            shutil.rmtree(self.best)
-        remove_rests(self.path)
-        remove_rests(self.checkpoints)
+            remove(self.best)
 
     def write_completions(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes completions/<name>.parquet."""
-        _write_table(self.path / "completions" / f"{name}.parquet", columns)
+        self._write_table(f"completions/{name}.parquet", columns)
 
     def write_triage(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes triage.parquet: what a method made of the data's pairs before the first step."""
-        _write_table(self.path / "triage.parquet", columns)
+        self._write_table("triage.parquet", columns)
 
     def triage(self) -> dict[str, list[Any]] | None:
         """The columns of triage.parquet, or None where there is none."""
@@ -221,27 +221,19 @@ class RunFolder:
             raise CheckpointError(str(error)) from error
 
     def _write(self, name: str, text: str) -> None:
-        # Written beside and renamed, so a kill leaves the old file or the new one, never half of one.
-        scratch = self.path / f".{name}.tmp"
         try:
-            with scratch.open("w", encoding="utf-8") as stream:
-                stream.write(redacted(text))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(scratch, self.path / name)
+            write_text(self.path / name, redacted(text))
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path / name}: {error}") from error
 
-
-def _write_table(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Written beside and renamed, as all that a kill must not leave half-written."""
-    scratch = file.with_name(f".{file.stem}.tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pa.table({name: _shown(values) for name, values in columns.items()}), scratch)
-        os.replace(scratch, file)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
+    def _write_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        table = pa.table({name: _shown(values) for name, values in columns.items()})
+        file = self.path / name
+        try:
+            with written(file) as scratch:
+                pyarrow.parquet.write_table(table, scratch)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
 
 
 def _shown(values: Sequence[Any]) -> Sequence[Any]:

@@ -17,6 +17,7 @@ from dar.rewards import RewardTable
 from dar.run.display import Display
 from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutResult
+from dar.run.measures import MEASURES
 from dar.run.watch import Watch
 
 
@@ -53,9 +54,8 @@ class Recorder:
         columns = heldout_columns(result)
         columns |= token_columns(result.rollouts.groups, result.logprobs, result.ref_logprobs, self.tokenizer)
         self.folder.write_completions(f"heldout-step-{step}", columns)
-        gold = f", gold {found['gold']:+.3f}" if "gold" in found else ""
-        kl = f", KL π₀ {found['kl/ref']:.2f}" if "kl/ref" in found else ""
-        self.display.note(f"held-out after step {step}: reward {found['reward']:+.3f}{gold}{kl} ({seconds:.0f} s)")
+        said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:3] if one.key in found)
+        self.display.note(f"held-out after step {step}: {said} ({seconds:.0f} s)")
 
     def completions(self, step: int, scored: Scored, weighted: Weighted) -> None:
         """The completions of a training step, with all that decided about them; one is shown."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError, require_package
+from dar.files.atomic import written
+from dar.files.intake import sha256_of
 from dar.files.paths import cache_root
 
 
@@ -24,8 +23,10 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         ConfigError: the digest is another one, the file cannot be read as a causal language model, or the cache
             folder cannot be written.
     """
-    require_package("gguf", f"{file}")
-    digest = _sha256(file)
+    try:
+        digest = sha256_of(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model file {file}: {error}") from error
     if sha256 and digest != sha256.lower():
         raise ConfigError(
             f"{file} ({file.stat().st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
@@ -34,17 +35,12 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
     target = cache_root() / "gguf" / f"{file.stem}-{digest[:16]}"
     if (target / "config.json").exists():
         return target
+    require_package("gguf", str(file))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        with written(target) as scratch:
+            _convert(file, scratch)
     except OSError as error:
         raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    try:
-        _convert(file, scratch)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -59,11 +55,3 @@ def _convert(file: Path, folder: Path) -> None:
     delattr(model.config, "quantization_config")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"cannot read the model file {file}: {error}") from error

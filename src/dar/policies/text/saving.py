@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from dar.errors import CheckpointError, NonFiniteError
+from dar.files.atomic import written
 
 
 class Saved(Protocol):
@@ -37,20 +37,11 @@ def save_policy(policy: Saved, folder: Path, *, card: str, notes: Mapping[str, s
     for name, parameter in policy.model.named_parameters():
         if not parameter.isfinite().all():
             raise NonFiniteError(f"the model is not saved to {folder}: {name} is not finite. Lower optim.learning_rate")
-    scratch, doomed = folder.with_name(f".writing-{folder.name}"), folder.with_name(f".removing-{folder.name}")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        policy.model.save_pretrained(scratch)
-        policy.tokenizer.save_pretrained(scratch)
-        for name, text in {"README.md": card, **(notes or {})}.items():
-            (scratch / name).write_text(text, encoding="utf-8")
-        # Out of the way first: a folder that is half removed must not keep its name.
-        shutil.rmtree(doomed, ignore_errors=True)
-        if folder.exists():
-            folder.rename(doomed)
-        scratch.rename(folder)
-        shutil.rmtree(doomed, ignore_errors=True)
+        with written(folder) as scratch:
+            policy.model.save_pretrained(scratch)
+            policy.tokenizer.save_pretrained(scratch)
+            for name, text in {"README.md": card, **(notes or {})}.items():
+                (scratch / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error

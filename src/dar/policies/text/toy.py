@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dar.errors import ConfigError
+from dar.files.atomic import written
 from dar.files.paths import cache_root
 
 TOY = "toy:letters"
@@ -29,17 +28,11 @@ def toy_folder() -> Path:
     if (target / "config.json").exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+        with written(target) as scratch:
+            _model().save_pretrained(scratch)
+            _tokenizer().save_pretrained(scratch)
     except OSError as error:
         raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    try:
-        _model().save_pretrained(scratch)
-        _tokenizer().save_pretrained(scratch)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

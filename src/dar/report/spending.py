@@ -9,7 +9,7 @@ from dar.report.run import Run
 
 
 @dataclass(frozen=True)
-class Budget:
+class Spending:
     """Totals over the recorded steps.
 
     phases: (name, seconds, share of the whole) in falling order; phases that overlap add up to more than the whole.
@@ -29,7 +29,7 @@ class Budget:
     peak_gb: float | None
 
 
-def budget(run: Run) -> Budget | None:
+def spending(run: Run) -> Spending | None:
     """Sums of the run's own timings; None before the first step."""
     if not run.steps:
         return None
@@ -45,7 +45,7 @@ def budget(run: Run) -> Budget | None:
     whole = steps + evaluation
     completion = sum(row.get("tokens/completion", 0) for row in run.steps)
     rollout = seconds.get("rollout")
-    return Budget(
+    return Spending(
         phases=sorted(
             ((name, value, value / whole if whole else 0.0) for name, value in seconds.items()),
             key=lambda phase: -phase[1],

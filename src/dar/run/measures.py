@@ -1,0 +1,67 @@
+"""What is measured on held-out prompts, under the one name and in the one form that every table shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as people read it.
+
+    key: in metrics.jsonl, without `eval/`.
+    label: where there is little room; `name` has what it counts in, too.
+    form: format specification of its figures.
+    column: of the completion tables, from which intervals come; None where a completion alone has no such figure.
+    """
+
+    key: str
+    label: str
+    form: str = ".3f"
+    unit: str = ""
+    column: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a single one of several rewards."""
+        return self.key.startswith("rewards/")
+
+    def shown(self, value: float) -> str:
+        return format(value, self.form)
+
+
+MEASURES = (
+    Measure("reward", "reward", "+.3f", column="reward"),
+    Measure("gold", "gold reward", "+.3f", "not trained on", "gold"),
+    Measure("kl/ref", "KL to π₀", ".3f", "nats per completion", "kl_ref"),
+    Measure("completions/mean_length", "length", ",.1f", "tokens", "length"),
+    Measure("completions/clipped_ratio", "missing EOS", ".1%", column="finish_reason"),
+    Measure("entropy", "entropy", ".3f", "nats per token"),
+    Measure("completions/distinct_2", "distinct-2"),
+)
+KL_OLD = Measure("kl/old_k3", "KL to π_t", ".3f", "nats per completion")
+BY_KEY = {measure.key: measure for measure in (*MEASURES, KL_OLD)}
+
+
+def evaluations(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The held-out evaluations among lines of metrics.jsonl, their keys without `eval/`."""
+    found = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    return [{key.removeprefix("eval/"): value for key, value in line.items()} for line in found]
+
+
+def measures_of(evaluation: Mapping[str, float]) -> list[Measure]:
+    """The measures that an evaluation has, and each single reward, where there are several, after the total."""
+    names = [
+        key.removeprefix("rewards/").removesuffix("/mean")
+        for key in evaluation
+        if key.startswith("rewards/") and key.endswith("/mean")
+    ]
+    parts = [Measure(f"rewards/{name}/mean", name, "+.3f", column=f"reward/{name}") for name in names]
+    found = [MEASURES[0], *(parts if len(parts) > 1 else []), *MEASURES[1:]]
+    return [measure for measure in found if measure.key in evaluation]
