@@ -85,7 +85,9 @@ def test_target_is_the_closed_form(seed: int, beta: float):
     is_action = torch.nn.functional.one_hot(actions, 7).bool()
     p_action = taken(p, actions)
     expected = torch.where(is_action, p * ratio, p) / (1 - p_action + p_action * ratio)
-    assert_close(lco_target(logits, advantages, actions, beta=beta).exp(), expected, rtol=1e-11)
+    found = lco_target(logits.requires_grad_(), advantages, actions, beta=beta)
+    assert_close(found.exp(), expected, rtol=1e-11)
+    assert not found.requires_grad
 
 
 @few
@@ -160,24 +162,6 @@ def test_kld_in_half_precision_is_computed_in_single():
     )
     # Logits of another precision than the advantages are no error.
     assert lco_target(half, advantages, actions, beta=0.5).dtype == torch.float32
-
-
-def test_only_the_trained_logits_get_a_gradient():
-    logits, advantages, actions = random_positions(7)
-    old, leaf = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    advantages.requires_grad_()
-    assert not lco_target(old, advantages, actions, beta=1.0).requires_grad
-    mask = torch.ones(4, 1, dtype=torch.bool)
-    losses = [
-        lco_kld(leaf, old, advantages, actions, beta=1.0),
-        lco_kld_on_policy(taken(leaf.log_softmax(1), actions), advantages, mask, beta=1.0).squeeze(1),
-        lco_mse(taken(leaf, actions), taken(old, actions), advantages, mask, beta=1.0).squeeze(1),
-        lco_logcosh(taken(leaf, actions), taken(old, actions), advantages, mask, beta=1.0).squeeze(1),
-    ]
-    torch.stack(losses).sum().backward()
-    assert leaf.grad is not None
-    assert old.grad is None
-    assert advantages.grad is None
 
 
 # --- convexity, and what it is good for ------------------------------------------------------------------------------
@@ -369,33 +353,7 @@ def test_half_precision_logits_are_subtracted_in_single(loss: LogitLoss):
     assert_close(losses, [[0.9375**2 if loss is lco_mse else logcosh(0.9375)]], rtol=1e-6)
 
 
-# --- padding and errors ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e4])
-def test_padding_is_not_read_and_gets_no_gradient(garbage: float):
-    mask = torch.tensor([[True, True], [True, False]])
-    advantages = f64([1.0, -1.0])
-    clean, dirty = f64([[-1.0, -2.0], [-0.5, -3.0]]), f64([[-1.0, -2.0], [-0.5, garbage]])
-
-    def on_policy(values: Tensor) -> Tensor:
-        return lco_kld_on_policy(values, advantages, mask, beta=0.4)
-
-    def squared(values: Tensor) -> Tensor:
-        return lco_mse(values, 2 * values.detach(), advantages, mask, beta=0.4)
-
-    def log_cosh(values: Tensor) -> Tensor:
-        return lco_logcosh(values, 2 * values.detach(), advantages, mask, beta=0.4)
-
-    for loss in (on_policy, squared, log_cosh):
-        expected, actual = clean.clone().requires_grad_(), dirty.clone().requires_grad_()
-        losses = loss(actual)
-        assert_close(losses, loss(expected), rtol=0)
-        assert losses[1, 1] == 0
-        assert (losses[mask] > 0).all()
-        grad = gradient(losses, actual)
-        assert_close(grad, gradient(loss(expected), expected), rtol=0)
-        assert grad[1, 1] == 0
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, NAN])
@@ -412,42 +370,3 @@ def test_beta_must_be_positive(beta: float):
     for call in calls:
         with pytest.raises(ValueError, match=f"beta must be > 0, got {beta}"):
             call()
-
-
-@pytest.mark.parametrize(
-    ("old", "advantages", "actions", "message"),
-    [
-        ((2, 4), (2,), (2,), r"logits \[2, 5\], old_logits \[2, 4\]"),
-        ((2, 5), (3,), (2,), r"advantages \[3\], actions \[2\], rows \[2\]"),
-        ((2, 5), (2,), (3,), r"advantages \[2\], actions \[3\], rows \[2\]"),
-        ((2, 5), (2, 1), (2, 1), r"advantages \[2, 1\], actions \[2, 1\], rows \[2\]"),
-    ],
-)
-def test_kld_refuses_other_shapes(old, advantages, actions, message: str):
-    with pytest.raises(ValueError, match=message):
-        lco_kld(
-            torch.zeros(2, 5),
-            torch.zeros(old),
-            torch.zeros(advantages),
-            torch.zeros(actions, dtype=torch.int64),
-            beta=1.0,
-        )
-
-
-@pytest.mark.parametrize("loss", [lco_mse, lco_logcosh])
-def test_losses_on_logits_of_actions_refuse_other_shapes(loss: LogitLoss):
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"logits_of_actions \[2, 3\], old_logits_of_actions \[2, 2\], mask \[2, 3\]"):
-        loss(torch.zeros(2, 3), torch.zeros(2, 2), torch.zeros(2), mask, beta=1.0)
-    with pytest.raises(ValueError, match=r"logits_of_actions \[2, 2\], old_logits_of_actions \[2, 3\], mask \[2, 3\]"):
-        loss(torch.zeros(2, 2), torch.zeros(2, 3), torch.zeros(2), mask, beta=1.0)
-    with pytest.raises(ValueError, match=r"advantages \[3\], rows \[2\]"):
-        loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3), mask, beta=1.0)
-
-
-def test_on_policy_refuses_other_shapes():
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"logprobs \[2, 2\], mask \[2, 3\]"):
-        lco_kld_on_policy(torch.zeros(2, 2), torch.zeros(2), mask, beta=1.0)
-    with pytest.raises(ValueError, match=r"advantages \[3\], rows \[2\]"):
-        lco_kld_on_policy(torch.zeros(2, 3), torch.zeros(3), mask, beta=1.0)
