@@ -35,6 +35,7 @@ def prepare(
     *,
     max_prompt_length: int | None = None,
     max_completion_length: int = 50,
+    eos_token_ids: tuple[int, ...] = (EOS,),
     **settings: Any,
 ) -> LoggedSet:
     return prepare_logged(
@@ -42,7 +43,7 @@ def prepare(
         tokenizer or make_tokenizer(),
         DataSpec(train=SourceSpec(path="rows.jsonl"), **settings),
         kind=kind,
-        eos_token_ids=(EOS,),
+        eos_token_ids=eos_token_ids,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         where="rows.jsonl",
@@ -107,19 +108,12 @@ def test_text_of_a_message_is_its_content():
 
 
 def test_rewards_stay_with_their_completions():
-    row = {"prompt": [user("hi")], "completions": ["hello", [assistant("go")], "oh"], "rewards": [0.5, -2, 1e-3]}
-    found = prepare([row], "rewards")
-    assert [(each.text, each.reward) for each in found.groups[0].completions] == [
-        ("hello", 0.5),
-        ("go", -2.0),
-        ("oh", 0.001),
-    ]
-    assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
-
-
-def test_rewards_may_be_an_array():
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": np.array([0.5, 1.0], dtype=np.float32)}
-    assert [each.reward for each in prepare([row], "rewards").groups[0].completions] == [0.5, 1.0]
+    row = {"prompt": [user("hi")], "completions": ["hello", [assistant("go")], "oh"]}
+    for rewards in ([0.5, -2, 0.25], np.array([0.5, -2, 0.25], dtype=np.float32)):
+        found = prepare([{**row, "rewards": rewards}], "rewards")
+        read_back = [(each.text, each.reward) for each in found.groups[0].completions]
+        assert read_back == [("hello", 0.5), ("go", -2.0), ("oh", 0.25)]
+        assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
 
 
 def test_dataset_rows_are_read_as_they_are():
@@ -149,6 +143,13 @@ def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
 
 def test_eos_is_not_added_twice():
     assert read(prepare([{"prompt": "hi", "completion": "hello<eos>"}], "demonstrations"))[0][1] == ["hello<eos>"]
+
+
+def test_a_completion_ends_at_the_first_of_several_end_tokens():
+    # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
+    rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
+    found = prepare(rows, "demonstrations", eos_token_ids=(0, 2))
+    assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]
 
 
 @pytest.mark.parametrize("prompt", ["hi", [user("hi")]], ids=["string", "messages"])
@@ -256,21 +257,86 @@ def test_conversations_that_part_too_early_are_counted():
     assert "6 of 7 rows (rows 0, 1, 2, 3, 4, …)" in problem([*[no_beginning] * 6, good])
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected"),
-    [
-        ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: go"),
-        ([user("hi"), assistant("hello")], "go"),
-        ("hello", [user("hi"), assistant("go")]),
-    ],
-)
-def test_text_without_a_prompt_is_refused(chosen: Any, rejected: Any):
-    message = problem([{"chosen": chosen, "rejected": rejected}])
-    assert message.startswith("rows.jsonl: row 0 has no column 'prompt', so chosen and rejected must be lists of")
-    assert "in plain text nobody can tell where the prompt ends. Give the prompt a column of its own" in message
-
-
 # --- bad rows --------------------------------------------------------------------------------------------------------
+
+FINE = {"prompt": "hi", "completion": "fine"}
+REWARDED = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0, 2.0]}
+JUDGED = {"prompt": "hi", "chosen": "a", "rejected": "b", "rejected_complies": False}
+
+
+def after(prompt: Any, completion: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion}
+
+
+REFUSED: list[tuple[Kind, list[dict[str, Any]], str]] = [
+    ("preferences", [{}], "row 0 has no column 'chosen'; preferences need prompt, chosen, rejected, and it has none"),
+    *(("demonstrations", [FINE, after(*row)], "1 rows have an empty completion (rows 1)") for row in (
+        ("hi", ""), ("hi", " \n"), ([user("hi")], ""), ([user("hi")], " \n"), ([user("hi")], [assistant("")]),
+    )),
+    ("preferences", [JUDGED, *[{"prompt": "hi", "chosen": "", "rejected": ""}] * 6],
+     "6 rows have an empty completion (rows 1, 2, 3, 4, 5, …)"),
+    *(("demonstrations", [after("hi", found)],
+       f"row 0: a completion must be a string or a list of messages, found {found!r}")
+      for found in (None, 5, [], ["hello"], assistant("hello"), [{"role": "assistant"}])),
+    *(("demonstrations", [after([user("hi")], [{"role": "assistant", "content": content}])],
+       f"row 0: a completion: message 0: 'content' must be text{hint}, found {content!r}")
+      for content, hint in (
+          (None, ""), ([{"type": "text", "text": "hello"}], " (join the texts of its parts into one string)"),
+      )),
+    *(("demonstrations", [after([user("hi")], turns)],
+       "row 0: a completion must be one message, before which only the prompt's may stand once more; found messages of "
+       + ", ".join(turn["role"] for turn in turns))
+      for turns in (
+          [assistant("a"), user("so"), assistant("b")],
+          [user("ho"), assistant("a")],  # another prompt
+          [user("hi"), user("hi"), assistant("a")],  # more than the prompt
+      )),
+    ("demonstrations", [after([user("hi")], [user("so")])],
+     "row 0: a completion must end with a message of the assistant's, found user"),
+    *(("rewards", [{**REWARDED, "rewards": [0.0, reward]}], f"row 0: the reward {reward!r} is no finite number")
+      for reward in (math.nan, math.inf, -math.inf, "1.0", None, True, [1.0])),
+    *(("rewards", [{**REWARDED, column: value}], f"row 0: '{column}' must be a list, found {value!r}")
+      for column, value in (
+          ("completions", "ab"), ("completions", None), ("completions", assistant("ab")), ("rewards", 1.0),
+          ("rewards", "12"),
+      )),
+    ("rewards", [{**REWARDED, "rewards": [1.0]}], "row 0 has 2 completions and 1 rewards"),
+    ("rewards", [{**REWARDED, "completions": [], "rewards": []}], "row 0 has 0 completions and 0 rewards"),
+    ("rewards", [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)],
+     "rows have 1 to 3 completions; every row needs equally many"),
+    *(("verdicts", [{**JUDGED, "chosen_complies": verdict}],
+       "row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
+       f"found {verdict!r}") for verdict in (1, 1.0, "yes", "", None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "rows", "message"), REFUSED)
+def test_bad_rows_are_refused_and_shown(kind: Kind, rows: list[dict[str, Any]], message: str):
+    assert problem(rows, kind) == f"rows.jsonl: {message}"
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
+def test_missing_prompt_is_named(kind: Kind):
+    row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
+    assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "hi", "chosen": [assistant("a")], "rejected": [assistant("b")]},
+         "row 0: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true"),
+        *(({"chosen": chosen, "rejected": rejected},
+           "plain text nobody can tell where the prompt ends. Give the prompt a column of its own")
+          for chosen, rejected in (
+              ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: go"),
+              ([user("hi"), assistant("hello")], "go"),
+              ("hello", [user("hi"), assistant("go")]),
+          )),
+    ],
+)  # fmt: skip
+def test_texts_and_messages_that_do_not_fit_are_refused_with_what_to_do(row: dict[str, Any], message: str):
+    assert message in problem([row])
 
 
 @pytest.mark.parametrize(
@@ -288,72 +354,6 @@ def test_missing_column_is_named_with_those_the_row_has(kind: Kind, missing: str
     row = {name: value for name, value in whole.items() if name != missing}
     expected = f"rows.jsonl: row 1 has no column '{missing}'; {needed} and it has {', '.join(row)}"
     assert problem([whole, row], kind, prompt_column="ask") == expected
-
-
-def test_row_without_any_column_has_none():
-    assert problem([{}]).endswith("preferences need prompt, chosen, rejected, and it has none")
-
-
-@pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
-def test_missing_prompt_is_named(kind: Kind):
-    row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
-    assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion"),
-    [("hi", ""), ("hi", " \n"), ([user("hi")], ""), ([user("hi")], " \n"), ([user("hi")], [assistant("")])],
-)
-def test_empty_completion_is_refused(prompt: Any, completion: Any):
-    rows = [{"prompt": "hi", "completion": "fine"}, {"prompt": prompt, "completion": completion}]
-    assert problem(rows, "demonstrations") == "rows.jsonl: 1 rows have an empty completion (rows 1)"
-
-
-def test_rows_with_an_empty_completion_are_counted_once():
-    rows = [{"prompt": "hi", "chosen": "a", "rejected": "b"}, *[{"prompt": "hi", "chosen": "", "rejected": ""}] * 6]
-    assert problem(rows) == "rows.jsonl: 6 rows have an empty completion (rows 1, 2, 3, 4, 5, …)"
-
-
-@pytest.mark.parametrize("completion", [None, 5, [], ["hello"], assistant("hello"), [{"role": "assistant"}]])
-def test_completion_of_the_wrong_kind_is_refused_and_shown(completion: Any):
-    assert problem([{"prompt": "hi", "completion": completion}], "demonstrations") == (
-        f"rows.jsonl: row 0: a completion must be a string or a list of messages, found {completion!r}"
-    )
-
-
-@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "hello"}]])
-def test_content_that_is_no_string_is_refused(content: Any):
-    row = {"prompt": [user("hi")], "completion": [{"role": "assistant", "content": content}]}
-    assert problem([row], "demonstrations") == (
-        "rows.jsonl: row 0: a completion: message 0: 'content' must be text"
-        f"{' (join the texts of its parts into one string)' if content else ''}, found {content!r}"
-    )
-
-
-def test_messages_after_a_plain_string_are_refused():
-    message = problem([{"prompt": "hi", "chosen": [assistant("a")], "rejected": [assistant("b")]}])
-    assert "row 0: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true" in message
-
-
-@pytest.mark.parametrize(
-    ("completion", "roles"),
-    [
-        ([assistant("a"), user("so"), assistant("b")], "assistant, user, assistant"),
-        ([user("ho"), assistant("a")], "user, assistant"),
-        ([user("hi"), user("hi"), assistant("a")], "user, user, assistant"),
-    ],
-    ids=["several turns", "another prompt", "more than the prompt"],
-)
-def test_completion_of_several_turns_is_refused(completion: Any, roles: str):
-    message = problem([{"prompt": [user("hi")], "completion": completion}], "demonstrations")
-    assert message.startswith("rows.jsonl: row 0: a completion must be one message, before which only the prompt's may")
-    assert message.endswith(f"found messages of {roles}")
-
-
-def test_completion_must_be_the_assistants():
-    assert problem([{"prompt": [user("hi")], "completion": [user("so")]}], "demonstrations") == (
-        "rows.jsonl: row 0: a completion must end with a message of the assistant's, found user"
-    )
 
 
 def test_template_that_changes_what_stands_before_the_completion_is_refused():
@@ -423,15 +423,6 @@ def test_verdicts_may_be_the_words_of_a_csv_file(verdict: Any):
     assert [each.reward for each in group.completions] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("verdict", [1, 1.0, "yes", "", None])
-def test_verdict_that_is_neither_is_refused(verdict: Any):
-    row = {"prompt": "hi", "chosen": "a", "rejected": "b", "chosen_complies": verdict, "rejected_complies": False}
-    assert problem([row], "verdicts") == (
-        "rows.jsonl: row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
-        f"found {verdict!r}"
-    )
-
-
 def test_conversation_the_template_refuses_is_named():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
@@ -453,57 +444,3 @@ def test_completion_without_tokens_is_refused():
 def test_messages_without_a_chat_template_are_refused():
     with pytest.raises(ConfigError, match="prompts are messages, but the tokenizer has no chat template"):
         prepare([{"prompt": [user("hi")], "completion": "a"}], "demonstrations", make_tokenizer(chat=False))
-
-
-# --- rewards ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, "1.0", None, True, [1.0]])
-def test_reward_that_is_no_finite_number_is_refused_and_shown(reward: Any):
-    assert problem([{"prompt": "hi", "completions": ["a", "b"], "rewards": [0.0, reward]}], "rewards") == (
-        f"rows.jsonl: row 0: the reward {reward!r} is no finite number"
-    )
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("completions", "ab"),
-        ("completions", None),
-        ("completions", assistant("ab")),
-        ("rewards", 1.0),
-        ("rewards", "12"),
-    ],
-)
-def test_completions_and_rewards_must_be_lists(column: str, value: Any):
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0, 2.0], column: value}
-    assert problem([row], "rewards") == f"rows.jsonl: row 0: '{column}' must be a list, found {value!r}"
-
-
-def test_every_completion_needs_its_reward():
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0]}
-    assert problem([row], "rewards") == "rows.jsonl: row 0 has 2 completions and 1 rewards"
-    assert problem([{**row, "completions": [], "rewards": []}], "rewards") == (
-        "rows.jsonl: row 0 has 0 completions and 0 rewards"
-    )
-
-
-def test_rows_need_equally_many_completions():
-    rows = [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)]
-    assert problem(rows, "rewards") == "rows.jsonl: rows have 1 to 3 completions; every row needs equally many"
-
-
-def test_a_completion_ends_at_the_first_of_several_end_tokens():
-    # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
-    rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
-    found = prepare_logged(
-        rows,
-        make_tokenizer(),
-        DataSpec(train=SourceSpec(path="rows")),
-        kind="demonstrations",
-        eos_token_ids=(0, 2),
-        max_prompt_length=None,
-        max_completion_length=8,
-        where="rows",
-    )
-    assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from support.builders import assert_close, few, padded, random_rows
 from torch import Tensor
 
-from dar.advantages import gae
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 
 INF, NAN = math.inf, math.nan
@@ -147,22 +146,3 @@ def test_infinite_clip_is_half_the_squared_error():
 def test_clip_value_must_be_positive(clip_value: float):
     with pytest.raises(ValueError, match="clip_value must be > 0"):
         row_losses(doubles([[1.0]]), [1.0], [1.0], clip_value=clip_value)
-
-
-# --- the three together ----------------------------------------------------------------------------------------------
-
-
-def test_from_reward_to_the_losses_of_actor_and_critic():
-    # log π_t − log π₀ = 2 on each token and r = 1: R = (−.1, −.1, .9). With V = (.2, .3, .5), γ = 1, λ = .95:
-    # δ = (0, .1, .4), Â = (.456, .48, .4), G = (.656, .78, .9), and at V = V_old the critic's loss is Â²/2.
-    mask = torch.ones(1, 3, dtype=torch.bool)
-    old, values = doubles([[-1, -2, -3]]), doubles([[0.2, 0.3, 0.5]])
-    rewards = token_rewards(torch.ones(1, dtype=torch.float64), old, old - 2, mask, kl_coef=0.05)
-    advantages = gae(rewards, values, mask, gamma=1.0, lam=0.95)
-    assert_close(advantages, [[0.456, 0.48, 0.4]], rtol=1e-12)
-    losses = clipped_value_loss(values, values, advantages + values, mask, clip_value=0.2)
-    assert_close(losses, [[0.103968, 0.1152, 0.08]], rtol=1e-12)
-    # Mean 1.336/3, deviations (.032, .104, −.136)/3, variance .03033600/9/2.
-    deviation = math.sqrt((0.032**2 + 0.104**2 + 0.136**2) / 18)
-    expected = [[0.032 / 3 / deviation, 0.104 / 3 / deviation, -0.136 / 3 / deviation]]
-    assert_close(whitened(advantages, mask), expected, rtol=1e-6)
