@@ -43,13 +43,8 @@ def write(path: Path, content: str | bytes) -> Path:
 # --- what can be read ------------------------------------------------------------------------------------------------
 
 # JSON is told from JSON Lines by what is in the file; a line separator inside a string ends no line.
-JSON_TEXTS = [
-    JSONL,
-    json.dumps(ROWS),
-    "\ufeff" + JSONL,
-    json.dumps(ROWS, indent=1),
-    "\n" + JSONL.replace("\n", "\r\n\n"),
-]
+BLANK_LINES = "\n" + JSONL.replace("\n", "\r\n\n")
+JSON_TEXTS = [JSONL, BLANK_LINES, "\ufeff" + JSONL, json.dumps(ROWS), json.dumps(ROWS, indent=1)]
 READ: list[tuple[str, str | bytes, list[dict[str, Any]]]] = [
     *((name, text, ROWS) for name in ("rows.json", "rows.jsonl") for text in JSON_TEXTS),
     ("rows.jsonl.gz", gzip.compress(JSONL.encode()), ROWS),
@@ -124,15 +119,15 @@ ZIPPED = gzip.compress(JSONL.encode() * 50)
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        *((name, text, " has no rows") for name, text in (
-            ("rows.jsonl", ""), ("rows.jsonl", "\n \n"), ("rows.json", "[]"), ("rows.csv", "prompt\n"), ("rows.csv", ""),
-        )),
+        *(("rows.jsonl", text, " has no rows") for text in ("", "\n \n")),
+        ("rows.json", "[]", " has no rows"),
+        *(("rows.csv", text, " has no rows") for text in ("", "prompt\n")),
         ("rows.jsonl.gz", b'{"prompt": "not compressed"}', " cannot be read: .*gzip.*"),
         ("rows.parquet", b"PAR1 but no more", " cannot be read: .*arquet.*"),
         # Cut; then a block of a type that does not exist.
         ("rows.jsonl.gz", ZIPPED[:-12], " cannot be read: .*"),
         ("rows.jsonl.gz", ZIPPED[:10] + b"\x07" + ZIPPED[11:], " cannot be read: .*"),
-        ("rows.json", '{"prompt": "a"}', ": expected a list of rows or JSON Lines, found one dict with the keys prompt"),
+        ("rows.json", '{"prompt": 1}', ": expected a list of rows or JSON Lines, found one dict with the keys prompt"),
         ("rows.jsonl", '{"prompt": "a"}\n["b"]\n', ": row 1 is a list, expected a mapping of columns to values"),
         ("rows.txt", JSONL, r": the file type is not known; use one of \.jsonl, \.json, \.parquet, \.csv"),
         ("rows.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n{"prompt": "c"}\n',

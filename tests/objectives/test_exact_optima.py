@@ -321,5 +321,3 @@ def test_rloo_gradient_is_unbiased(beta: float):
     probability = PI_T[rows].reshape(-1, 2).prod(1)
     (grad,) = torch.autograd.grad((probability * losses.mean(1)).sum(), logits)
     assert_close(grad, expected, rtol=1e-12, atol=1e-15)
-
-

@@ -77,13 +77,6 @@ def test_loss_of_the_golden_pair(loss: Callable[..., Tensor], beta: float, round
     assert_close(losses, [exact], rtol=1e-12)
 
 
-def test_chi_po_clips_on_both_sides():
-    # With the golden pair in the other order the margin is −.72403348, clipped to −.4.
-    chosen, rejected, ref_chosen, ref_rejected = GOLDEN
-    swapped = chi_po(rejected, chosen, ref_rejected, ref_chosen, beta=0.1, max_reward=0.2)
-    assert_close(swapped, [math.log1p(math.exp(0.4))], rtol=1e-12)
-
-
 MARGINS = [-3.0, -0.5, 0.0, 1.0, 4.0]
 BETA = 0.5
 
@@ -127,7 +120,9 @@ def test_chi_po_slopes_differ_between_chosen_and_rejected():
 def test_chi_po_has_no_gradient_where_the_margin_is_clipped():
     # Margins .1·(7.24, −7.24, 1.27) against ±.4: the first two are clipped, from above and from below.
     chosen, rejected, *reference = pairs([2.0, 0.5, 0.5], [0.5, 2.0, 0.1])
-    up, down = slopes(chi_po(chosen, rejected, *reference, beta=0.1, max_reward=0.2), chosen, rejected)
+    losses = chi_po(chosen, rejected, *reference, beta=0.1, max_reward=0.2)
+    assert_close(losses[:2], [math.log1p(math.exp(-0.4)), math.log1p(math.exp(0.4))], rtol=1e-12)
+    up, down = slopes(losses, chosen, rejected)
     assert up[:2].tolist() == down[:2].tolist() == [0.0, 0.0]
     assert up[2] < 0 < down[2]
 
@@ -179,12 +174,6 @@ def test_chi_po_without_its_exponential_is_dpo(monkeypatch: pytest.MonkeyPatch):
     assert_close(ours, theirs, rtol=0)
     for ours_slope, theirs_slope in zip(slopes(ours, chosen, rejected), slopes(theirs, chosen, rejected), strict=True):
         assert_close(ours_slope, theirs_slope, rtol=0)
-
-
-def test_far_below_the_reference_chi_po_is_dpo():
-    # e^−50 = 2e−22 is nothing next to ℓ.
-    below = pairs([-50.0], [-52.0])
-    assert_close(chi_po(*below, beta=0.3, max_reward=INF), dpo(*below, beta=0.3), rtol=1e-15)
 
 
 @each_loss
@@ -337,22 +326,13 @@ def test_golden_npo():
 
 def test_npo_gradient_pushes_down_and_fades_below_the_reference():
     log_ratios = [-20.0, -1.0, 0.0, 1.0, 20.0]
-    reference = torch.full((5,), -30.0, dtype=torch.float64, requires_grad=True)
-    logprobs = (reference.detach() + f64(*log_ratios)).requires_grad_()
+    reference = torch.full((5,), -30.0, dtype=torch.float64)
+    logprobs = (reference + f64(*log_ratios)).requires_grad_()
     losses = npo(logprobs, reference, beta=0.5)
     assert_close(losses[2], math.log(2), rtol=1e-15)
-    losses.sum().backward()
-    assert logprobs.grad is not None
-    assert_close(logprobs.grad, [0.5 * sigmoid(0.5 * h) for h in log_ratios], rtol=1e-12)
-    assert reference.grad is None
-
-
-def test_npo_of_ten_thousand_nats_is_finite():
-    logprobs = torch.tensor([-1e4, 1e4], requires_grad=True)
-    losses = npo(logprobs, torch.zeros(2), beta=1.0)
-    assert_close(losses, [0.0, 1e4], rtol=0)
     (grad,) = torch.autograd.grad(losses.sum(), logprobs)
-    assert_close(grad, [0.0, 1.0], rtol=0)
+    assert_close(grad, [0.5 * sigmoid(0.5 * h) for h in log_ratios], rtol=1e-12)
+    assert_close(npo(torch.tensor([-1e4, 1e4]), torch.zeros(2), beta=1.0), [0.0, 1e4], rtol=0)
 
 
 def test_npo_subtracts_half_precision_in_single():
