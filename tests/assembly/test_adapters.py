@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, LoraRuntimeConfig
 
-from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, RolloutError, Trainer, TrainingConfig
+from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, Trainer, TrainingConfig
 from dar.assembly.adapter import adapted, require_named_base
 from dar.assembly.loop import build_loop
 from dar.batch import Prompt
@@ -317,11 +317,6 @@ def test_model_that_comes_with_an_adapter_that_moves_the_reference_is_refused(tm
     transformers_own.add_adapter(plain_lora())
     with pytest.raises(ConfigError, match="cannot be trained here"):
         trainer(tmp_path / "run", transformers_own).train()
-
-
-def test_adapter_that_is_not_zero_is_refused_before_the_first_step(tmp_path: Path):
-    with pytest.raises(RolloutError, match=NOT_ZERO):
-        trainer(tmp_path / "run", make_model(**SMALL), peft_config=plain_lora(init_lora_weights=False)).train()
 
 
 def test_recipe_that_targets_a_tied_head_is_refused(write_recipe: Any, tiny_folder: Path):

@@ -71,27 +71,54 @@ def problem(rows: Sequence[Any], kind: Kind = "preferences", tokenizer: Any = No
 
 # --- what the rows hold ----------------------------------------------------------------------------------------------
 
-
-def test_strings_are_read_one_after_the_other_and_end_with_eos():
-    found = prepare([{"prompt": "Human: hi\n\nAssistant:", "chosen": " hello", "rejected": " go"}])
-    assert read(found) == [("Human: hi\n\nAssistant:", [" hello<eos>", " go<eos>"])]
-
-
-def test_messages_go_through_the_chat_template_behind_their_prompt():
-    row = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([row])) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
+APART = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
+WHOLE = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+TEXTS = {"prompt": "hi", "chosen": "hello", "rejected": "go"}
+SAME = [user("hi"), assistant("hello")]
+AS_CHAT = ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])
+AS_TEXT = ("hi", ["hello<eos>", "go<eos>"])
 
 
-def test_string_after_messages_is_the_assistants():
-    as_text = {"prompt": [user("hi")], "chosen": "hello", "rejected": "go"}
-    as_messages = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([as_text])) == read(prepare([as_messages]))
-    assert read(prepare([{**as_text, "prompt": "hi"}], wrap_as_user=True)) == read(prepare([as_messages]))
+@pytest.mark.parametrize(
+    ("rows", "settings", "expected"),
+    [
+        # Strings are read one after the other, messages through the chat template behind their prompt.
+        ([{"prompt": "Human: hi\n\nAssistant:", "chosen": " hello", "rejected": " go"}], {},
+         [("Human: hi\n\nAssistant:", [" hello<eos>", " go<eos>"])]),
+        ([APART], {}, [AS_CHAT]),
+        # A string after messages is the assistant's.
+        ([TEXTS | {"prompt": [user("hi")]}], {}, [AS_CHAT]),
+        ([TEXTS], {"wrap_as_user": True}, [AS_CHAT]),
+        ([{"question": "hi", "chosen": "hello", "rejected": "go"}], {"prompt_column": "question"}, [AS_TEXT]),
+        # Whole conversations, alone, beside their prompt and beside rows that have one; the same answer twice is two.
+        ([WHOLE], {}, [AS_CHAT]),
+        ([WHOLE | {"prompt": "hi"}], {"wrap_as_user": True}, [AS_CHAT]),
+        ([WHOLE, TEXTS], {}, [AS_CHAT, AS_TEXT]),
+        *(([row], {"system_prompt": "be kind"}, [("<|system|>be kind<eos>" + AS_CHAT[0], AS_CHAT[1])])
+          for row in (WHOLE, APART)),
+        ([{"chosen": SAME, "rejected": SAME}], {}, [(AS_CHAT[0], ["hello<eos>", "hello<eos>"])]),
+    ],
+)  # fmt: skip
+def test_preferences_are_read(rows: list[dict[str, Any]], settings: dict[str, Any], expected: list[Any]):
+    found = prepare(rows, **settings)
+    assert read(found) == expected
+    assert [each.reward for group in found.groups for each in group.completions] == [1.0, 0.0] * len(rows)
 
 
-def test_chosen_has_reward_one_and_rejected_zero():
-    (group,) = prepare([{"prompt": "hi", "rejected": "go", "chosen": "hello"}]).groups
-    assert [(each.text, each.reward) for each in group.completions] == [("hello", 1.0), ("go", 0.0)]
+@pytest.mark.parametrize(
+    ("prompt", "completion", "text", "expected"),
+    [
+        ([user("hi")], [assistant(" hello ")], " hello ", " hello <eos>"),
+        # EOS is not added twice, and what stands behind it is left out.
+        ("hi", "hello<eos>", "hello<eos>", "hello<eos>"),
+        ("hi", "one<eos>two", "one<eos>two", "one<eos>"),
+        ([user("hi")], "one<eos>two", "one<eos>two", "one<eos>"),
+    ],
+)
+def test_demonstrations_are_read(prompt: Any, completion: Any, text: str, expected: str):
+    found = prepare([{"prompt": prompt, "completion": completion}], "demonstrations")
+    assert read(found)[0][1] == [expected]
+    assert [(each.text, each.reward) for each in found.groups[0].completions] == [(text, 1.0)]
 
 
 def test_verdicts_are_rewards_of_one_and_zero():
@@ -100,11 +127,6 @@ def test_verdicts_are_rewards_of_one_and_zero():
     # As other preferences, they may come as two conversations.
     assert read(found) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
     assert [each.reward for each in found.groups[0].completions] == [0.0, 1.0]
-
-
-def test_text_of_a_message_is_its_content():
-    (group,) = prepare([{"prompt": [user("hi")], "completion": [assistant(" hello ")]}], "demonstrations").groups
-    assert [(each.text, each.reward) for each in group.completions] == [(" hello ", 1.0)]
 
 
 def test_rewards_stay_with_their_completions():
@@ -124,11 +146,6 @@ def test_dataset_rows_are_read_as_they_are():
     assert read(prepare(list(datasets.Dataset.from_list(rows)))) == read(prepare(rows))
 
 
-def test_another_prompt_column_is_used():
-    rows = [{"question": "hi", "chosen": "hello", "rejected": "go"}]
-    assert read(prepare(rows, prompt_column="question")) == [("hi", ["hello<eos>", "go<eos>"])]
-
-
 def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
     rows = [{"prompt": "p" * length, "completion": f"after {length}"} for length in (2, 9, 1)]
     found = prepare(rows, "demonstrations", max_prompt_length=3, long_prompts="drop")
@@ -141,20 +158,11 @@ def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
 # --- where a completion ends -----------------------------------------------------------------------------------------
 
 
-def test_eos_is_not_added_twice():
-    assert read(prepare([{"prompt": "hi", "completion": "hello<eos>"}], "demonstrations"))[0][1] == ["hello<eos>"]
-
-
 def test_a_completion_ends_at_the_first_of_several_end_tokens():
     # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
     rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
     found = prepare(rows, "demonstrations", eos_token_ids=(0, 2))
     assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]
-
-
-@pytest.mark.parametrize("prompt", ["hi", [user("hi")]], ids=["string", "messages"])
-def test_what_stands_behind_an_eos_is_left_out(prompt: Any):
-    assert read(prepare([{"prompt": prompt, "completion": "one<eos>two"}], "demonstrations"))[0][1] == ["one<eos>"]
 
 
 def test_newline_of_the_template_behind_the_turn_is_left_out():
@@ -208,35 +216,6 @@ def test_common_beginning_of_two_conversations_is_the_prompt():
     assert found.groups[0].prompt.content == begin
     assert [each.text for each in found.groups[0].completions] == ["well", "go"]
     assert found.groups[0].prompt.columns["id"] == 7
-
-
-def test_whole_conversations_train_as_the_same_with_a_prompt():
-    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    apart = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([whole])) == read(prepare([apart]))
-    with_system = [prepare([row], system_prompt="be kind") for row in (whole, apart)]
-    assert read(with_system[0]) == read(with_system[1])
-    assert read(with_system[0])[0][0] == "<|system|>be kind<eos><|user|>hi<eos><|assistant|>"
-
-
-def test_answers_that_are_the_same_are_both_completions():
-    same = [user("hi"), assistant("hello")]
-    assert read(prepare([{"chosen": same, "rejected": same}])) == [
-        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "hello<eos>"])
-    ]
-
-
-def test_conversation_may_stand_beside_the_prompt_it_begins_with():
-    row = {"prompt": "hi", "chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    assert read(prepare([row], wrap_as_user=True)) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
-
-
-def test_rows_with_and_without_a_prompt_stand_side_by_side():
-    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    assert read(prepare([whole, {"prompt": "hi", "chosen": "a", "rejected": "b"}])) == [
-        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"]),
-        ("hi", ["a<eos>", "b<eos>"]),
-    ]
 
 
 def test_conversations_that_part_too_early_are_counted():
