@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few, padded, random_rows
+from support.builders import assert_close, f64, few, padded, random_rows
 from torch import Tensor
 
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
@@ -19,10 +19,6 @@ MASK = torch.tensor([[True, True, True], [True, False, False]])
 OLD = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, NAN, NAN]], dtype=torch.float64)
 REF = torch.tensor([[-3.0, -1.0, -5.0], [-1.5, NAN, INF]], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, -2.0], dtype=torch.float64)
-
-
-def doubles(rows: list[list[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 # --- rewards per token -----------------------------------------------------------------------------------------------
@@ -80,7 +76,7 @@ def test_penalty_without_a_reference_is_refused():
 
 def test_whitened_values():
     # (1, 2, 3, 6) has mean 3 and, with three degrees of freedom, variance (4 + 1 + 0 + 9)/3 = 14/3.
-    result = whitened(doubles([[1, 2, 3], [6, NAN, INF]]), MASK)
+    result = whitened(f64([1, 2, 3], [6, NAN, INF]), MASK)
     scale = math.sqrt(14 / 3)
     assert_close(result, [[-2 / scale, -1 / scale, 0], [3 / scale, 0, 0]], rtol=1e-8)
 
@@ -110,7 +106,7 @@ def test_too_few_tokens_whiten_to_zero():
 
 
 def test_whitening_leaves_its_argument_and_carries_no_gradient():
-    advantages = doubles([[1, 2, 3], [6, 0, 0]]).requires_grad_()
+    advantages = f64([1, 2, 3], [6, 0, 0]).requires_grad_()
     assert not whitened(advantages, MASK).requires_grad
     assert_close(advantages, [[1, 2, 3], [6, 0, 0]], rtol=0)
 
@@ -120,14 +116,14 @@ def test_whitening_leaves_its_argument_and_carries_no_gradient():
 
 def row_losses(values: Tensor, old: list[float], returns: list[float], *, clip_value: float) -> Tensor:
     mask = torch.ones_like(values, dtype=torch.bool)
-    return clipped_value_loss(values, doubles([old]), doubles([returns]), mask, clip_value=clip_value)
+    return clipped_value_loss(values, f64(old), f64(returns), mask, clip_value=clip_value)
 
 
 def test_value_loss_and_where_its_gradient_vanishes():
     # V_old = 1, ε = .2. In turn: inside, (1.1 − 2)²; up towards G = 2, bounded at 1.2, .8² > .5²; down away from G, V
     # itself is the farther; down towards G = 0, bounded at .8 > .5; up away from G; across G = 1.3 and farther than the
     # bound, (1.6 − 1.3)² > (1.2 − 1.3)².
-    values = doubles([[1.1, 1.5, 0.5, 0.5, 1.5, 1.6]]).requires_grad_()
+    values = f64([1.1, 1.5, 0.5, 0.5, 1.5, 1.6]).requires_grad_()
     losses = row_losses(values, [1.0] * 6, [2.0, 2.0, 2.0, 0.0, 0.0, 1.3], clip_value=0.2)
     assert_close(losses, [[0.405, 0.32, 1.125, 0.32, 1.125, 0.045]], rtol=1e-12)
     (grad,) = torch.autograd.grad(losses.sum(), values)
@@ -135,7 +131,7 @@ def test_value_loss_and_where_its_gradient_vanishes():
 
 
 def test_infinite_clip_is_half_the_squared_error():
-    values = doubles([[1.1, 1.5, -70.0]]).requires_grad_()
+    values = f64([1.1, 1.5, -70.0]).requires_grad_()
     losses = row_losses(values, [1.0] * 3, [2.0, 2.0, 0.0], clip_value=INF)
     assert_close(losses, [[0.405, 0.125, 2450.0]], rtol=1e-12)
     (grad,) = torch.autograd.grad(losses.sum(), values)
@@ -145,4 +141,4 @@ def test_infinite_clip_is_half_the_squared_error():
 @pytest.mark.parametrize("clip_value", [0.0, -0.2, NAN])
 def test_clip_value_must_be_positive(clip_value: float):
     with pytest.raises(ValueError, match="clip_value must be > 0"):
-        row_losses(doubles([[1.0]]), [1.0], [1.0], clip_value=clip_value)
+        row_losses(f64([1.0]), [1.0], [1.0], clip_value=clip_value)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
+from support.builders import assert_close, f64, few, gradient
 from torch import Tensor
 
 from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_mse, lco_target
@@ -18,18 +18,9 @@ from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_m
 NAN, INF = math.nan, math.inf
 
 
-def f64(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
 # p = softmax(1, 0, −1) = (.66524096, .24472847, .09003057).
-GOLDEN_LOGITS = f64([[1.0, 0.0, -1.0]])
+GOLDEN_LOGITS = f64([1.0, 0.0, -1.0])
 ONE = torch.ones(1, 1, dtype=torch.bool)
-
-
-def gradient(losses: Tensor, leaf: Tensor) -> Tensor:
-    (grad,) = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)
-    return grad
 
 
 def random_positions(seed: int, rows: int = 4, vocabulary: int = 7) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,11 +54,11 @@ def test_golden_target_divergence_and_gradient(
     action: int, advantage: float, beta: float, target: list[float], divergence: float
 ):
     logits = GOLDEN_LOGITS.clone().requires_grad_()
-    actions, advantages = torch.tensor([action]), f64([advantage])
+    actions, advantages = torch.tensor([action]), f64(advantage)
     assert_close(lco_target(GOLDEN_LOGITS, advantages, actions, beta=beta).exp(), [target], rtol=0, atol=6e-9)
     losses = lco_kld(logits, GOLDEN_LOGITS, advantages, actions, beta=beta)
     assert_close(losses, [divergence], rtol=0, atol=6e-9)
-    expected = f64([[0.66524096, 0.24472847, 0.09003057]]) - f64([target])
+    expected = f64([0.66524096, 0.24472847, 0.09003057]) - f64(target)
     assert_close(gradient(losses, logits), expected, rtol=0, atol=1.2e-8)
     # The same from one log-probability.
     logprobs = torch.log_softmax(logits, 1)[:, action : action + 1]
@@ -163,7 +154,7 @@ def test_kld_in_half_precision_is_computed_in_single():
     logprobs = torch.tensor([[-1.0]], dtype=torch.bfloat16)
     short = lco_kld_on_policy(logprobs, torch.tensor([1.0], dtype=torch.bfloat16), ONE, beta=1.0)
     assert short.dtype == torch.float32
-    assert_close(short, lco_kld_on_policy(f64([[-1.0]]), f64([1.0]), ONE, beta=1.0), rtol=1e-6)
+    assert_close(short, lco_kld_on_policy(f64([-1.0]), f64(1.0), ONE, beta=1.0), rtol=1e-6)
     # Logits of another precision than the advantages are no error.
     assert lco_target(half, advantages, actions, beta=0.5).dtype == torch.float32
 
@@ -179,7 +170,7 @@ def along(start: Tensor, direction: Tensor) -> Tensor:
 @few
 @given(seed=st.integers(0, 10_000))
 def test_losses_are_convex_along_every_line_of_logits(seed: int):
-    (start, direction, old), advantages, actions = random_positions(seed, rows=3)[0], f64([1.5]), torch.tensor([2])
+    (start, direction, old), advantages, actions = random_positions(seed, rows=3)[0], f64(1.5), torch.tensor([2])
     points = along(start, direction)
     count = len(points)
     divergences = lco_kld(points, old.expand(count, -1), advantages.expand(count), actions.expand(count), beta=0.5)
@@ -198,7 +189,7 @@ def test_losses_are_convex_along_every_line_of_logits(seed: int):
 def test_large_steps_on_a_softmax_bandit_go_down_all_the_way(loss: str, step: float):
     # Gradient descent decreases a convex function if step < 2/L. KLD's Hessian diag(π) − ππᵀ has eigenvalues ≤ ½, so
     # step < 4; MSE's is 2, so step < 1. The target stays where π_t put it.
-    old, advantages, actions = f64([[2.0, 0.0, -1.0, 0.5]]), f64([3.0]), torch.tensor([2])
+    old, advantages, actions = f64([2.0, 0.0, -1.0, 0.5]), f64(3.0), torch.tensor([2])
     logits, values = old.clone(), []
     for _ in range(400):
         leaf = logits.requires_grad_()
@@ -235,8 +226,8 @@ def test_on_policy_value_and_gradient_are_those_of_the_whole_vocabulary(seed: in
 def test_on_policy_closed_form(p: float, ratio: float):
     # D = 1 − p + p e^x; value p e^x/D · x − log D, gradient −c = −p (e^x − 1)/D. A/β → ∞ makes π* = e_a: KL = −log p,
     # c = 1. A/β → −∞ takes a away: KL = −log(1 − p), c = −p/(1 − p).
-    logprobs = f64([[math.log(p)]]).requires_grad_()
-    losses = lco_kld_on_policy(logprobs, f64([0.5 * ratio]), ONE, beta=0.5)
+    logprobs = f64([math.log(p)]).requires_grad_()
+    losses = lco_kld_on_policy(logprobs, f64(0.5 * ratio), ONE, beta=0.5)
     denominator = 1 + p * math.expm1(ratio)
     value = p * math.exp(ratio) / denominator * ratio - math.log1p(p * math.expm1(ratio))
     assert_close(losses, [[value]], rtol=1e-9, atol=1e-15)
@@ -291,8 +282,8 @@ def logcosh(x: float) -> float:
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_golden_residual(loss: LogitLoss, sign: float):
     # z_θ − z_t − A/β = 2 − 1 − 1/2 = .5, and its opposite.
-    logits = f64([[2.0 * sign]]).requires_grad_()
-    losses = loss(logits, f64([[1.0 * sign]]), f64([1.0 * sign]), ONE, beta=2.0)
+    logits = f64([2.0 * sign]).requires_grad_()
+    losses = loss(logits, f64([1.0 * sign]), f64(1.0 * sign), ONE, beta=2.0)
     value, slope = (0.25, 1.0) if loss is lco_mse else (0.12011451, 0.46211716)
     assert_close(losses, [[value]], rtol=0, atol=6e-9)
     assert_close(gradient(losses, logits), [[sign * slope]], rtol=0, atol=6e-9)
@@ -318,8 +309,8 @@ def test_value_and_gradient_of_a_batch(seed: int, beta: float):
 
 def test_with_the_current_logits_as_old_ones_the_squared_loss_is_that_of_the_authors_code():
     # The residual is then −A/β whatever the logits, the gradient −2A/β.
-    logits = f64([[0.3, -7.0]]).requires_grad_()
-    losses = lco_mse(logits, logits, f64([1.5]), torch.ones(1, 2, dtype=torch.bool), beta=0.5)
+    logits = f64([0.3, -7.0]).requires_grad_()
+    losses = lco_mse(logits, logits, f64(1.5), torch.ones(1, 2, dtype=torch.bool), beta=0.5)
     assert_close(losses, [[9.0, 9.0]], rtol=1e-12)
     assert_close(gradient(losses, logits), [[-6.0, -6.0]], rtol=1e-12)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
+from support.builders import assert_close, f64, few
 from torch import Tensor
 
 from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
@@ -19,10 +19,6 @@ NAN, INF = math.nan, math.inf
 PAIRWISE = [dpo, ipo, slic, partial(chi_po, max_reward=INF)]
 NAMES = ["dpo", "ipo", "slic", "chi_po"]
 each_loss = pytest.mark.parametrize("loss", PAIRWISE, ids=NAMES)
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # LP_θ(w, l) = (−10, −9), LP_0(w, l) = (−12, −9.5): ℓ_w = 2, ℓ_l = .5, Δ = 1.5.

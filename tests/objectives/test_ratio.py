@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few, padded, random_rows
+from support.builders import assert_close, few, gradient, padded, random_rows
 from torch import Tensor
 
 from dar.objectives.ratio import (
@@ -41,11 +41,6 @@ def tokens(ratios: list[float], advantages: list[float]) -> tuple[Tensor, Tensor
     old = torch.full((len(ratios), 1), -2.0, dtype=torch.float64)
     logprobs = (old + torch.tensor(ratios, dtype=torch.float64).log().unsqueeze(1)).requires_grad_()
     return logprobs, old, torch.tensor(advantages, dtype=torch.float64), torch.ones(len(ratios), 1, dtype=torch.bool)
-
-
-def gradient(losses: Tensor, leaf: Tensor) -> Tensor:
-    (grad,) = torch.autograd.grad(losses.sum(), leaf)
-    return grad
 
 
 def test_surrogate_of_the_golden_tokens():

@@ -8,17 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
-from torch import Tensor
+from support.builders import assert_close, f64, few
 
 from dar.objectives.preference import dpo, npo
 from dar.objectives.realignment import Triage, conflict_losses, impact_weights, triage
 
 NAN = math.nan
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- triage ----------------------------------------------------------------------------------------------------------
