@@ -247,44 +247,27 @@ def test_every_method_has_defaults_and_reads_back_as_itself(method: str, tmp_pat
     assert load_recipe(recipe) == spec
 
 
-def test_methods_are_either_sampling_or_offline():
-    assert [method for method, spec in ALGORITHM_SPECS.items() if spec.is_offline] == OFFLINE
-
-
 @pytest.mark.parametrize("method", OFFLINE)
-def test_offline_methods_need_no_rewards(method: str):
+def test_offline_methods_need_no_rewards_but_for_held_out_samples(method: str):
+    assert [name for name, spec in ALGORITHM_SPECS.items() if spec.is_offline] == OFFLINE
     assert make_spec(algorithm=method, rewards=[]).rewards == []
     assert [reward_name(reward) for reward in make_spec(algorithm=method).rewards] == ["sentiment"]
-
-
-@pytest.mark.parametrize("method", OFFLINE)
-def test_held_out_prompts_of_offline_methods_need_rewards(method: str):
     data = {"train": "pairs.jsonl", "heldout": "prompts.jsonl"}
     assert problem(algorithm=method, data=data, rewards=[]).endswith(
         f"data.heldout is set, but no rewards to measure held-out samples of {method} with"
     )
     assert make_spec(algorithm=method, data=data).data.heldout is not None
-
-
-@pytest.mark.parametrize(
-    "sampling", [{"mask_truncated": True}, {"correction": "token"}, {"correction": "sequence", "mask_truncated": True}]
-)
-@pytest.mark.parametrize("method", OFFLINE)
-def test_offline_methods_refuse_what_concerns_samples(method: str, sampling: dict[str, Any]):
-    assert problem(algorithm=method, sampling=sampling).endswith(
-        f"{method} learns from the data's completions: sampling.mask_truncated and correction do nothing"
-    )
+    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"correction": "sequence"}):
+        assert problem(algorithm=method, sampling=sampling).endswith(
+            f"{method} learns from the data's completions: sampling.mask_truncated and correction do nothing"
+        )
 
 
 @pytest.mark.parametrize("method", SAMPLING)
-def test_sampling_methods_need_rewards(method: str):
+def test_sampling_methods_need_rewards_and_pairs_whole_groups(method: str):
     assert problem(algorithm=method, rewards=[]).endswith(
         f"rewards is empty, but {method} learns from the rewards of its own samples"
     )
-
-
-@pytest.mark.parametrize("method", SAMPLING)
-def test_truncated_completions_can_be_left_out_except_of_pairs(method: str):
     sampling = {"mask_truncated": True, "correction": "token"}
     if method in ("online_dpo", "online_ipo", "online_slic"):
         assert f"sampling.mask_truncated would tear the pairs of {method} apart: a missing_eos_penalty" in problem(
@@ -294,26 +277,21 @@ def test_truncated_completions_can_be_left_out_except_of_pairs(method: str):
         assert make_spec(algorithm=method, sampling=sampling).sampling.mask_truncated
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_compare_completions_refuse_a_group_of_one(method: str):
+    if method in ON_GROUPS:
+        assert (
+            f"num_generations is 1, but {method} compares the completions of one prompt: set it to 2 or more"
+            in problem(algorithm=method, num_generations=1)
+        )
+    assert make_spec(algorithm=method, num_generations=1 + (method in ON_GROUPS))
+
+
 def test_reference_that_follows_needs_weights_of_its_own():
     assert problem(reference_sync={"every": 2}, model={"path": "some/model", "lora": {}}).endswith(
         "reference_sync needs a reference of its own, but with model.lora the base model is π₀"
     )
     assert make_spec(reference_sync={"every": 2}).reference_sync is not None
-
-
-# --- groups ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ON_GROUPS)
-def test_methods_that_compare_completions_refuse_a_group_of_one(method: str):
-    message = problem(algorithm=method, num_generations=1)
-    assert f"num_generations is 1, but {method} compares the completions of one prompt: set it to 2 or more" in message
-    assert make_spec(algorithm=method, num_generations=2).num_generations == 2
-
-
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ON_GROUPS])
-def test_other_methods_work_with_a_group_of_one(method: str):
-    assert make_spec(algorithm=method, num_generations=1).num_generations == 1
 
 
 # --- names and shorthands --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,49 +140,47 @@ def test_search_of_the_golden_tokens(
     assert bounds.is_met is is_met
 
 
-def test_bounds_reach_the_ends_of_their_ranges_exactly():
-    # A running sum of 36 steps of .05 from 1.2 ends at 2.999999999999997, 15 of .02 from .6 at .9000000000000002.
-    bounds = search(target=0.5)
-    assert (bounds.low, bounds.high) == (0.9, 3.0)
-    # Steps that do not divide the range: the last one is cut.
-    bounds = search(target=0.5, low_step=0.07, high_step=10.0)
-    assert (bounds.low, bounds.high) == (0.9, 3.0)
+GRADIENT = {"contribution": "gradient"}
+LOW_FIRST = {"order": "low_first"}
+about = partial(pytest.approx, rel=1e-12)
 
 
-def test_steps_are_multiples_of_the_step():
-    # One positive token of ratio 1.29, whose gradient enters with the first bound above: 1.2, 1.25, 1.3.
-    ratios, advantages = torch.tensor([1.29, 1.0]), torch.tensor([1.0, -1.0])
-    bounds = search(ratios, advantages, None, contribution="gradient")
-    assert (bounds.low, bounds.high) == (0.6, 1.2 + 2 * 0.05)
-    # The range ends between two steps: 1.2, 1.27, 1.28.
-    ratios[0] = 1.275
-    bounds = search(ratios, advantages, None, contribution="gradient", high_range=(1.2, 1.28), high_step=0.07)
-    assert (bounds.high, bounds.is_met) == (1.28, True)
+@pytest.mark.parametrize(
+    ("changes", "low", "high"),
+    [
+        # The ends are exact: a running sum of 36 steps of .05 from 1.2 ends at 2.999999999999997, 15 of .02 from .6 at
+        # .9000000000000002. Where the steps do not divide the range the last one is cut.
+        ({"target": 0.5}, 0.9, 3.0),
+        ({"target": 0.5, "low_step": 0.07, "high_step": 10.0}, 0.9, 3.0),
+        # For the gradient share either bound alone helps: 1.5 enters at high = 1.5, .7 leaves at low = .72.
+        ({"target": 0.33, **GRADIENT}, 0.6, about(1.5)),
+        ({"target": 0.33, **GRADIENT, **LOW_FIRST}, about(0.72), 1.2),
+        # Low alone reaches .33/.995 (the token of .9 lies on the last bound and stays in), so high follows.
+        ({"target": 0.5, **GRADIENT, **LOW_FIRST}, 0.9, about(1.5)),
+    ],
+)
+def test_order_tells_which_bound_is_raised_first(changes: dict[str, Any], low: Any, high: Any):
+    bounds = search(**changes)
+    assert (bounds.low, bounds.high) == (low, high)
 
 
-def test_every_step_of_either_bound_is_tried():
-    # 1.22 enters with the very first step of the upper bound, .61 leaves with that of the lower one.
-    advantages = torch.tensor([1.0, -1.0])
-    enters, leaves = torch.tensor([1.22, 1.0]), torch.tensor([1.0, 0.61])
-    bounds = search(enters, advantages, None, contribution="gradient")
-    assert (bounds.low, bounds.high) == (0.6, 1.25)
-    bounds = search(enters, advantages, None, contribution="gradient", order="low_first")
-    assert (bounds.low, bounds.high) == (0.9, 1.25)
-    bounds = search(leaves, advantages, None, contribution="gradient", target=1.0)
-    assert (bounds.low, bounds.high) == (0.62, 3.0)
-    bounds = search(leaves, advantages, None, contribution="gradient", target=1.0, order="low_first")
-    assert (bounds.low, bounds.high) == (0.62, 1.2)
-
-
-def test_order_tells_which_bound_is_raised_first():
-    # For the gradient share either bound alone helps: 1.5 enters at high = 1.5, .7 leaves at low = .72.
-    high_first = search(target=0.33, contribution="gradient")
-    assert (high_first.low, high_first.high) == (0.6, pytest.approx(1.5, rel=1e-12))
-    low_first = search(target=0.33, contribution="gradient", order="low_first")
-    assert (low_first.low, low_first.high) == (pytest.approx(0.72, rel=1e-12), 1.2)
-    # Low alone reaches .33/.995 (the token of .9 lies on the last bound and stays in), so high follows.
-    both = search(target=0.5, contribution="gradient", order="low_first")
-    assert (both.low, both.high) == (0.9, pytest.approx(1.5, rel=1e-12))
+@pytest.mark.parametrize(
+    ("ratios", "changes", "low", "high"),
+    [
+        # The positive token's gradient enters with the first bound above it: 1.2, 1.25, 1.3, multiples of the step.
+        ([1.29, 1.0], {}, 0.6, 1.2 + 2 * 0.05),
+        # The range ends between two steps: 1.2, 1.27, 1.28.
+        ([1.275, 1.0], {"high_range": (1.2, 1.28), "high_step": 0.07}, 0.6, 1.28),
+        # 1.22 enters with the very first step of the upper bound, .61 leaves with that of the lower one.
+        ([1.22, 1.0], {}, 0.6, 1.25),
+        ([1.22, 1.0], LOW_FIRST, 0.9, 1.25),
+        ([1.0, 0.61], {"target": 1.0}, 0.62, 3.0),
+        ([1.0, 0.61], {"target": 1.0, **LOW_FIRST}, 0.62, 1.2),
+    ],
+)
+def test_every_step_of_either_bound_is_tried(ratios: list[float], changes: dict[str, Any], low: float, high: float):
+    bounds = search(torch.tensor(ratios), torch.tensor([1.0, -1.0]), None, **{**GRADIENT, **changes})
+    assert (bounds.low, bounds.high, bounds.is_met) == (low, high, True)
 
 
 def test_as_the_authors_released_code_has_it():
