@@ -113,14 +113,6 @@ def test_best_of_n_learns_from_the_first_of_the_best():
     assert_close(gradient_of(algorithm, experience.old_logprobs, batch), expected, rtol=1e-12)
 
 
-def test_dar_on_two_completions_is_best_of_two_times_half_the_clip():
-    # Equal gaps: Â = ±1 for both prompts, so w = (0, 20) up to e^(−20), and 20/(2P) against 1/P.
-    _, old, _ = random_rows(1, 4)
-    experience = make_experience([[1, 2], [7, 6]], old, dtype=torch.float64)
-    dar, best = first_gradient(DARSpec(alpha=0.0), experience), first_gradient(BestOfNSpec(), experience)
-    assert_close(dar, 10 * best, rtol=1e-6, atol=1e-8)
-
-
 def test_target_ess_has_a_closed_form_for_two_rows():
     # Â = ±1 and p = σ(2/β): ESS/N = 1/(2(p² + q²)) = .8 at p² + q² = .625, p = (1 + √.25)/2 = ¾, so 2/β = ln 3.
     experience = make_experience([[1, 2]], [[-1.0], [-1.0]], dtype=torch.float64)
@@ -158,12 +150,13 @@ def test_fixed_beta_is_not_logged():
 
 
 def test_var_weights_at_known_rewards():
-    # 3·softmax(0, 1, 2); ESS/N = 9/(3·Σw²) with Σw² = .07294954 + .53902821 + 3.98290977.
-    experience = make_experience([[0, 1, 2]], [[-1.0]] * 3)
+    # 3·softmax(0, 1, 2) in each prompt, however good its completions are; ESS/N = 9/(3·Σw²) with Σw² = .07294954 +
+    # .53902821 + 3.98290977.
+    experience = make_experience([[0, 1, 2], [100, 101, 102]], [[-1.0]] * 6)
     batch, metrics = build(VARSpec(normalize="none")).weigh(experience)
-    assert_close(batch.weights, [0.27009172, 0.73418541, 1.99572287], rtol=1e-6)
-    assert_close(batch.advantages, [-1.0, 0.0, 1.0], rtol=1e-6, atol=1e-7)
-    assert batch.denominator == 3.0
+    assert_close(batch.weights, [0.27009172, 0.73418541, 1.99572287] * 2, rtol=1e-5)
+    assert_close(batch.advantages, [-1.0, 0.0, 1.0] * 2, rtol=1e-6, atol=1e-7)
+    assert batch.denominator == 6.0
     assert metrics == {"weights/ess_fraction": pytest.approx(3 / 4.59488752, rel=1e-6)}
 
 
@@ -174,14 +167,6 @@ def test_var_is_self_normalised_dar_with_alpha_one_at_the_reference(normalize: A
     batch, _ = build(VARSpec(temperature=0.7, normalize=normalize)).weigh(experience)
     spec = DARSpec(alpha=1.0, beta=0.7, w_clip=INF, normalize=normalize, weight_scale="mean")
     assert_close(batch.weights, DAR(spec).weigh(experience)[0].weights.tolist(), rtol=1e-6)
-
-
-def test_var_weighs_within_a_prompt():
-    # A prompt's weights have mean 1 however good its completions are.
-    experience = make_experience([[0, 1], [100, 101]], [[-1.0]] * 4)
-    batch, _ = build(VARSpec(normalize="none")).weigh(experience)
-    # 2·σ(∓1).
-    assert_close(batch.weights, [0.53788284, 1.46211716] * 2, rtol=1e-6)
 
 
 def test_sft_is_the_mean_over_tokens():
@@ -311,14 +296,6 @@ def test_dr_grpo_divides_by_no_deviation_and_a_constant_length():
     assert_close(kept.weights, [1.0, 1.0], rtol=0)
 
 
-@pytest.mark.parametrize("num_generations", [2, 5])
-def test_dr_grpo_is_rloo_less_one_part_in_k(num_generations: int):
-    _, experience = batch_of(4, 2, num_generations)
-    shrunk = (num_generations - 1) / num_generations / MAX_LENGTH
-    rloo = first_gradient(RLOOSpec(beta=0.0), experience)
-    assert_close(first_gradient(DrGRPOSpec(), experience), (shrunk * rloo).tolist(), rtol=1e-9)
-
-
 def test_gspo_clips_the_mean_ratio_of_a_completion():
     # √(1.3·1.1) = 1.1958 lies inside 1 ± .2 though 1.3 does not; √(.7·.8) = .7483 does not. Inside, each of the two
     # tokens has half of the gradient.
@@ -335,19 +312,29 @@ def test_gspo_clips_the_mean_ratio_of_a_completion():
     assert_close(gradient_of(algorithm, moved, batch), [[-PAIR * mean_ratio / 4] * 2, [0.0, 0.0]], rtol=1e-9)
 
 
-def test_gspo_starts_like_grpo_without_kl():
-    _, experience = batch_of(5, 2, 4)
+@pytest.mark.parametrize(
+    ("spec", "other", "factor"),
+    [
+        # At π_θ = π_t no bound and no penalty has a gradient yet: −A/Σ|y| on every token.
+        *((spec, BNPOSpec(), 1.0) for spec in (DAPOSpec(), BAPOSpec(), R2VPOSpec())),
+        (GSPOSpec(), GRPOSpec(beta=0.0), 1.0),
+        # (K − 1)/K and the constant length, for K = 4.
+        (DrGRPOSpec(), RLOOSpec(beta=0.0), 3 / 4 / MAX_LENGTH),
+    ],
+    ids=lambda value: getattr(value, "type", None),
+)
+def test_methods_that_start_alike(spec: Any, other: Any, factor: float):
+    _, experience = batch_of(6, 2, 4)
     assert_close(
-        first_gradient(GSPOSpec(), experience), first_gradient(GRPOSpec(beta=0.0), experience).tolist(), rtol=1e-6
+        first_gradient(spec, experience), (factor * first_gradient(other, experience)).tolist(), rtol=1e-6, atol=1e-12
     )
 
 
-def test_ratio_methods_on_tokens_start_alike():
-    """At π_θ = π_t no bound and no penalty has a gradient yet: −A/Σ|y| on every token."""
-    _, experience = batch_of(6, 2, 4)
-    expected = first_gradient(BNPOSpec(), experience)
-    for spec in (DAPOSpec(), BAPOSpec(), R2VPOSpec()):
-        assert_close(first_gradient(spec, experience), expected.tolist(), rtol=1e-9)
+def test_dar_on_two_completions_is_best_of_two_times_half_the_clip():
+    # Equal gaps: Â = ±1 for both prompts, so w = (0, 20) up to e^(−20), and 20/(2P) against 1/P.
+    experience = make_experience([[1, 2], [7, 6]], random_rows(1, 4)[1], dtype=torch.float64)
+    dar, best = first_gradient(DARSpec(alpha=0.0), experience), first_gradient(BestOfNSpec(), experience)
+    assert_close(dar, 10 * best, rtol=1e-6, atol=1e-8)
 
 
 # --- BAPO ------------------------------------------------------------------------------------------------------------
@@ -377,33 +364,26 @@ def bapo_tokens(old_logprobs: Tensor | None = None) -> UpdateTokens:
         ({"target": 0.5, "contribution": "gradient"}, 0.72, 3.0, 1.0),
         # Low first: the surrogate's share only falls with it, (.9, 1.2) has .382; then .43 is out of reach.
         ({"target": 0.43, "order": "low_first"}, 0.9, 3.0, 0.0),
+        # Against the negative tokens, without π_t: 1.75/2.46 = .711, and one step of .05 makes it 1.8/2.46 = .732.
+        ({"target": 0.71, "criterion": "ratio"}, 0.6, 1.2, 1.0),
+        ({"target": 0.72, "criterion": "ratio"}, 0.6, 1.25, 1.0),
     ],
 )
 def test_bapo_takes_the_bounds_of_the_search(changes: dict[str, Any], low: float, high: float, is_met: float):
     algorithm = build(BAPOSpec(**changes))
-    metrics = algorithm.begin_update(bapo_tokens())
-    assert metrics == {
-        "bapo/low": pytest.approx(low),
-        "bapo/high": pytest.approx(high),
-        "bapo/target_met": is_met,
-    }
     # Two tokens of one completion each, A = ±PAIR: the first is bounded from above, the second from below.
     experience = pair_of_rewards([[-1.0], [-1.0]])
     batch, _ = algorithm.weigh(experience)
     moved = experience.old_logprobs + torch.tensor([[100.0], [0.01]], dtype=torch.float64).log()
+    # Before the first search the bounds are the start.
+    assert_close(terms_of(algorithm, moved, batch).losses, [-PAIR * 1.2, PAIR * 0.6], rtol=1e-6)
+    # Only the shares read π_t.
+    tokens = bapo_tokens(torch.full((5,), math.nan) if changes.get("criterion") == "ratio" else None)
+    expected = {"bapo/low": low, "bapo/high": high, "bapo/target_met": is_met}
+    assert algorithm.begin_update(tokens) == pytest.approx(expected)
     terms = terms_of(algorithm, moved, batch)
     assert_close(terms.losses, [-PAIR * high, PAIR * low], rtol=1e-6)
     assert terms.means["clip_ratio/region_mean"] == Mean(2.0, 2.0)
-
-
-def test_bapo_against_the_negative_tokens_reads_no_probabilities():
-    # Without π_t: positive 1.2 + .55 = 1.75, negative .71 + .45 + 1.3 = 2.46, a ratio of .7114.
-    nothing = torch.full((5,), math.nan)
-    met = build(BAPOSpec(criterion="ratio", target=0.71)).begin_update(bapo_tokens(nothing))
-    assert (met["bapo/high"], met["bapo/target_met"]) == (1.2, 1.0)
-    # One step of .05 adds .05: 1.8/2.46 = .732.
-    wider = build(BAPOSpec(criterion="ratio", target=0.72)).begin_update(bapo_tokens(nothing))
-    assert wider["bapo/high"] == pytest.approx(1.25)
 
 
 def test_bapo_searches_anew_for_every_update():
@@ -426,15 +406,6 @@ def test_bapo_with_fixed_bounds_is_the_clipped_surrogate():
     )
     assert fixed.needs_ratios
     assert not clipped.needs_ratios
-
-
-def test_bapo_bounds_before_the_first_search_are_the_start():
-    algorithm = build(BAPOSpec(low_start=0.7, high_start=1.4))
-    experience = pair_of_rewards([[-1.0], [-1.0]])
-    moved = experience.old_logprobs + torch.tensor([[2.0], [0.5]], dtype=torch.float64).log()
-    assert_close(
-        terms_of(algorithm, moved, algorithm.weigh(experience)[0]).losses, [-PAIR * 1.4, PAIR * 0.7], rtol=1e-9
-    )
 
 
 # --- R²VPO -----------------------------------------------------------------------------------------------------------
@@ -603,24 +574,14 @@ def test_loss_of_the_golden_pair(spec: Any, loss: float, slope: float, swapped: 
     assert metrics == {"pairs/tied_fraction": 0.0}
     terms = terms_of(algorithm, logprobs, batch)
     chosen = 1 if swapped else 0
+    # β·(LP_θ − LP_0) = .1·2 and .1·.5.
+    assert {name: mean.value for name, mean in terms.means.items()} == pytest.approx(
+        {"rewards/chosen": 0.2, "rewards/rejected": 0.05, "rewards/margins": 0.15, "rewards/accuracies": 1.0}
+    )
+    assert {mean.count for mean in terms.means.values()} == {1.0}
     assert_close(terms.losses[chosen], loss, rtol=1e-6)
     assert terms.losses[1 - chosen] == 0.0
     assert_close(gradient_of(algorithm, logprobs, batch)[chosen], [slope, slope], rtol=1e-6)
-
-
-@every_pair_method
-def test_implicit_rewards_of_the_golden_pair(spec: Any):
-    # β·(LP_θ − LP_0) = .1·2 and .1·.5.
-    logprobs, experience = golden_pair()
-    algorithm = build(spec)
-    means = terms_of(algorithm, logprobs, algorithm.weigh(experience)[0]).means
-    assert {name: mean.value for name, mean in means.items()} == {
-        "rewards/chosen": pytest.approx(0.2),
-        "rewards/rejected": pytest.approx(0.05),
-        "rewards/margins": pytest.approx(0.15),
-        "rewards/accuracies": 1.0,
-    }
-    assert {mean.count for mean in means.values()} == {1.0}
 
 
 @every_pair_method
@@ -666,7 +627,6 @@ def test_rows_without_a_pair_have_no_loss_but_a_graph(spec: Any):
 
 # Â = (.456, .48, .4) less its mean .44533333, over its sample deviation √(.00337066667/2).
 WHITE = [0.25982807, 0.84444122, -1.10426929]
-EVERY_BOUND_OFF: dict[str, Any] = {"clip_low": 1.0, "clip_high": INF, "clip_value": INF}
 
 
 def golden_ppo() -> Experience:
@@ -734,7 +694,7 @@ def test_ppo_clips_tokens_and_values():
 
 def test_ppo_without_bounds_is_the_plain_surrogate():
     experience = golden_ppo()
-    algorithm = build(PPOSpec(kl_coef=0.1, **EVERY_BOUND_OFF))
+    algorithm = build(PPOSpec(kl_coef=0.1, clip_low=1.0, clip_high=INF, clip_value=INF))
     batch, _ = algorithm.weigh(experience)
     moved = experience.old_logprobs + math.log(3.0)
     terms = algorithm.terms(TokenOutputs(moved, values=torch.tensor([[2.0, 2.0, 2.0]], dtype=torch.float64)), batch)

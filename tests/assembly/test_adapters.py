@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, LoraRuntimeConfig
 
-from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, RolloutError, Trainer, TrainingConfig
+from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, Trainer, TrainingConfig
 from dar.assembly.adapter import adapted, require_named_base
 from dar.assembly.loop import build_loop
 from dar.batch import Prompt
@@ -39,108 +39,75 @@ Case = tuple[dict[str, Any], dict[str, Any], str | None]
 """Fields of the configuration, changes of the model, and what the refusal says (None: it is trained)."""
 
 π0 = "π₀ would be another model, or move"
+LORA = peft.tuners.lora.config
+# Trained with this value, or with each of a list.
+TRAINED: dict[str, Any] = {
+    "task_type": [None, "SEQ_CLS"], "auto_mapping": {"base_model_class": "x", "parent_library": "y"},
+    "peft_version": "0.1", "base_model_name_or_path": "elsewhere", "revision": "main", "r": 3,
+    "target_modules": ["all-linear", r".*\.q_proj"], "exclude_modules": [["v_proj"]], "lora_alpha": 3,
+    "lora_dropout": 0.5, "fan_in_fan_out": True, "bias": "all",  # there is none
+    "modules_to_save": [["norm"], ["embed_tokens"], ["lm_head"]], "init_lora_weights": ["gaussian", "mica", "eva"],
+    "layers_to_transform": [[0]], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 64},
+    "megatron_core": "elsewhere", "trainable_token_indices": [[250, 251]], "eva_config": peft.EvaConfig(),
+    "use_dora": True, "velora_config": LORA.VeloraConfig(), "use_qalora": True,
+    "runtime_config": LoraRuntimeConfig(ephemeral_gpu_offload=True),
+}  # fmt: skip
+UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+BIASED: dict[str, Any] = {"attention_bias": True}
+# Further cases of these and other fields.
 FIELDS: dict[str, list[Case]] = {
-    "task_type": [({"task_type": None}, {}, None), ({"task_type": "SEQ_CLS"}, {}, None)],
     "peft_type": [],  # the methods below
-    "auto_mapping": [({"auto_mapping": {"base_model_class": "x", "parent_library": "y"}}, {}, None)],
-    "peft_version": [({"peft_version": "0.1"}, {}, None)],
-    "base_model_name_or_path": [({"base_model_name_or_path": "elsewhere"}, {}, None)],
-    "revision": [({"revision": "main"}, {}, None)],
     "inference_mode": [({"inference_mode": True}, {}, "has no effect on the log-probabilities")],
-    "r": [({"r": 3}, {}, None)],
     "target_modules": [
-        ({"target_modules": "all-linear"}, {}, None),
-        ({"target_modules": r".*\.q_proj"}, {}, None),
-        ({"target_modules": ["embed_tokens"]}, {}, "its target base_model.model.model.embed_tokens shares a weight"),
-        ({"target_modules": ["lm_head"]}, {}, "its target base_model.model.lm_head shares a weight"),
-        (
-            {"target_modules": ["embed_tokens", "lm_head"]},
-            {},
-            "its target base_model.model.model.embed_tokens shares a",
-        ),
-        ({"target_modules": ["embed_tokens", "lm_head"]}, {"tie_word_embeddings": False}, None),
+        *(({"target_modules": targets}, {}, f"its target base_model.model.{named} shares a weight")
+          for targets, named in (
+              (["embed_tokens"], "model.embed_tokens"), (["lm_head"], "lm_head"),
+              (["embed_tokens", "lm_head"], "model.embed_tokens"),
+          )),
+        ({"target_modules": ["embed_tokens", "lm_head"]}, UNTIED, None),
     ],
-    "exclude_modules": [({"exclude_modules": ["v_proj"]}, {}, None)],
-    "lora_alpha": [({"lora_alpha": 3}, {}, None)],
-    "lora_dropout": [({"lora_dropout": 0.5}, {}, None)],
-    "fan_in_fan_out": [({"fan_in_fan_out": True}, {}, None)],
-    "bias": [
-        ({"bias": "all"}, {}, None),  # there is none
-        ({"bias": "all"}, {"attention_bias": True}, rf"LoraConfig\(bias='all'\) .*{π0}"),
-        ({"bias": "lora_only"}, {"attention_bias": True}, rf"LoraConfig\(bias='lora_only'\) .*{π0}"),
-    ],
+    "bias": [({"bias": kind}, BIASED, rf"LoraConfig\(bias='{kind}'\) .*{π0}") for kind in ("all", "lora_only")],
     "use_rslora": [({"use_rslora": True, "r": 4}, {}, None)],
-    "modules_to_save": [
-        ({"modules_to_save": ["norm"]}, {}, None),
-        ({"modules_to_save": ["embed_tokens"]}, {}, None),
-        ({"modules_to_save": ["lm_head"]}, {}, None),
-        ({"modules_to_save": ["lm_head"]}, {"tie_word_embeddings": False}, None),
-    ],
+    "modules_to_save": [({"modules_to_save": ["lm_head"]}, UNTIED, None)],
     "init_lora_weights": [
-        ({"init_lora_weights": "gaussian"}, {}, None),
         ({"init_lora_weights": "orthogonal", "r": 2}, {}, None),
-        ({"init_lora_weights": "mica"}, {}, None),
-        ({"init_lora_weights": "eva"}, {}, None),
-        ({"init_lora_weights": "pissa", "r": 2}, {}, f"init_lora_weights='pissa'.*{π0}"),
-        ({"init_lora_weights": "pissa_niter_2", "r": 2}, {}, f"init_lora_weights='pissa_niter_2'.*{π0}"),
-        ({"init_lora_weights": "olora", "r": 2}, {}, f"init_lora_weights='olora'.*{π0}"),
+        *(({"init_lora_weights": kind, "r": 2}, {}, f"init_lora_weights='{kind}'.*{π0}")
+          for kind in ("pissa", "pissa_niter_2", "olora")),
     ],
-    "layers_to_transform": [({"layers_to_transform": [0]}, {}, None)],
     "layers_pattern": [({"layers_to_transform": [0], "layers_pattern": "layers"}, {}, None)],
-    "rank_pattern": [({"rank_pattern": {"q_proj": 2}}, {}, None)],
-    "alpha_pattern": [({"alpha_pattern": {"q_proj": 64}}, {}, None)],
     "megatron_config": [({"megatron_config": {"a": 1}}, {}, "megatron")],
-    "megatron_core": [({"megatron_core": "elsewhere"}, {}, None)],
-    "trainable_token_indices": [
-        ({"trainable_token_indices": [250, 251]}, {}, None),
-        ({"trainable_token_indices": {"embed_tokens": [250]}}, {"tie_word_embeddings": False}, None),
-    ],
+    "trainable_token_indices": [({"trainable_token_indices": {"embed_tokens": [250]}}, UNTIED, None)],
     "loftq_config": [
-        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, {}, "(loftq|cannot be applied)")
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, {}, "(loftq|cannot be applied)"),
     ],
-    "eva_config": [({"eva_config": peft.EvaConfig()}, {}, None)],
     "corda_config": [
-        (
-            {"init_lora_weights": "corda", "corda_config": peft.tuners.lora.config.CordaConfig()},
-            {},
-            "run `preprocess_corda` first",
-        )
+        ({"init_lora_weights": "corda", "corda_config": LORA.CordaConfig()}, {}, "run `preprocess_corda` first"),
     ],
-    "lora_ga_config": [
-        ({"init_lora_weights": "lora_ga", "lora_ga_config": peft.tuners.lora.config.LoraGAConfig()}, {}, None)
-    ],
-    "use_dora": [({"use_dora": True}, {}, None), ({"use_dora": True}, {"attention_bias": True}, None)],
-    "velora_config": [({"velora_config": peft.tuners.lora.config.VeloraConfig()}, {}, None)],
+    "lora_ga_config": [({"init_lora_weights": "lora_ga", "lora_ga_config": LORA.LoraGAConfig()}, {}, None)],
+    "use_dora": [({"use_dora": True}, BIASED, None)],
     "alora_invocation_tokens": [({"alora_invocation_tokens": [5, 6]}, {}, "aLoRA does not support merging")],
-    "use_qalora": [({"use_qalora": True}, {}, None)],
     "qalora_group_size": [({"use_qalora": True, "qalora_group_size": 4}, {}, None)],
-    "monteclora_config": [
-        ({"monteclora_config": peft.tuners.lora.config.MontecloraConfig()}, {}, "monteclora_config=Monte.*cannot be")
-    ],
+    "monteclora_config": [({"monteclora_config": LORA.MontecloraConfig()}, {}, "monteclora_config=Monte.*cannot be")],
     "layer_replication": [
-        ({"layer_replication": [[0, 1], [0, 1]]}, {}, rf"layer_replication=\[\[0, 1\], \[0, 1\]\].*{π0}")
+        ({"layer_replication": [[0, 1], [0, 1]]}, {}, rf"layer_replication=\[\[0, 1\], \[0, 1\]\].*{π0}"),
     ],
-    "runtime_config": [({"runtime_config": LoraRuntimeConfig(ephemeral_gpu_offload=True)}, {}, None)],
     "lora_bias": [
         ({"lora_bias": True}, {}, "lora_bias=True.*base layer has no bias"),
-        ({"lora_bias": True, "target_modules": ["q_proj"]}, {"attention_bias": True}, None),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, BIASED, None),
     ],
     "target_parameters": [({"target_modules": [], "target_parameters": ["gate_proj.weight"]}, {}, None)],
     "use_bdlora": [
-        (
-            {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2), "target_modules": ["q_proj"]},
-            {},
-            None,
-        )
+        ({"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2), "target_modules": ["q_proj"]},
+         {}, None),
     ],
-    "arrow_config": [({"arrow_config": peft.tuners.lora.config.ArrowConfig()}, {}, "cannot be applied")],
-    "kasa_config": [({"kasa_config": peft.tuners.lora.config.KasaConfig()}, {}, f"kasa_config=KasaConfig.*{π0}")],
+    "arrow_config": [({"arrow_config": LORA.ArrowConfig()}, {}, "cannot be applied")],
+    "kasa_config": [({"kasa_config": LORA.KasaConfig()}, {}, f"kasa_config=KasaConfig.*{π0}")],
     "ensure_weight_tying": [
         ({"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]}, {}, None),
         ({"ensure_weight_tying": True, "trainable_token_indices": [250]}, {}, None),
         ({"ensure_weight_tying": True, "target_modules": ["embed_tokens"]}, {}, "ensure_weight_tying=True.*cannot be"),
     ],
-}
+}  # fmt: skip
 UNMERGED = "its kind cannot be merged into the model's weights"
 BETWEEN = "its ranks are to be adapted between steps"
 NOT_ZERO = "before the first step the policy already differs"
@@ -194,15 +161,19 @@ METHODS: dict[str, tuple[dict[str, Any], str | None]] = {
 
 
 def cases() -> Iterator[Any]:
-    for field, each in FIELDS.items():
-        for number, (settings, changes, refused) in enumerate(each):
+    alone: dict[str, list[Case]] = {
+        field: [({field: value}, {}, None) for value in (values if isinstance(values, list) else [values])]
+        for field, values in TRAINED.items()
+    }
+    for field in alone | FIELDS:
+        for number, (settings, changes, refused) in enumerate([*alone.get(field, []), *FIELDS.get(field, [])]):
             yield pytest.param("LORA", settings, changes, refused, id=f"{field}-{number}")
     for method, (settings, refused) in METHODS.items():
         yield pytest.param(method, settings, {}, refused, id=method)
 
 
 def test_every_field_and_method_is_considered():
-    assert {field.name for field in dataclasses.fields(LoraConfig)} == FIELDS.keys()
+    assert {field.name for field in dataclasses.fields(LoraConfig)} == TRAINED.keys() | FIELDS.keys()
     assert {method.value for method in PEFT_TYPE_TO_CONFIG_MAPPING} == METHODS.keys()
 
 
@@ -346,11 +317,6 @@ def test_model_that_comes_with_an_adapter_that_moves_the_reference_is_refused(tm
     transformers_own.add_adapter(plain_lora())
     with pytest.raises(ConfigError, match="cannot be trained here"):
         trainer(tmp_path / "run", transformers_own).train()
-
-
-def test_adapter_that_is_not_zero_is_refused_before_the_first_step(tmp_path: Path):
-    with pytest.raises(RolloutError, match=NOT_ZERO):
-        trainer(tmp_path / "run", make_model(**SMALL), peft_config=plain_lora(init_lora_weights=False)).train()
 
 
 def test_recipe_that_targets_a_tied_head_is_refused(write_recipe: Any, tiny_folder: Path):

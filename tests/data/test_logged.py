@@ -36,6 +36,7 @@ def prepare(
     *,
     max_prompt_length: int | None = None,
     max_completion_length: int = 50,
+    eos_token_ids: tuple[int, ...] = (EOS,),
     **settings: Any,
 ) -> LoggedSet:
     return prepare_logged(
@@ -43,7 +44,7 @@ def prepare(
         tokenizer or make_tokenizer(),
         DataSpec(train=SourceSpec(path="rows.jsonl"), **settings),
         kind=kind,
-        eos_token_ids=(EOS,),
+        eos_token_ids=eos_token_ids,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         where="rows.jsonl",
@@ -71,27 +72,54 @@ def problem(rows: Sequence[Any], kind: LoggedKind = "preferences", tokenizer: An
 
 # --- what the rows hold ----------------------------------------------------------------------------------------------
 
-
-def test_strings_are_read_one_after_the_other_and_end_with_eos():
-    found = prepare([{"prompt": "Human: hi\n\nAssistant:", "chosen": " hello", "rejected": " go"}])
-    assert read(found) == [("Human: hi\n\nAssistant:", [" hello<eos>", " go<eos>"])]
-
-
-def test_messages_go_through_the_chat_template_behind_their_prompt():
-    row = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([row])) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
+APART = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
+WHOLE = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
+TEXTS = {"prompt": "hi", "chosen": "hello", "rejected": "go"}
+SAME = [user("hi"), assistant("hello")]
+AS_CHAT = ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])
+AS_TEXT = ("hi", ["hello<eos>", "go<eos>"])
 
 
-def test_string_after_messages_is_the_assistants():
-    as_text = {"prompt": [user("hi")], "chosen": "hello", "rejected": "go"}
-    as_messages = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([as_text])) == read(prepare([as_messages]))
-    assert read(prepare([{**as_text, "prompt": "hi"}], wrap_as_user=True)) == read(prepare([as_messages]))
+@pytest.mark.parametrize(
+    ("rows", "settings", "expected"),
+    [
+        # Strings are read one after the other, messages through the chat template behind their prompt.
+        ([{"prompt": "Human: hi\n\nAssistant:", "chosen": " hello", "rejected": " go"}], {},
+         [("Human: hi\n\nAssistant:", [" hello<eos>", " go<eos>"])]),
+        ([APART], {}, [AS_CHAT]),
+        # A string after messages is the assistant's.
+        ([TEXTS | {"prompt": [user("hi")]}], {}, [AS_CHAT]),
+        ([TEXTS], {"wrap_as_user": True}, [AS_CHAT]),
+        ([{"question": "hi", "chosen": "hello", "rejected": "go"}], {"prompt_column": "question"}, [AS_TEXT]),
+        # Whole conversations, alone, beside their prompt and beside rows that have one; the same answer twice is two.
+        ([WHOLE], {}, [AS_CHAT]),
+        ([WHOLE | {"prompt": "hi"}], {"wrap_as_user": True}, [AS_CHAT]),
+        ([WHOLE, TEXTS], {}, [AS_CHAT, AS_TEXT]),
+        *(([row], {"system_prompt": "be kind"}, [("<|system|>be kind<eos>" + AS_CHAT[0], AS_CHAT[1])])
+          for row in (WHOLE, APART)),
+        ([{"chosen": SAME, "rejected": SAME}], {}, [(AS_CHAT[0], ["hello<eos>", "hello<eos>"])]),
+    ],
+)  # fmt: skip
+def test_preferences_are_read(rows: list[dict[str, Any]], settings: dict[str, Any], expected: list[Any]):
+    found = prepare(rows, **settings)
+    assert read(found) == expected
+    assert [each.reward for group in found.groups for each in group.completions] == [1.0, 0.0] * len(rows)
 
 
-def test_chosen_has_reward_one_and_rejected_zero():
-    (group,) = prepare([{"prompt": "hi", "rejected": "go", "chosen": "hello"}]).groups
-    assert [(each.text, each.reward) for each in group.completions] == [("hello", 1.0), ("go", 0.0)]
+@pytest.mark.parametrize(
+    ("prompt", "completion", "text", "expected"),
+    [
+        ([user("hi")], [assistant(" hello ")], " hello ", " hello <eos>"),
+        # EOS is not added twice, and what stands behind it is left out.
+        ("hi", "hello<eos>", "hello<eos>", "hello<eos>"),
+        ("hi", "one<eos>two", "one<eos>two", "one<eos>"),
+        ([user("hi")], "one<eos>two", "one<eos>two", "one<eos>"),
+    ],
+)
+def test_demonstrations_are_read(prompt: Any, completion: Any, text: str, expected: str):
+    found = prepare([{"prompt": prompt, "completion": completion}], "demonstrations")
+    assert read(found)[0][1] == [expected]
+    assert [(each.text, each.reward) for each in found.groups[0].completions] == [(text, 1.0)]
 
 
 def test_verdicts_are_rewards_of_one_and_zero():
@@ -102,25 +130,13 @@ def test_verdicts_are_rewards_of_one_and_zero():
     assert [each.reward for each in found.groups[0].completions] == [0.0, 1.0]
 
 
-def test_text_of_a_message_is_its_content():
-    (group,) = prepare([{"prompt": [user("hi")], "completion": [assistant(" hello ")]}], "demonstrations").groups
-    assert [(each.text, each.reward) for each in group.completions] == [(" hello ", 1.0)]
-
-
 def test_rewards_stay_with_their_completions():
-    row = {"prompt": [user("hi")], "completions": ["hello", [assistant("go")], "oh"], "rewards": [0.5, -2, 1e-3]}
-    found = prepare([row], "rewards")
-    assert [(each.text, each.reward) for each in found.groups[0].completions] == [
-        ("hello", 0.5),
-        ("go", -2.0),
-        ("oh", 0.001),
-    ]
-    assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
-
-
-def test_rewards_may_be_an_array():
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": np.array([0.5, 1.0], dtype=np.float32)}
-    assert [each.reward for each in prepare([row], "rewards").groups[0].completions] == [0.5, 1.0]
+    row = {"prompt": [user("hi")], "completions": ["hello", [assistant("go")], "oh"]}
+    for rewards in ([0.5, -2, 0.25], np.array([0.5, -2, 0.25], dtype=np.float32)):
+        found = prepare([{**row, "rewards": rewards}], "rewards")
+        read_back = [(each.text, each.reward) for each in found.groups[0].completions]
+        assert read_back == [("hello", 0.5), ("go", -2.0), ("oh", 0.25)]
+        assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
 
 
 def test_dataset_rows_are_read_as_they_are():
@@ -129,11 +145,6 @@ def test_dataset_rows_are_read_as_they_are():
         for index in range(2)
     ]
     assert read(prepare(list(datasets.Dataset.from_list(rows)))) == read(prepare(rows))
-
-
-def test_another_prompt_column_is_used():
-    rows = [{"question": "hi", "chosen": "hello", "rejected": "go"}]
-    assert read(prepare(rows, prompt_column="question")) == [("hi", ["hello<eos>", "go<eos>"])]
 
 
 def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
@@ -148,13 +159,11 @@ def test_groups_are_in_the_order_of_the_data_without_the_prompts_left_out():
 # --- where a completion ends -----------------------------------------------------------------------------------------
 
 
-def test_eos_is_not_added_twice():
-    assert read(prepare([{"prompt": "hi", "completion": "hello<eos>"}], "demonstrations"))[0][1] == ["hello<eos>"]
-
-
-@pytest.mark.parametrize("prompt", ["hi", [user("hi")]], ids=["string", "messages"])
-def test_what_stands_behind_an_eos_is_left_out(prompt: Any):
-    assert read(prepare([{"prompt": prompt, "completion": "one<eos>two"}], "demonstrations"))[0][1] == ["one<eos>"]
+def test_a_completion_ends_at_the_first_of_several_end_tokens():
+    # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
+    rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
+    found = prepare(rows, "demonstrations", eos_token_ids=(0, 2))
+    assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]
 
 
 def test_newline_of_the_template_behind_the_turn_is_left_out():
@@ -210,35 +219,6 @@ def test_common_beginning_of_two_conversations_is_the_prompt():
     assert found.groups[0].prompt.columns["id"] == 7
 
 
-def test_whole_conversations_train_as_the_same_with_a_prompt():
-    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    apart = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")]}
-    assert read(prepare([whole])) == read(prepare([apart]))
-    with_system = [prepare([row], system_prompt="be kind") for row in (whole, apart)]
-    assert read(with_system[0]) == read(with_system[1])
-    assert read(with_system[0])[0][0] == "<|system|>be kind<eos><|user|>hi<eos><|assistant|>"
-
-
-def test_answers_that_are_the_same_are_both_completions():
-    same = [user("hi"), assistant("hello")]
-    assert read(prepare([{"chosen": same, "rejected": same}])) == [
-        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "hello<eos>"])
-    ]
-
-
-def test_conversation_may_stand_beside_the_prompt_it_begins_with():
-    row = {"prompt": "hi", "chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    assert read(prepare([row], wrap_as_user=True)) == [("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])]
-
-
-def test_rows_with_and_without_a_prompt_stand_side_by_side():
-    whole = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
-    assert read(prepare([whole, {"prompt": "hi", "chosen": "a", "rejected": "b"}])) == [
-        ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"]),
-        ("hi", ["a<eos>", "b<eos>"]),
-    ]
-
-
 def test_conversations_that_part_too_early_are_counted():
     good = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("hi"), assistant("go")]}
     no_beginning = {"chosen": [user("hi"), assistant("hello")], "rejected": [user("ho"), assistant("go")]}
@@ -257,21 +237,86 @@ def test_conversations_that_part_too_early_are_counted():
     assert "6 of 7 rows (rows 0, 1, 2, 3, 4, …)" in problem([*[no_beginning] * 6, good])
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected"),
-    [
-        ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: go"),
-        ([user("hi"), assistant("hello")], "go"),
-        ("hello", [user("hi"), assistant("go")]),
-    ],
-)
-def test_text_without_a_prompt_is_refused(chosen: Any, rejected: Any):
-    message = problem([{"chosen": chosen, "rejected": rejected}])
-    assert message.startswith("rows.jsonl: row 0 has no column 'prompt', so chosen and rejected must be lists of")
-    assert "in plain text nobody can tell where the prompt ends. Give the prompt a column of its own" in message
-
-
 # --- bad rows --------------------------------------------------------------------------------------------------------
+
+FINE = {"prompt": "hi", "completion": "fine"}
+REWARDED = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0, 2.0]}
+JUDGED = {"prompt": "hi", "chosen": "a", "rejected": "b", "rejected_complies": False}
+
+
+def after(prompt: Any, completion: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion}
+
+
+REFUSED: list[tuple[LoggedKind, list[dict[str, Any]], str]] = [
+    ("preferences", [{}], "row 0 has no column 'chosen'; preferences need prompt, chosen, rejected, and it has none"),
+    *(("demonstrations", [FINE, after(*row)], "1 rows have an empty completion (rows 1)") for row in (
+        ("hi", ""), ("hi", " \n"), ([user("hi")], ""), ([user("hi")], " \n"), ([user("hi")], [assistant("")]),
+    )),
+    ("preferences", [JUDGED, *[{"prompt": "hi", "chosen": "", "rejected": ""}] * 6],
+     "6 rows have an empty completion (rows 1, 2, 3, 4, 5, …)"),
+    *(("demonstrations", [after("hi", found)],
+       f"row 0: a completion must be a string or a list of messages, found {found!r}")
+      for found in (None, 5, [], ["hello"], assistant("hello"), [{"role": "assistant"}])),
+    *(("demonstrations", [after([user("hi")], [{"role": "assistant", "content": content}])],
+       f"row 0: a completion: message 0: 'content' must be text{hint}, found {content!r}")
+      for content, hint in (
+          (None, ""), ([{"type": "text", "text": "hello"}], " (join the texts of its parts into one string)"),
+      )),
+    *(("demonstrations", [after([user("hi")], turns)],
+       "row 0: a completion must be one message, before which only the prompt's may stand once more; found messages of "
+       + ", ".join(turn["role"] for turn in turns))
+      for turns in (
+          [assistant("a"), user("so"), assistant("b")],
+          [user("ho"), assistant("a")],  # another prompt
+          [user("hi"), user("hi"), assistant("a")],  # more than the prompt
+      )),
+    ("demonstrations", [after([user("hi")], [user("so")])],
+     "row 0: a completion must end with a message of the assistant's, found user"),
+    *(("rewards", [{**REWARDED, "rewards": [0.0, reward]}], f"row 0: the reward {reward!r} is no finite number")
+      for reward in (math.nan, math.inf, -math.inf, "1.0", None, True, [1.0])),
+    *(("rewards", [{**REWARDED, column: value}], f"row 0: '{column}' must be a list, found {value!r}")
+      for column, value in (
+          ("completions", "ab"), ("completions", None), ("completions", assistant("ab")), ("rewards", 1.0),
+          ("rewards", "12"),
+      )),
+    ("rewards", [{**REWARDED, "rewards": [1.0]}], "row 0 has 2 completions and 1 rewards"),
+    ("rewards", [{**REWARDED, "completions": [], "rewards": []}], "row 0 has 0 completions and 0 rewards"),
+    ("rewards", [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)],
+     "rows have 1 to 3 completions; every row needs equally many"),
+    *(("verdicts", [{**JUDGED, "chosen_complies": verdict}],
+       "row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
+       f"found {verdict!r}") for verdict in (1, 1.0, "yes", "", None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "rows", "message"), REFUSED)
+def test_bad_rows_are_refused_and_shown(kind: LoggedKind, rows: list[dict[str, Any]], message: str):
+    assert problem(rows, kind) == f"rows.jsonl: {message}"
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
+def test_missing_prompt_is_named(kind: LoggedKind):
+    row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
+    assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "hi", "chosen": [assistant("a")], "rejected": [assistant("b")]},
+         "row 0: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true"),
+        *(({"chosen": chosen, "rejected": rejected},
+           "plain text nobody can tell where the prompt ends. Give the prompt a column of its own")
+          for chosen, rejected in (
+              ("\n\nHuman: hi\n\nAssistant: hello", "\n\nHuman: hi\n\nAssistant: go"),
+              ([user("hi"), assistant("hello")], "go"),
+              ("hello", [user("hi"), assistant("go")]),
+          )),
+    ],
+)  # fmt: skip
+def test_texts_and_messages_that_do_not_fit_are_refused_with_what_to_do(row: dict[str, Any], message: str):
+    assert message in problem([row])
 
 
 @pytest.mark.parametrize(
@@ -289,72 +334,6 @@ def test_missing_column_is_named_with_those_the_row_has(kind: LoggedKind, missin
     row = {name: value for name, value in whole.items() if name != missing}
     expected = f"rows.jsonl: row 1 has no column '{missing}'; {needed} and it has {', '.join(row)}"
     assert problem([whole, row], kind, prompt_column="ask") == expected
-
-
-def test_row_without_any_column_has_none():
-    assert problem([{}]).endswith("preferences need prompt, chosen, rejected, and it has none")
-
-
-@pytest.mark.parametrize("kind", ["demonstrations", "rewards"])
-def test_missing_prompt_is_named(kind: LoggedKind):
-    row = {"completion": "a", "completions": ["a"], "rewards": [1.0]}
-    assert "row 0 has no column 'prompt'; it has completion" in problem([row], kind)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion"),
-    [("hi", ""), ("hi", " \n"), ([user("hi")], ""), ([user("hi")], " \n"), ([user("hi")], [assistant("")])],
-)
-def test_empty_completion_is_refused(prompt: Any, completion: Any):
-    rows = [{"prompt": "hi", "completion": "fine"}, {"prompt": prompt, "completion": completion}]
-    assert problem(rows, "demonstrations") == "rows.jsonl: 1 rows have an empty completion (rows 1)"
-
-
-def test_rows_with_an_empty_completion_are_counted_once():
-    rows = [{"prompt": "hi", "chosen": "a", "rejected": "b"}, *[{"prompt": "hi", "chosen": "", "rejected": ""}] * 6]
-    assert problem(rows) == "rows.jsonl: 6 rows have an empty completion (rows 1, 2, 3, 4, 5, …)"
-
-
-@pytest.mark.parametrize("completion", [None, 5, [], ["hello"], assistant("hello"), [{"role": "assistant"}]])
-def test_completion_of_the_wrong_kind_is_refused_and_shown(completion: Any):
-    assert problem([{"prompt": "hi", "completion": completion}], "demonstrations") == (
-        f"rows.jsonl: row 0: a completion must be a string or a list of messages, found {completion!r}"
-    )
-
-
-@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "hello"}]])
-def test_content_that_is_no_string_is_refused(content: Any):
-    row = {"prompt": [user("hi")], "completion": [{"role": "assistant", "content": content}]}
-    assert problem([row], "demonstrations") == (
-        "rows.jsonl: row 0: a completion: message 0: 'content' must be text"
-        f"{' (join the texts of its parts into one string)' if content else ''}, found {content!r}"
-    )
-
-
-def test_messages_after_a_plain_string_are_refused():
-    message = problem([{"prompt": "hi", "chosen": [assistant("a")], "rejected": [assistant("b")]}])
-    assert "row 0: a completion is messages, but the prompt is a plain string: set data.wrap_as_user: true" in message
-
-
-@pytest.mark.parametrize(
-    ("completion", "roles"),
-    [
-        ([assistant("a"), user("so"), assistant("b")], "assistant, user, assistant"),
-        ([user("ho"), assistant("a")], "user, assistant"),
-        ([user("hi"), user("hi"), assistant("a")], "user, user, assistant"),
-    ],
-    ids=["several turns", "another prompt", "more than the prompt"],
-)
-def test_completion_of_several_turns_is_refused(completion: Any, roles: str):
-    message = problem([{"prompt": [user("hi")], "completion": completion}], "demonstrations")
-    assert message.startswith("rows.jsonl: row 0: a completion must be one message, before which only the prompt's may")
-    assert message.endswith(f"found messages of {roles}")
-
-
-def test_completion_must_be_the_assistants():
-    assert problem([{"prompt": [user("hi")], "completion": [user("so")]}], "demonstrations") == (
-        "rows.jsonl: row 0: a completion must end with a message of the assistant's, found user"
-    )
 
 
 def test_template_that_changes_what_stands_before_the_completion_is_refused():
@@ -424,15 +403,6 @@ def test_verdicts_may_be_the_words_of_a_csv_file(verdict: Any):
     assert [each.reward for each in group.completions] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("verdict", [1, 1.0, "yes", "", None])
-def test_verdict_that_is_neither_is_refused(verdict: Any):
-    row = {"prompt": "hi", "chosen": "a", "rejected": "b", "chosen_complies": verdict, "rejected_complies": False}
-    assert problem([row], "verdicts") == (
-        "rows.jsonl: row 0: 'chosen_complies' must be true (the completion complies with the new rules) or false, "
-        f"found {verdict!r}"
-    )
-
-
 def test_conversation_the_template_refuses_is_named():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
@@ -454,57 +424,3 @@ def test_completion_without_tokens_is_refused():
 def test_messages_without_a_chat_template_are_refused():
     with pytest.raises(ConfigError, match="prompts are messages, but the tokenizer has no chat template"):
         prepare([{"prompt": [user("hi")], "completion": "a"}], "demonstrations", make_tokenizer(chat=False))
-
-
-# --- rewards ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, "1.0", None, True, [1.0]])
-def test_reward_that_is_no_finite_number_is_refused_and_shown(reward: Any):
-    assert problem([{"prompt": "hi", "completions": ["a", "b"], "rewards": [0.0, reward]}], "rewards") == (
-        f"rows.jsonl: row 0: the reward {reward!r} is no finite number"
-    )
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("completions", "ab"),
-        ("completions", None),
-        ("completions", assistant("ab")),
-        ("rewards", 1.0),
-        ("rewards", "12"),
-    ],
-)
-def test_completions_and_rewards_must_be_lists(column: str, value: Any):
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0, 2.0], column: value}
-    assert problem([row], "rewards") == f"rows.jsonl: row 0: '{column}' must be a list, found {value!r}"
-
-
-def test_every_completion_needs_its_reward():
-    row = {"prompt": "hi", "completions": ["a", "b"], "rewards": [1.0]}
-    assert problem([row], "rewards") == "rows.jsonl: row 0 has 2 completions and 1 rewards"
-    assert problem([{**row, "completions": [], "rewards": []}], "rewards") == (
-        "rows.jsonl: row 0 has 0 completions and 0 rewards"
-    )
-
-
-def test_rows_need_equally_many_completions():
-    rows = [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)]
-    assert problem(rows, "rewards") == "rows.jsonl: rows have 1 to 3 completions; every row needs equally many"
-
-
-def test_a_completion_ends_at_the_first_of_several_end_tokens():
-    # A model that samples until <|user|> (2) or <eos> (0): what stands behind the first of them is never sampled.
-    rows = [{"prompt": "a", "completion": "b<|user|>c"}, {"prompt": "a", "completion": "b"}]
-    found = prepare_logged(
-        rows,
-        make_tokenizer(),
-        DataSpec(train=SourceSpec(path="rows")),
-        kind="demonstrations",
-        eos_token_ids=(0, 2),
-        max_prompt_length=None,
-        max_completion_length=8,
-        where="rows",
-    )
-    assert [group.completions[0].token_ids[1:] for group in found.groups] == [(2,), (0,)]

@@ -77,92 +77,65 @@ def test_other_columns_go_to_the_rewards_and_rows_keep_their_index():
 
 # --- bad rows --------------------------------------------------------------------------------------------------------
 
-
-def test_row_without_prompt_is_named_with_the_columns_it_has():
-    with pytest.raises(DataError, match=r"rows\.jsonl: row 1 has no column 'prompt'; it has text, id"):
-        prepare([{"prompt": "a"}, {"text": "b", "id": 1}])
-
-
-def test_row_without_any_column_is_refused():
-    with pytest.raises(DataError, match="row 0 has no column 'prompt'; it has none"):
-        prepare([{}])
+NO_PROMPT = "row 1: 'prompt' must be a non-empty string or a list of messages with 'role'"
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", "  \n", None, 5, [], ["say a"], [{"role": "user"}], [{"content": "say a"}], {"role": "user", "content": "a"}],
-)
-def test_prompt_of_the_wrong_kind_is_refused(content: Any):
-    with pytest.raises(DataError) as caught:
-        prepare([{"prompt": "fine"}, {"prompt": content}])
-    message = str(caught.value)
-    assert message.startswith(
-        "rows.jsonl: row 1: 'prompt' must be a non-empty string or a list of messages with 'role'"
-    )
-    assert message.endswith(f"found {content!r}")
-
-
-@pytest.mark.parametrize(
-    ("message", "problem"),
+    ("row", "problem"),
     [
-        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "'content' must be text (join the texts of its"),
-        ({"role": "user", "content": 5}, "'content' must be text, found 5"),
-        ({"role": "user", "content": None}, "'content' must be text, found None"),
-        ({"role": 1, "content": "a"}, "'role' must be text, found 1"),
-        ({"role": None, "content": "a"}, "'role' must be text, found None"),
-        ({"role": "user", "content": "a", "at": date(2024, 1, 1)}, "holds more than text, numbers, lists and mappings"),
-        ({"role": "user", "content": "a", "raw": b"a"}, "holds more than text, numbers, lists and mappings"),
+        ({"text": "b", "id": 1}, "row 1 has no column 'prompt'; it has text, id$"),
+        ({}, "row 1 has no column 'prompt'; it has none"),
+        *(({"prompt": content}, rf"{NO_PROMPT}.* found {re.escape(repr(content))}$") for content in (
+            "", "  \n", None, 5, [], ["say a"], [{"role": "user"}], [{"content": "say a"}],
+            {"role": "user", "content": "a"},
+        )),
+        *(({"prompt": [*USER, {"role": "user", "content": "a"} | change]},
+           f"row 1: 'prompt': message 1.*{re.escape(problem)}") for change, problem in (
+            ({"content": [{"type": "text", "text": "a"}]}, "'content' must be text (join the texts of its"),
+            ({"content": 5}, "'content' must be text, found 5"),
+            ({"content": None}, "'content' must be text, found None"),
+            ({"role": 1}, "'role' must be text, found 1"),
+            ({"role": None}, "'role' must be text, found None"),
+            ({"at": date(2024, 1, 1)}, "holds more than text, numbers, lists and mappings"),
+            ({"raw": b"a"}, "holds more than text, numbers, lists and mappings"),
+        )),
     ],
-)
-def test_message_that_is_no_text_is_refused(message: dict[str, Any], problem: str):
-    with pytest.raises(DataError, match=re.escape(problem)) as caught:
-        prepare([{"prompt": "fine"}, {"prompt": [*USER, message]}])
-    assert str(caught.value).startswith("rows.jsonl: row 1: 'prompt': message 1")
+)  # fmt: skip
+def test_bad_row_is_refused_and_shown(row: dict[str, Any], problem: str):
+    with pytest.raises(DataError, match=rf"^rows\.jsonl: {problem}"):
+        prepare([{"prompt": "fine"}, row])
 
 
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer than 0.2 seconds"),
-        ("{{ 'a' * 10**10 }}", "needs more than 256 MiB of memory"),
-        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "maximum recursion depth exceeded"),
-        ("{{ 'a' * 2000000 }}", "writes 2,000,000 characters"),
+        # Without an end, the model is named.
+        *((template, f"the chat template of some/model refuses this conversation: .*{why}") for template, why in (
+            ("{% for i in range(999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer than 0.2 seconds"),
+            ("{{ 'a' * 10**10 }}", "needs more than 256 MiB of memory"),
+            ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "maximum recursion depth exceeded"),
+            ("{{ 'a' * 2000000 }}", "writes 2,000,000 characters"),
+            ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        )),
+        ("{{ '' }}", "the prompt .* has no tokens"),
     ],
-)
-def test_template_without_an_end_is_refused_with_the_models_name(
+)  # fmt: skip
+def test_template_that_writes_no_prompt_is_refused(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, template: str, problem: str
 ):
-    monkeypatch.setattr(rendering, "Bounded", partial(Bounded, seconds=0.2))
+    # A busy machine may take its time over the others.
+    monkeypatch.setattr(rendering, "Bounded", partial(Bounded, seconds=0.2 if "seconds" in problem else 60))
     tokenizer.chat_template, tokenizer.name_or_path = template, "some/model"
-    expected = f"row 0: the chat template of some/model refuses this conversation: .*{problem}"
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(DataError, match=f"row 0: {problem}"):
         prepare([{"prompt": USER}], tokenizer)
 
 
-def test_messages_without_a_chat_template_are_refused():
+def test_only_messages_take_a_chat_template_and_a_system_prompt():
+    assert len(prepare([{"prompt": "say a"}], make_tokenizer(chat=False))) == 1
     with pytest.raises(ConfigError, match="prompts are messages, but the tokenizer has no chat template"):
         prepare([{"prompt": USER}], make_tokenizer(chat=False))
-
-
-def test_plain_strings_need_no_chat_template():
-    assert len(prepare([{"prompt": "say a"}], make_tokenizer(chat=False))) == 1
-
-
-def test_system_prompt_cannot_be_given_to_plain_strings():
     with pytest.raises(ConfigError, match=r"data\.system_prompt is set, but row 0 of rows\.jsonl is a plain string"):
         prepare([{"prompt": "say a"}], system_prompt="be kind")
-
-
-def test_conversation_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast):
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match="row 0: the chat template refuses this conversation: roles must alternate"):
-        prepare([{"prompt": USER}], tokenizer)
-
-
-def test_prompt_that_becomes_no_tokens_is_refused(tokenizer: PreTrainedTokenizerFast):
-    tokenizer.chat_template = "{{ '' }}"
-    with pytest.raises(DataError, match=r"row 0: the prompt .* has no tokens"):
-        prepare([{"prompt": USER}], tokenizer)
 
 
 # --- long prompts ----------------------------------------------------------------------------------------------------
@@ -187,13 +160,10 @@ def test_long_prompts_are_dropped_when_asked_for_and_counted(caplog: pytest.LogC
     assert "rows.jsonl: 6 of 8 prompts are too long and were left out" in caplog.text
 
 
-def test_prompt_of_exactly_the_limit_is_kept():
+def test_the_limit_itself_is_not_too_long():
     assert prepare([{"prompt": "abc"}], max_prompt_length=3).num_dropped == 0
     with pytest.raises(DataError, match=r"1 of 1 prompts are longer than 2 tokens \(rows 0\)"):
         prepare([{"prompt": "abc"}], max_prompt_length=2)
-
-
-def test_dropping_every_prompt_is_refused():
     with pytest.raises(DataError, match="no prompt is left, all 1 are longer than 2 tokens"):
         prepare([{"prompt": "abc"}], max_prompt_length=2, long_prompts="drop")
 
@@ -238,13 +208,10 @@ def test_order_does_not_depend_on_the_number_of_prompts_per_step():
     assert drawn(stream(7, prompts_per_step=2), 14) == drawn(stream(7, prompts_per_step=4), 7)
 
 
-def test_epochs_have_different_orders():
+def test_epochs_and_seeds_have_orders_of_their_own():
     order = drawn(stream(50, prompts_per_step=50), 3)
     assert order[:50] != order[50:100] != order[100:]
-
-
-def test_seeds_give_different_orders():
-    assert drawn(stream(50, prompts_per_step=50, seed=0), 1) != drawn(stream(50, prompts_per_step=50, seed=1), 1)
+    assert order[:50] != drawn(stream(50, prompts_per_step=50, seed=1), 1)
 
 
 def test_epoch_counts_passes_over_the_data():

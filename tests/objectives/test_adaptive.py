@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import norm
-from support.builders import assert_close, few
+from support.builders import assert_close, f64, few
 from torch import Tensor
 
 from dar.objectives.adaptive import AdaptiveBeta, beta_for_ess, beta_for_kl, weights_kl
@@ -22,10 +22,6 @@ LOG_3 = math.log(3.0)
 # p = (¾, ¼): KL = log 2 + ¾ log ¾ + ¼ log ¼, and ESS/N = 1/(2 (9/16 + 1/16)) = .8.
 KL_OF_3_TO_1 = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
 ESS_OF_3_TO_1 = 0.8
-
-
-def row(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def random_batch(seed: int, *, num_rows: int = 12) -> tuple[Tensor, Tensor]:
@@ -49,8 +45,8 @@ def kl_at(advantages: Tensor, log_w_reg: Tensor, beta: float) -> float:
 
 
 def test_kl_of_two_rows_by_hand():
-    assert_close(weights_kl(row(LOG_3, 0.0)), KL_OF_3_TO_1, rtol=1e-12)
-    assert_close(weights_kl(row(1000.0 + LOG_3, 1000.0)), KL_OF_3_TO_1, rtol=1e-12)
+    assert_close(weights_kl(f64(LOG_3, 0.0)), KL_OF_3_TO_1, rtol=1e-12)
+    assert_close(weights_kl(f64(1000.0 + LOG_3, 1000.0)), KL_OF_3_TO_1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 7])
@@ -63,8 +59,8 @@ def test_kl_lies_between_equal_weights_and_one_row(num_rows: int):
 
 def test_rounding_does_not_take_the_kl_of_nearly_equal_weights_below_zero():
     # Unclamped these are −3e-17 and −1e-16, while the KL is 1e-17 and less.
-    assert weights_kl(row(0.0, 1e-8)).item() == 0.0
-    assert weights_kl(row(0.0, 1e-9, 2e-9, 3e-9)).item() == 0.0
+    assert weights_kl(f64(0.0, 1e-8)).item() == 0.0
+    assert weights_kl(f64(0.0, 1e-9, 2e-9, 3e-9)).item() == 0.0
 
 
 def test_kl_is_taken_in_float64_without_gradient():
@@ -96,10 +92,10 @@ def test_clipping_from_above_never_raises_the_kl(seed: int, bound: float):
 
 def test_two_rows_by_hand():
     # p = σ(1/β) = ¾ at 1/β = log 3.
-    zeros = row(0.0, 0.0)
-    found = beta_for_kl(row(1.0, 0.0), zeros, target_kl=KL_OF_3_TO_1)
+    zeros = f64(0.0, 0.0)
+    found = beta_for_kl(f64(1.0, 0.0), zeros, target_kl=KL_OF_3_TO_1)
     assert_found(found, beta=1 / LOG_3, achieved=KL_OF_3_TO_1, is_reached=True)
-    found = beta_for_ess(row(1.0, 0.0), zeros, target_ess=ESS_OF_3_TO_1)
+    found = beta_for_ess(f64(1.0, 0.0), zeros, target_ess=ESS_OF_3_TO_1)
     assert_found(found, beta=1 / LOG_3, achieved=ESS_OF_3_TO_1, is_reached=True)
 
 
@@ -222,7 +218,7 @@ def test_fp32_advantages_with_a_gradient_are_only_read():
 def test_where_rewards_pull_against_c_the_kl_rises_through_the_target(against: float):
     # p = σ(1/β − k), so the KL falls until 1/β = k and then rises; p = ¾ at 1/β = k + log 3, and p = ¼ at k − log 3,
     # a second root as soon as k > log 3, when the KL at β = ∞ exceeds the target. The first root does not notice.
-    advantages, log_w_reg = row(1.0, 0.0), row(-against, 0.0)
+    advantages, log_w_reg = f64(1.0, 0.0), f64(-against, 0.0)
     assert (weights_kl(log_w_reg) > KL_OF_3_TO_1) == (against > LOG_3)
     for found in (
         beta_for_kl(advantages, log_w_reg, target_kl=KL_OF_3_TO_1),
@@ -235,8 +231,8 @@ def test_where_rewards_pull_against_c_the_kl_rises_through_the_target(against: f
 def test_of_several_rises_the_one_of_the_largest_beta_is_taken():
     # As β falls the weight moves from rows 1–8 (equal) to row 9, then to rows 10–11, and at last to row 12: with one
     # row out of twelve the KL is log 12 = 2.48, with two log 6 = 1.79. It rises through 2 twice.
-    advantages = torch.cat([torch.zeros(8), row(1.0, 1.1, 1.1, 1.11)]).double()
-    log_w_reg = torch.cat([torch.zeros(8), row(0.0, -10.0, -10.0, -30.0)]).double()
+    advantages = torch.cat([torch.zeros(8), f64(1.0, 1.1, 1.1, 1.11)]).double()
+    log_w_reg = torch.cat([torch.zeros(8), f64(0.0, -10.0, -10.0, -30.0)]).double()
     assert kl_at(advantages, log_w_reg, 1 / 50) > 2.0
     assert kl_at(advantages, log_w_reg, 1 / 500) < 2.0
     assert kl_at(advantages, log_w_reg, 1 / 5000) > 2.0
@@ -247,9 +243,9 @@ def test_of_several_rises_the_one_of_the_largest_beta_is_taken():
 
 
 def test_c_beyond_the_target_with_rewards_that_agree_gives_the_largest_beta():
-    found = beta_for_kl(row(2.0, 0.0), row(2.0, 0.0), target_kl=0.1)
+    found = beta_for_kl(f64(2.0, 0.0), f64(2.0, 0.0), target_kl=0.1)
     assert found.beta == pytest.approx(2e6, rel=1e-12)
-    assert found.achieved == pytest.approx(weights_kl(row(2.0, 0.0)).item(), rel=1e-5)
+    assert found.achieved == pytest.approx(weights_kl(f64(2.0, 0.0)).item(), rel=1e-5)
     assert found.achieved > 0.1
     assert not found.is_reached
 
@@ -260,7 +256,7 @@ def test_c_beyond_the_target_at_every_beta_gives_the_smallest_kl():
     q = 1 / (1 + math.exp(-5.0))
     entropy = -q * math.log(q) - (1 - q) * math.log(1 - q)
     smallest, t = LOG_3 - math.log(1 + math.exp(entropy)), math.log(math.exp(5.0) + 1) - entropy
-    advantages, log_w_reg = row(1.0, 0.0, 0.0), row(0.0, 5.0, 0.0)
+    advantages, log_w_reg = f64(1.0, 0.0, 0.0), f64(0.0, 5.0, 0.0)
     assert kl_at(advantages, log_w_reg, 1 / t) == pytest.approx(smallest, rel=1e-12)
     found = beta_for_kl(advantages, log_w_reg, target_kl=0.9 * smallest)
     assert not found.is_reached
@@ -286,27 +282,27 @@ def test_c_beyond_the_target_at_every_beta_gives_the_smallest_kl():
     ],
 )
 def test_a_target_that_no_small_beta_exceeds_gives_the_smallest_beta(advantages, log_w_reg, limit: float):
-    found = beta_for_kl(row(*advantages), row(*log_w_reg), target_kl=limit + 0.05)
+    found = beta_for_kl(f64(*advantages), f64(*log_w_reg), target_kl=limit + 0.05)
     assert_found(found, beta=2e-6, achieved=limit, is_reached=False)
-    assert beta_for_kl(row(*advantages), row(*log_w_reg), target_kl=limit - 0.05).is_reached
+    assert beta_for_kl(f64(*advantages), f64(*log_w_reg), target_kl=limit - 0.05).is_reached
 
 
 def test_fewer_effective_rows_than_the_best_ones_are_out_of_reach():
-    found = beta_for_ess(row(1.0, 1.0, -1.0), torch.zeros(3), target_ess=0.6)
+    found = beta_for_ess(f64(1.0, 1.0, -1.0), torch.zeros(3), target_ess=0.6)
     assert_found(found, beta=2e-6, achieved=2 / 3, is_reached=False)
 
 
 def test_all_rows_effective_is_the_limit_of_a_large_beta():
-    found = beta_for_ess(row(1.0, -1.0), row(0.0, 0.0), target_ess=1.0)
+    found = beta_for_ess(f64(1.0, -1.0), f64(0.0, 0.0), target_ess=1.0)
     assert_found(found, beta=2e6, achieved=1.0, is_reached=False)
 
 
 @pytest.mark.parametrize("advantage", [0.0, -0.1, 1e6])
 def test_equal_advantages_leave_beta_at_one(advantage: float):
-    equal = row(advantage, advantage)
-    found = beta_for_kl(equal, row(LOG_3, 0.0), target_kl=0.5)
+    equal = f64(advantage, advantage)
+    found = beta_for_kl(equal, f64(LOG_3, 0.0), target_kl=0.5)
     assert_found(found, beta=1.0, achieved=KL_OF_3_TO_1, is_reached=False)
-    found = beta_for_ess(equal, row(LOG_3, 0.0), target_ess=0.5)
+    found = beta_for_ess(equal, f64(LOG_3, 0.0), target_ess=0.5)
     assert_found(found, beta=1.0, achieved=ESS_OF_3_TO_1, is_reached=False)
 
 
@@ -316,23 +312,23 @@ def test_equal_advantages_leave_beta_at_one(advantage: float):
 @pytest.mark.parametrize("target_kl", [0.0, -1.0, NAN, INF])
 def test_impossible_kl_is_refused(target_kl: float):
     with pytest.raises(ValueError, match="target_kl must be a finite number of nats > 0"):
-        beta_for_kl(row(1.0, 0.0), row(0.0, 0.0), target_kl=target_kl)
+        beta_for_kl(f64(1.0, 0.0), f64(0.0, 0.0), target_kl=target_kl)
 
 
 @pytest.mark.parametrize("target_ess", [0.0, -0.5, 1.5, NAN, INF])
 def test_impossible_share_is_refused(target_ess: float):
     with pytest.raises(ValueError, match=r"target_ess is a share of the rows and must lie in \(0, 1\]"):
-        beta_for_ess(row(1.0, 0.0), row(0.0, 0.0), target_ess=target_ess)
+        beta_for_ess(f64(1.0, 0.0), f64(0.0, 0.0), target_ess=target_ess)
 
 
 @pytest.mark.parametrize("number", [NAN, INF, -INF])
 def test_other_than_finite_numbers_are_refused(number: float):
     with pytest.raises(ValueError, match="log_weights must be finite, got 1 of 2"):
-        weights_kl(row(0.0, number))
+        weights_kl(f64(0.0, number))
     with pytest.raises(ValueError, match="advantages must be finite, got 1 of 2"):
-        beta_for_kl(row(0.0, number), row(0.0, 0.0), target_kl=0.1)
+        beta_for_kl(f64(0.0, number), f64(0.0, 0.0), target_kl=0.1)
     with pytest.raises(ValueError, match="log_w_reg must be finite, got 1 of 2"):
-        beta_for_ess(row(1.0, 0.0), row(0.0, number), target_ess=0.5)
+        beta_for_ess(f64(1.0, 0.0), f64(0.0, number), target_ess=0.5)
 
 
 def test_other_shapes_are_refused():

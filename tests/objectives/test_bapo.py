@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
+from support.builders import few
 from torch import Tensor
 
 from dar.objectives.bapo import BapoBounds, bapo_bounds
@@ -74,6 +75,9 @@ def random_tokens(seed: int, count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_surrogate_share_of_the_golden_tokens(low: float, high: float, positive: float, negative: float):
     assert share_at(low, high) == pytest.approx(positive / (positive + negative), rel=1e-12)
+    # Without π_roll every token weighs 1: 1.2 + .55 against .7 + .45 + 1.3.
+    for probs in (None, torch.ones(5)):
+        assert share_at(0.6, 1.2, rollout_probs=probs) == pytest.approx(1.75 / 4.2, rel=1e-12)
     assert share_at(low, high, criterion="ratio") == pytest.approx(positive / negative, rel=1e-12)
 
 
@@ -92,12 +96,6 @@ def test_surrogate_share_of_the_golden_tokens(low: float, high: float, positive:
 def test_gradient_share_of_the_golden_tokens(low: float, high: float, positive: float, negative: float):
     share = share_at(low, high, contribution="gradient")
     assert share == pytest.approx(positive / (positive + negative), rel=1e-12)
-
-
-def test_without_rollout_probabilities_every_token_weighs_one():
-    # 1.2 + .55 against .7 + .45 + 1.3.
-    assert share_at(0.6, 1.2, rollout_probs=None) == pytest.approx(1.75 / 4.2, rel=1e-12)
-    assert share_at(0.6, 1.2, rollout_probs=torch.ones(5)) == pytest.approx(1.75 / 4.2, rel=1e-12)
 
 
 @few
@@ -142,49 +140,47 @@ def test_search_of_the_golden_tokens(
     assert bounds.is_met is is_met
 
 
-def test_bounds_reach_the_ends_of_their_ranges_exactly():
-    # A running sum of 36 steps of .05 from 1.2 ends at 2.999999999999997, 15 of .02 from .6 at .9000000000000002.
-    bounds = search(target=0.5)
-    assert (bounds.low, bounds.high) == (0.9, 3.0)
-    # Steps that do not divide the range: the last one is cut.
-    bounds = search(target=0.5, low_step=0.07, high_step=10.0)
-    assert (bounds.low, bounds.high) == (0.9, 3.0)
+GRADIENT = {"contribution": "gradient"}
+LOW_FIRST = {"order": "low_first"}
+about = partial(pytest.approx, rel=1e-12)
 
 
-def test_steps_are_multiples_of_the_step():
-    # One positive token of ratio 1.29, whose gradient enters with the first bound above: 1.2, 1.25, 1.3.
-    ratios, advantages = torch.tensor([1.29, 1.0]), torch.tensor([1.0, -1.0])
-    bounds = search(ratios, advantages, None, contribution="gradient")
-    assert (bounds.low, bounds.high) == (0.6, 1.2 + 2 * 0.05)
-    # The range ends between two steps: 1.2, 1.27, 1.28.
-    ratios[0] = 1.275
-    bounds = search(ratios, advantages, None, contribution="gradient", high_range=(1.2, 1.28), high_step=0.07)
-    assert (bounds.high, bounds.is_met) == (1.28, True)
+@pytest.mark.parametrize(
+    ("changes", "low", "high"),
+    [
+        # The ends are exact: a running sum of 36 steps of .05 from 1.2 ends at 2.999999999999997, 15 of .02 from .6 at
+        # .9000000000000002. Where the steps do not divide the range the last one is cut.
+        ({"target": 0.5}, 0.9, 3.0),
+        ({"target": 0.5, "low_step": 0.07, "high_step": 10.0}, 0.9, 3.0),
+        # For the gradient share either bound alone helps: 1.5 enters at high = 1.5, .7 leaves at low = .72.
+        ({"target": 0.33, **GRADIENT}, 0.6, about(1.5)),
+        ({"target": 0.33, **GRADIENT, **LOW_FIRST}, about(0.72), 1.2),
+        # Low alone reaches .33/.995 (the token of .9 lies on the last bound and stays in), so high follows.
+        ({"target": 0.5, **GRADIENT, **LOW_FIRST}, 0.9, about(1.5)),
+    ],
+)
+def test_order_tells_which_bound_is_raised_first(changes: dict[str, Any], low: Any, high: Any):
+    bounds = search(**changes)
+    assert (bounds.low, bounds.high) == (low, high)
 
 
-def test_every_step_of_either_bound_is_tried():
-    # 1.22 enters with the very first step of the upper bound, .61 leaves with that of the lower one.
-    advantages = torch.tensor([1.0, -1.0])
-    enters, leaves = torch.tensor([1.22, 1.0]), torch.tensor([1.0, 0.61])
-    bounds = search(enters, advantages, None, contribution="gradient")
-    assert (bounds.low, bounds.high) == (0.6, 1.25)
-    bounds = search(enters, advantages, None, contribution="gradient", order="low_first")
-    assert (bounds.low, bounds.high) == (0.9, 1.25)
-    bounds = search(leaves, advantages, None, contribution="gradient", target=1.0)
-    assert (bounds.low, bounds.high) == (0.62, 3.0)
-    bounds = search(leaves, advantages, None, contribution="gradient", target=1.0, order="low_first")
-    assert (bounds.low, bounds.high) == (0.62, 1.2)
-
-
-def test_order_tells_which_bound_is_raised_first():
-    # For the gradient share either bound alone helps: 1.5 enters at high = 1.5, .7 leaves at low = .72.
-    high_first = search(target=0.33, contribution="gradient")
-    assert (high_first.low, high_first.high) == (0.6, pytest.approx(1.5, rel=1e-12))
-    low_first = search(target=0.33, contribution="gradient", order="low_first")
-    assert (low_first.low, low_first.high) == (pytest.approx(0.72, rel=1e-12), 1.2)
-    # Low alone reaches .33/.995 (the token of .9 lies on the last bound and stays in), so high follows.
-    both = search(target=0.5, contribution="gradient", order="low_first")
-    assert (both.low, both.high) == (0.9, pytest.approx(1.5, rel=1e-12))
+@pytest.mark.parametrize(
+    ("ratios", "changes", "low", "high"),
+    [
+        # The positive token's gradient enters with the first bound above it: 1.2, 1.25, 1.3, multiples of the step.
+        ([1.29, 1.0], {}, 0.6, 1.2 + 2 * 0.05),
+        # The range ends between two steps: 1.2, 1.27, 1.28.
+        ([1.275, 1.0], {"high_range": (1.2, 1.28), "high_step": 0.07}, 0.6, 1.28),
+        # 1.22 enters with the very first step of the upper bound, .61 leaves with that of the lower one.
+        ([1.22, 1.0], {}, 0.6, 1.25),
+        ([1.22, 1.0], LOW_FIRST, 0.9, 1.25),
+        ([1.0, 0.61], {"target": 1.0}, 0.62, 3.0),
+        ([1.0, 0.61], {"target": 1.0, **LOW_FIRST}, 0.62, 1.2),
+    ],
+)
+def test_every_step_of_either_bound_is_tried(ratios: list[float], changes: dict[str, Any], low: float, high: float):
+    bounds = search(torch.tensor(ratios), torch.tensor([1.0, -1.0]), None, **{**GRADIENT, **changes})
+    assert (bounds.low, bounds.high, bounds.is_met) == (low, high, True)
 
 
 def test_as_the_authors_released_code_has_it():
@@ -212,11 +208,6 @@ def test_criterion_met_at_the_start_moves_nothing(order: str, contribution: str)
     target = share_at(0.6, 1.2, contribution=contribution)
     bounds = search(target=target, order=order, contribution=contribution)
     assert bounds == BapoBounds(0.6, 1.2, target, is_met=True)
-
-
-def test_ranges_of_one_value_leave_ppos_clip():
-    bounds = search(low_range=(0.8, 0.8), high_range=(1.2, 1.2), target=1.0)
-    assert (bounds.low, bounds.high, bounds.is_met) == (0.8, 1.2, False)
 
 
 @pytest.mark.parametrize("contribution", ["surrogate", "gradient"])
@@ -285,19 +276,11 @@ def test_sums_are_taken_in_double_precision():
     assert share == 2.0**24 + 1
 
 
-def test_bounds_serve_the_clipped_surrogate():
-    bounds = search(target=0.5, contribution="gradient")
-    mask = torch.ones(5, 1, dtype=torch.bool)
-    losses = clipped_surrogate(
-        RATIOS.log().unsqueeze(1),
-        torch.zeros(5, 1, dtype=torch.float64),
-        ADVANTAGES,
-        mask,
-        clip_low=1 - bounds.low,
-        clip_high=bounds.high - 1,
-    )
-    # Only .7 is clipped, at .72.
-    assert_close(losses.flatten(), [-1.5, -0.55, 0.72, 0.45, 1.3], rtol=1e-12)
+def test_targets_out_of_reach_end_at_the_widest_bounds():
+    bounds = search(low_range=(0.8, 0.8), high_range=(1.2, 1.2), target=1.0)
+    assert (bounds.low, bounds.high, bounds.is_met) == (0.8, 1.2, False)
+    # A ratio may exceed 1.
+    assert not search(target=1.5, criterion="ratio").is_met
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -336,7 +319,3 @@ def test_other_shapes_are_refused(ratios, advantages, probs, message: str):
 def test_impossible_searches_are_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         search(**changes)
-
-
-def test_a_ratio_may_exceed_one():
-    assert not search(target=1.5, criterion="ratio").is_met

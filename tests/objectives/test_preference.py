@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
+from support.builders import assert_close, f64, few
 from torch import Tensor
 
 from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
@@ -20,10 +19,6 @@ NAN, INF = math.nan, math.inf
 PAIRWISE = [dpo, ipo, slic, partial(chi_po, max_reward=INF)]
 NAMES = ["dpo", "ipo", "slic", "chi_po"]
 each_loss = pytest.mark.parametrize("loss", PAIRWISE, ids=NAMES)
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # LP_θ(w, l) = (−10, −9), LP_0(w, l) = (−12, −9.5): ℓ_w = 2, ℓ_l = .5, Δ = 1.5.
@@ -78,21 +73,6 @@ def test_loss_of_the_golden_pair(loss: Callable[..., Tensor], beta: float, round
     assert_close(losses, [exact], rtol=1e-12)
 
 
-def test_chi_po_clips_on_both_sides():
-    # With the golden pair in the other order the margin is −.72403348, clipped to −.4.
-    chosen, rejected, ref_chosen, ref_rejected = GOLDEN
-    swapped = chi_po(rejected, chosen, ref_rejected, ref_chosen, beta=0.1, max_reward=0.2)
-    assert_close(swapped, [math.log1p(math.exp(0.4))], rtol=1e-12)
-
-
-def test_golden_slope_of_dpo():
-    chosen, rejected, ref_chosen, ref_rejected = (tensor.clone() for tensor in GOLDEN)
-    losses = dpo(chosen.requires_grad_(), rejected.requires_grad_(), ref_chosen, ref_rejected, beta=0.1)
-    up, down = slopes(losses, chosen, rejected)
-    assert_close(up, [-0.04625702], rtol=0, atol=6e-9)
-    assert_close(down, [0.04625702], rtol=0, atol=6e-9)
-
-
 MARGINS = [-3.0, -0.5, 0.0, 1.0, 4.0]
 BETA = 0.5
 
@@ -136,7 +116,9 @@ def test_chi_po_slopes_differ_between_chosen_and_rejected():
 def test_chi_po_has_no_gradient_where_the_margin_is_clipped():
     # Margins .1·(7.24, −7.24, 1.27) against ±.4: the first two are clipped, from above and from below.
     chosen, rejected, *reference = pairs([2.0, 0.5, 0.5], [0.5, 2.0, 0.1])
-    up, down = slopes(chi_po(chosen, rejected, *reference, beta=0.1, max_reward=0.2), chosen, rejected)
+    losses = chi_po(chosen, rejected, *reference, beta=0.1, max_reward=0.2)
+    assert_close(losses[:2], [math.log1p(math.exp(-0.4)), math.log1p(math.exp(0.4))], rtol=1e-12)
+    up, down = slopes(losses, chosen, rejected)
     assert up[:2].tolist() == down[:2].tolist() == [0.0, 0.0]
     assert up[2] < 0 < down[2]
 
@@ -190,12 +172,6 @@ def test_chi_po_without_its_exponential_is_dpo(monkeypatch: pytest.MonkeyPatch):
         assert_close(ours_slope, theirs_slope, rtol=0)
 
 
-def test_far_below_the_reference_chi_po_is_dpo():
-    # e^−50 = 2e−22 is nothing next to ℓ.
-    below = pairs([-50.0], [-52.0])
-    assert_close(chi_po(*below, beta=0.3, max_reward=INF), dpo(*below, beta=0.3), rtol=1e-15)
-
-
 @each_loss
 @few
 @given(seed=st.integers(0, 10_000), shift=st.floats(-5, 5))
@@ -210,25 +186,6 @@ def test_swapping_a_pair_flips_the_margin(loss, seed: int, shift: float):
     assert_close(moved, losses, rtol=1e-11, atol=1e-13)
     flipped = loss(*(tensor.flip(0) for tensor in (chosen, rejected, ref_chosen, ref_rejected)), beta=0.3)
     assert_close(flipped, losses.flip(0), rtol=0)
-
-
-def test_dpo_losses_of_a_pair_and_its_swap_differ_by_the_margin():
-    # −log σ(−x) = −log σ(x) + x.
-    chosen, rejected, ref_chosen, ref_rejected = GOLDEN
-    swapped = dpo(rejected, chosen, ref_rejected, ref_chosen, beta=0.1)
-    assert_close(swapped - dpo(*GOLDEN, beta=0.1), [0.15], rtol=1e-12)
-
-
-@each_loss
-def test_the_reference_gets_no_gradient(loss):
-    chosen, rejected, ref_chosen, ref_rejected = pairs([0.3, -0.2], [0.1, 0.4])
-    ref_chosen.requires_grad_()
-    ref_rejected.requires_grad_()
-    loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.2).sum().backward()
-    assert chosen.grad is not None
-    assert rejected.grad is not None
-    assert ref_chosen.grad is None
-    assert ref_rejected.grad is None
 
 
 # --- numerics --------------------------------------------------------------------------------------------------------
@@ -365,22 +322,13 @@ def test_golden_npo():
 
 def test_npo_gradient_pushes_down_and_fades_below_the_reference():
     log_ratios = [-20.0, -1.0, 0.0, 1.0, 20.0]
-    reference = torch.full((5,), -30.0, dtype=torch.float64, requires_grad=True)
-    logprobs = (reference.detach() + f64(*log_ratios)).requires_grad_()
+    reference = torch.full((5,), -30.0, dtype=torch.float64)
+    logprobs = (reference + f64(*log_ratios)).requires_grad_()
     losses = npo(logprobs, reference, beta=0.5)
     assert_close(losses[2], math.log(2), rtol=1e-15)
-    losses.sum().backward()
-    assert logprobs.grad is not None
-    assert_close(logprobs.grad, [0.5 * sigmoid(0.5 * h) for h in log_ratios], rtol=1e-12)
-    assert reference.grad is None
-
-
-def test_npo_of_ten_thousand_nats_is_finite():
-    logprobs = torch.tensor([-1e4, 1e4], requires_grad=True)
-    losses = npo(logprobs, torch.zeros(2), beta=1.0)
-    assert_close(losses, [0.0, 1e4], rtol=0)
     (grad,) = torch.autograd.grad(losses.sum(), logprobs)
-    assert_close(grad, [0.0, 1.0], rtol=0)
+    assert_close(grad, [0.5 * sigmoid(0.5 * h) for h in log_ratios], rtol=1e-12)
+    assert_close(npo(torch.tensor([-1e4, 1e4]), torch.zeros(2), beta=1.0), [0.0, 1e4], rtol=0)
 
 
 def test_npo_subtracts_half_precision_in_single():
@@ -390,6 +338,12 @@ def test_npo_subtracts_half_precision_in_single():
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [lambda *tensors, beta: npo(*tensors[:2], beta=beta), *PAIRWISE], ids=["npo", *NAMES])
+def test_log_probabilities_of_tokens_are_refused(loss):
+    with pytest.raises(ValueError, match=r"must be \[N\], one sum per completion, got \[2, 3\]"):
+        loss(*[torch.zeros(2, 3)] * 4, beta=0.1)
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, NAN])
@@ -405,22 +359,3 @@ def test_other_scales_must_be_positive(value: float):
         npo(f64(0.0), f64(0.0), beta=value)
     with pytest.raises(ValueError, match=f"max_reward must be > 0, got {value}"):
         chi_po(*GOLDEN, beta=0.1, max_reward=value)
-
-
-@pytest.mark.parametrize("loss", [lambda *tensors, beta: log_ratio_margin(*tensors), *PAIRWISE], ids=["margin", *NAMES])
-@pytest.mark.parametrize("wrong", range(4))
-def test_pairwise_losses_refuse_other_shapes(loss, wrong: int):
-    names = list(inspect.signature(log_ratio_margin).parameters)
-    tensors = [torch.zeros(2) for _ in names]
-    tensors[wrong] = torch.zeros(3)
-    with pytest.raises(ValueError, match=rf"shapes must agree: .*\b{names[wrong]} \[3\]"):
-        loss(*tensors, beta=0.1)
-    with pytest.raises(ValueError, match=r"must be \[N\], one sum per completion, got \[2, 3\]"):
-        loss(*[torch.zeros(2, 3)] * 4, beta=0.1)
-
-
-def test_npo_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"logprobs \[2\], ref_logprobs \[3\]"):
-        npo(torch.zeros(2), torch.zeros(3), beta=0.1)
-    with pytest.raises(ValueError, match=r"must be \[N\], one sum per completion, got \[2, 3\]"):
-        npo(torch.zeros(2, 3), torch.zeros(2, 3), beta=0.1)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few
-from torch import Tensor
+from support.builders import assert_close, f64, few
 
 from dar.objectives.preference import dpo, npo
 from dar.objectives.realignment import Triage, conflict_losses, impact_weights, triage
 
 NAN = math.nan
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- triage ----------------------------------------------------------------------------------------------------------
@@ -142,8 +136,3 @@ def test_conflict_losses_refuse_other_shapes(shape: tuple[int, ...], marks: int)
         conflict_losses(torch.zeros(shape), torch.zeros(shape), torch.zeros(marks, dtype=torch.bool), beta=0.3)
     with pytest.raises(ValueError, match=r"logprobs \[1, 2\], ref_logprobs \[2, 2\]"):
         conflict_losses(torch.zeros(1, 2), torch.zeros(2, 2), INVERTED, beta=0.3)
-
-
-def test_every_pair_is_triaged_one_way():
-    found = [triage(*verdicts) for verdicts in itertools.product([False, True], repeat=2)]
-    assert [found.count(action) for action in Triage] == [1, 1, 2]

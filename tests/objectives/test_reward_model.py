@@ -6,13 +6,9 @@ import math
 
 import pytest
 import torch
-from support.builders import assert_close
+from support.builders import assert_close, f64
 
 from dar.objectives.reward_model import bradley_terry, centering
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_equal_scores_cost_log_2():

@@ -43,55 +43,41 @@ def kept(logits: Tensor) -> list[list[int]]:
     return [row.isfinite().nonzero().flatten().tolist() for row in logits]
 
 
-def log_of(*probabilities: float) -> Tensor:
-    return torch.tensor([probabilities]).log()
-
-
 # --- the sets --------------------------------------------------------------------------------------------------------
+
+SMALL = torch.tensor([[0.2, 0.4, 0.3, 0.1]]).log()
+# e⁰ : e⁻¹ : e⁻¹ : e⁻¹ : e⁻² = 1 : .368 : .368 : .368 : .135, of 2.239: .447, .611, .775, .940, 1.
+TIED = torch.tensor([[0.0, -1.0, -2.0, -1.0, -1.0]])
 
 
 @pytest.mark.parametrize(
-    ("top_k", "top_p", "expected"),
+    ("logits", "top_k", "top_p", "expected"),
     [
-        (None, 0.39, [1]),  # .4 alone reaches it
-        (None, 0.41, [1, 2]),  # .4 does not, .4 + .3 does
-        (None, 0.69, [1, 2]),
-        (None, 0.71, [0, 1, 2]),
-        (None, 0.91, [0, 1, 2, 3]),
-        (None, 1e-9, [1]),  # at least one token
-        (2, 1.0, [1, 2]),
-        (9, 1.0, [0, 1, 2, 3]),  # more than there are
+        (SMALL, None, 0.39, [1]),  # .4 alone reaches it
+        (SMALL, None, 0.41, [1, 2]),  # .4 does not, .4 + .3 does
+        (SMALL, None, 0.69, [1, 2]),
+        (SMALL, None, 0.71, [0, 1, 2]),
+        (SMALL, None, 0.91, [0, 1, 2, 3]),
+        (SMALL, None, 1e-9, [1]),  # at least one token
+        (SMALL, 2, 1.0, [1, 2]),
+        (SMALL, 9, 1.0, [0, 1, 2, 3]),  # more than there are
         # Of the two likeliest, (.4, .3)/.7 = (.571, .429): the first alone reaches .5, which .4 of all does not.
-        (2, 0.5, [1]),
-        (2, 0.58, [1, 2]),
+        (SMALL, 2, 0.5, [1]),
+        (SMALL, 2, 0.58, [1, 2]),
+        # Tokens 1, 3 and 4 are tied; one of them does not fit, and ties go to the smaller id.
+        (TIED, 3, 1.0, [0, 1, 3]),
+        (TIED, 2, 1.0, [0, 1]),
+        (TIED, None, 0.6, [0, 1]),
+        (TIED, None, 0.7, [0, 1, 3]),
+        # Equal logits have weights of exactly 1, so 2 of 4 are exactly .5 and 1500 of 3000, too: large enough.
+        (torch.zeros(1, 4), None, 0.5, [0, 1]),
+        (torch.zeros(1, 3000), None, 0.5, list(range(1500))),
     ],
 )
-def test_sets_of_a_small_distribution(top_k: int | None, top_p: float, expected: list[int]):
-    logits = log_of(0.2, 0.4, 0.3, 0.1)
+def test_sets_of_a_small_distribution(logits: Tensor, top_k: int | None, top_p: float, expected: list[int]):
     found = truncate(logits, top_k=top_k, top_p=top_p)
     assert kept(found) == [expected]
     assert torch.equal(found[0, expected], logits[0, expected])
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "expected"),
-    [
-        (3, 1.0, [0, 1, 3]),  # tokens 1, 3 and 4 are tied; one of them does not fit
-        (2, 1.0, [0, 1]),
-        # e⁰ : e⁻¹ : e⁻¹ : e⁻¹ : e⁻² = 1 : .368 : .368 : .368 : .135, of 2.239: .447, .611, .775, .940, 1.
-        (None, 0.6, [0, 1]),
-        (None, 0.7, [0, 1, 3]),
-    ],
-)
-def test_ties_go_to_the_smaller_token_id(top_k: int | None, top_p: float, expected: list[int]):
-    logits = torch.tensor([[0.0, -1.0, -2.0, -1.0, -1.0]])
-    assert kept(truncate(logits, top_k=top_k, top_p=top_p)) == [expected]
-
-
-def test_a_set_that_reaches_top_p_exactly_is_large_enough():
-    # Equal logits have weights of exactly 1, so 2 of 4 are exactly .5 and 1500 of 3000, too.
-    assert kept(truncate(torch.zeros(1, 4), top_k=None, top_p=0.5)) == [[0, 1]]
-    assert kept(truncate(torch.zeros(1, 3000), top_k=None, top_p=0.5)) == [list(range(1500))]
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])

@@ -37,23 +37,10 @@ _WINDOWS = (
 )
 _LENGTHS = "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length"
 
-_ONE_KEY_PER_HEAD = [
-    "axk1",
-    "axk2",
-    "bailing_hybrid",
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v32",
-    "dots1",
-    "dots3_note",
-    "dots3_note_text",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "kimi_linear",
-    "longcat_flash",
-    "minicpm3",
-    "youtu",
-]
+_ONE_KEY_PER_HEAD = (
+    "axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 dots1 dots3_note dots3_note_text glm4_moe_lite "
+    "glm_moe_dsa kimi_linear longcat_flash minicpm3 youtu"
+)
 _OWN: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
@@ -109,7 +96,7 @@ def tiny(name: str, *, window: int, length: int) -> Any:
     wanted |= dict.fromkeys(_WINDOWS.split(), window) | dict.fromkeys(_LENGTHS.split(), length)
     wanted |= {"is_decoder": True, "use_sliding_window": True}
     settings = {key: value for key, value in wanted.items() if key in known or key == "is_decoder"}
-    if name in _ONE_KEY_PER_HEAD:
+    if name in _ONE_KEY_PER_HEAD.split():
         settings["num_key_value_heads"] = 4
     settings |= _OWN.get(name, {})
     if known.get("layer_types") and "layer_types" not in settings:

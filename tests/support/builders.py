@@ -17,6 +17,17 @@ few = settings(max_examples=25, deadline=None)
 Values = Tensor | float | Sequence[float] | Sequence[Sequence[float]]
 
 
+def f64(*values: float | Sequence[float]) -> Tensor:
+    """Numbers, or rows of them, in double precision."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gradient(losses: Tensor, leaf: Tensor) -> Tensor:
+    """d Σ losses / d leaf."""
+    (grad,) = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)
+    return grad
+
+
 def assert_close(actual: Tensor, expected: Values, *, rtol: float, atol: float = 0.0) -> None:
     """Values within a stated tolerance; 1e-6 is eight ulp of fp32, and shapes must agree too."""
     wanted = torch.as_tensor(expected, dtype=torch.float64)

@@ -64,6 +64,12 @@ def make_rollouts(
     )
 
 
+def small_groups() -> TokenGroups:
+    """Two prompts of 3 and 2 tokens, with completions of 4, 2 and 5."""
+    ids, mask = pad_rows([[70, 71, 72, 0], [80, 81], [90, 91, 92, 93, 0]], pad_id=1)
+    return TokenGroups(((10, 11, 12), (13, 14)), (2, 1), ids, mask)
+
+
 def plain_logprobs(model: Any, groups: TokenGroups, temperature: float) -> torch.Tensor:
     """By definition: one row at a time, the model's own logits, no padding."""
     result = torch.zeros(groups.mask.shape)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
+from support.handmade import small_groups
 
-from dar.batch import TokenGroups, pad_rows
 from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
 from dar.policies.text.logprobs import LogprobModel
@@ -20,11 +20,6 @@ from dar.policies.text.saving import save_policy
 Kind = Literal["head", "model"]
 both_kinds = pytest.mark.parametrize("kind", ["head", "model"])
 CPU = Precision(torch.device("cpu"), torch.float32)
-
-
-def make_groups() -> TokenGroups:
-    ids, mask = pad_rows([[70, 71, 72, 0], [80, 81], [90, 91, 92, 93, 0]], pad_id=1)
-    return TokenGroups(((10, 11, 12), (13, 14)), (2, 1), ids, mask)
 
 
 def make_policy(kind: Kind, **changes: Any) -> Policy:
@@ -43,7 +38,7 @@ def awaken(policy: Policy) -> None:
 
 @both_kinds
 def test_values_are_zero_at_the_start(kind: Kind):
-    groups = make_groups()
+    groups = small_groups()
     values = make_policy(kind).values(groups, max_tokens=1000)
     assert values.shape == groups.mask.shape
     assert values.dtype == torch.float32
@@ -53,7 +48,7 @@ def test_values_are_zero_at_the_start(kind: Kind):
 @both_kinds
 def test_values_are_the_head_on_the_state_before_each_token(kind: Kind):
     """Against the plain model, one row at a time: V(s_t) reads the states before y_t, for y_0 the prompt's last one."""
-    policy, groups = make_policy(kind), make_groups()
+    policy, groups = make_policy(kind), small_groups()
     awaken(policy)
     critic, plain = policy.module.critic, make_model()
     assert critic is not None
@@ -73,7 +68,7 @@ def test_values_are_the_head_on_the_state_before_each_token(kind: Kind):
 
 @both_kinds
 def test_padded_and_packed_values_agree(kind: Kind):
-    groups, found = make_groups(), []
+    groups, found = small_groups(), []
     for packed in (True, False):
         model = make_model()
         module = LogprobModel(model, temperature=1.0, packed=packed, critic=make_critic(model, kind))
@@ -86,7 +81,7 @@ def test_padded_and_packed_values_agree(kind: Kind):
 
 @both_kinds
 def test_values_do_not_depend_on_micro_batches(kind: Kind):
-    policy, groups = make_policy(kind), make_groups()
+    policy, groups = make_policy(kind), small_groups()
     awaken(policy)
     whole, parts = (policy.values(groups, max_tokens=size) for size in (1000, 1))
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
@@ -96,7 +91,7 @@ def value_gradients(kind: Kind) -> Policy:
     """A policy after the backward pass of Σ V alone."""
     policy = make_policy(kind)
     awaken(policy)
-    outputs = policy.module(make_groups())
+    outputs = policy.module(small_groups())
     assert outputs.values is not None
     outputs.values.sum().backward()
     return policy
@@ -122,14 +117,14 @@ def test_model_of_its_own_leaves_the_policy_alone():
 def test_log_probabilities_do_not_train_the_critic():
     policy = make_policy("model")
     awaken(policy)
-    policy.module(make_groups()).logprobs.sum().backward()
+    policy.module(small_groups()).logprobs.sum().backward()
     critic = policy.module.critic
     assert critic is not None
     assert all(p.grad is None for p in critic.parameters())
 
 
 def test_model_of_its_own_stays_when_the_policy_moves():
-    policy, groups = make_policy("model"), make_groups()
+    policy, groups = make_policy("model"), small_groups()
     awaken(policy)
     before = policy.values(groups, max_tokens=1000)
     with torch.no_grad():
@@ -179,6 +174,6 @@ def test_saved_model_has_no_critic(tmp_path: Path, kind: Kind):
 
 def test_policy_without_a_critic_has_no_values():
     policy = Policy(make_model(), make_tokenizer(), CPU, temperature=1.0)
-    assert policy.module(make_groups()).values is None
+    assert policy.module(small_groups()).values is None
     with pytest.raises(ValueError, match="built without a critic"):
-        policy.values(make_groups(), max_tokens=1000)
+        policy.values(small_groups(), max_tokens=1000)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, get_peft_model
+from support.handmade import small_groups
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from dar.batch import TokenGroups, pad_rows
+from dar.batch import TokenGroups
 from dar.policies.precision import Precision
 from dar.policies.text import divergence as divergence_module
 from dar.policies.text.divergence import HeldTokens, forward_kl
@@ -22,11 +23,6 @@ from dar.policies.text.policy import Policy
 
 TEMPERATURE = 0.7
 HELD = torch.tensor([True, False, True])
-
-
-def make_groups() -> TokenGroups:
-    ids, mask = pad_rows([[70, 71, 72, 0], [80, 81], [90, 91, 92, 93, 0]], pad_id=1)
-    return TokenGroups(((10, 11, 12), (13, 14)), (2, 1), ids, mask)
 
 
 def make_policy(model: Any, precision: torch.dtype = torch.float32) -> Policy:
@@ -68,7 +64,7 @@ def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], packed: bool
 ):
     monkeypatch.setattr(divergence_module, "CHUNK", 4)  # 9 held tokens: three chunks, the last one short
-    groups, reference = make_groups(), make_model(**changes)
+    groups, reference = small_groups(), make_model(**changes)
     plain = moved(make_model(**changes))
     expected = by_definition(plain, reference, groups) * HELD.unsqueeze(1)
     upstream = torch.randn(groups.mask.shape, generator=torch.Generator().manual_seed(5))
@@ -103,7 +99,7 @@ def lora_head_model() -> Any:
 
 @pytest.mark.parametrize("make", [make_model, lora_model, lora_head_model])
 def test_policy_is_held_to_what_it_was(make: Any):
-    policy, groups = make_policy(make()), make_groups()
+    policy, groups = make_policy(make()), small_groups()
     base = make_model(tie_word_embeddings=make is not lora_head_model)
     moved(policy.model)
     outputs = policy.module(groups, held=policy.held_tokens(groups, HELD))
@@ -120,7 +116,7 @@ def test_policy_is_held_to_what_it_was(make: Any):
 @pytest.mark.parametrize("make", [make_model, lora_model])
 def test_kl_and_its_gradient_are_exactly_zero_before_the_first_step(make: Any, precision: torch.dtype):
     """Rounding that is left would be made a whole step by an optimizer that divides by the gradient's size."""
-    policy, groups = make_policy(make(), precision), make_groups()
+    policy, groups = make_policy(make(), precision), small_groups()
     held = policy.held_tokens(groups, HELD)
     policy.module.train()
     with policy.precision.compute():
@@ -181,4 +177,4 @@ def test_a_policy_without_a_reference_cannot_be_held_to_it():
         with_reference=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="built without a reference"):
-        policy.held_tokens(make_groups(), HELD)
+        policy.held_tokens(small_groups(), HELD)
