@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dar.assembly.judge import build_judge_reward
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.rewards import (
     AnyReward,
@@ -28,6 +27,7 @@ from dar.config.verifiable import (
     SandboxedRewardSpec,
     SandboxSpec,
 )
+from dar.judge import build_judge_reward
 from dar.reward_model.build_reward import build_model_reward, check_model_reward
 from dar.rewards import Reward, RewardFunction, builtin, load_function, verifiable
 from dar.rewards.group import diversity

@@ -55,12 +55,13 @@ def judge_pairs(pairs: Sequence[PairToJudge], reward: Reward, lines: Lines, note
 
 def compare_pairs(pairs: Sequence[PairToJudge], reward: WinsReward) -> list[Judgement]:
     """Two judgements of each pair, the model's completion shown first and second."""
+    rubric_column = reward.judge.spec.rubric_column
     items = [
         PairItem(
             pair.prompt,
             pair.model,
             pair.baseline,
-            None if reward.rubric_column is None else pair.columns.get(reward.rubric_column),
+            None if rubric_column is None else pair.columns.get(rubric_column),
             pair.columns,
         )
         for pair in pairs

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dar.assembly.judge import build_endpoint
 from dar.batch import Prompt
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import RewardError
@@ -18,7 +17,7 @@ from dar.evaluate.mt_bench.grading import grade
 from dar.evaluate.mt_bench.prompts import JudgePrompts
 from dar.evaluate.mt_bench.questions import Question, Turns, read_questions
 from dar.evaluate.mt_bench.scores import MTBench, mt_bench
-from dar.judge import Budget, Client, Counts
+from dar.judge import Client
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run_mt_bench(
     """
     questions = read_questions(files.questions, files.references, first=answering.num_questions)
     prompts = JudgePrompts.read(files.judge_prompts)
-    client = Client(build_endpoint(judge), Budget(), Counts())
+    client = Client(judge)
     folder = EvaluationFolder(
         out,
         {
