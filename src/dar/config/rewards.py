@@ -13,15 +13,7 @@ from dar.config.base import Count, Fraction, NotNegative, Positive
 from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.reward import RewardSpec
-from dar.config.verifiable import (
-    FormatRewardSpec,
-    FunctionPathSpec,
-    IFEvalRewardSpec,
-    JsonSchemaRewardSpec,
-    MathRewardSpec,
-    ReasoningGymRewardSpec,
-    SandboxedRewardSpec,
-)
+from dar.config.verifiable import FunctionPathSpec, VerifiableReward
 
 
 class FunctionRewardSpec(FunctionPathSpec):
@@ -166,15 +158,8 @@ class DiversityRewardSpec(RewardSpec):
     """Words per n-gram."""
 
 
-AnyReward = Annotated[
-    FunctionRewardSpec
-    | SandboxedRewardSpec
-    | MathRewardSpec
-    | ReasoningGymRewardSpec
-    | IFEvalRewardSpec
-    | JsonSchemaRewardSpec
-    | FormatRewardSpec
-    | DiversityRewardSpec
+BuiltinReward = (
+    DiversityRewardSpec
     | LengthPenaltySpec
     | TokenCostSpec
     | SentimentRewardSpec
@@ -182,8 +167,9 @@ AnyReward = Annotated[
     | RegexRewardSpec
     | PatternCountRewardSpec
     | MissingEosPenaltySpec
-    | JudgeRewardSpec
-    | ModelRewardSpec,
+)
+AnyReward = Annotated[
+    FunctionRewardSpec | VerifiableReward | BuiltinReward | JudgeRewardSpec | ModelRewardSpec,
     Field(discriminator="type"),
 ]
 

@@ -13,7 +13,7 @@ from dar.assembly.rows import check_rows
 from dar.batch import Prompt
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.run import RuntimeSpec
-from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec
+from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
 from dar.data.messages import text_of
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
@@ -25,7 +25,7 @@ from dar.evaluate.models import build_generator, build_judging_reward, read_judg
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
-from dar.sandbox.sandbox import Limits, Sandbox
+from dar.sandbox.sandbox import Sandbox
 
 _COLUMN = "column:"
 
@@ -139,7 +139,7 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: No
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
     completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
     texts = completions.texts(note)
-    sandbox = Sandbox("dar.evaluate.benchmarks:solved", num_workers=1, limits=Limits(), is_trusted=True)
+    sandbox = Sandbox("dar.evaluate.benchmarks:solved", SandboxSpec(workers=1), is_trusted=True)
     try:
         found = sandbox.map(
             [{"completion": text, "gold": row["answer"]} for row, text in zip(rows, texts, strict=True)]

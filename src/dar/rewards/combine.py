@@ -5,41 +5,28 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dar.batch import Rollouts
+from dar.config.reward import RewardSpec
 from dar.errors import RewardError
 from dar.rewards.function import Call, RewardFunction, Score, naming_errors
-from dar.rewards.table import FAILED_FRACTION, RewardTable, Shaping, tally
+from dar.rewards.table import FAILED_FRACTION, RewardTable, tally
 from dar.sandbox.score import Failed
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function with its name in metrics, its factor in the sum, and what happens where it fails.
-
-    on_failure: a completion whose score is `Failed` stops the run (`raise`) or leaves its group (`drop`).
-    max_failed_share: of a batch's completions; a larger share of failures stops the run all the same.
-    clip, threshold, standardize: as in `Shaping`.
-    """
+    """A reward function with its name in metrics; its spec says what it adds to the sum, and what happens where it
+    fails."""
 
     name: str
     function: RewardFunction
-    weight: float = 1.0
-    on_failure: Literal["raise", "drop"] = "raise"
-    max_failed_share: float = 0.1
-    clip: tuple[float, float] | None = None
-    threshold: float | None = None
-    standardize: bool = False
-
-    @property
-    def shaping(self) -> Shaping:
-        """How its values become its part of the sum."""
-        return Shaping(self.weight, self.clip, self.threshold, self.standardize)
+    spec: RewardSpec = field(default_factory=RewardSpec)
 
 
 @runtime_checkable
@@ -158,7 +145,7 @@ class Scoring:
             applied |= ~column.isnan() | lost
             failed |= lost
             parts[reward.name] = column.float().reshape(shape)
-            if reward.on_failure == "drop":
+            if reward.spec.on_failure == "drop":
                 reported[f"rewards/{reward.name}{FAILED_FRACTION}"] = float(lost.float().mean())
             with naming_errors(f"reward '{reward.name}'", f" in metrics() at {self.where}"):
                 if isinstance(reward.function, Reporting):
@@ -170,8 +157,8 @@ class Scoring:
                 f"no reward applies to row {row} at {self.where}: all returned None. Its completion was: "
                 f"{self.rollouts.texts[row][:300]}"
             )
-        shaping = {reward.name: reward.shaping for reward in self.rewards}
-        return tally(parts, failed.reshape(shape), shaping, reported)
+        specs = {reward.name: reward.spec for reward in self.rewards}
+        return tally(parts, failed.reshape(shape), specs, reported)
 
     def cancel(self) -> None:
         """Gives up what still runs."""
@@ -183,15 +170,15 @@ class Scoring:
         row, reason = failures[0]
         share = len(failures) / len(values)
         first = f"The first, row {row}: {reason}. Its completion was: {self.rollouts.texts[row][:300]}"
-        if reward.on_failure == "raise":
+        if reward.spec.on_failure == "raise":
             raise RewardError(
                 f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where} "
                 f"(on_failure: drop would leave them out). {first}"
             )
-        if share > reward.max_failed_share:
+        if share > reward.spec.max_failed_share:
             raise RewardError(
                 f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where}, more "
-                f"than max_failed_share {reward.max_failed_share:g} allows. {first}"
+                f"than max_failed_share {reward.spec.max_failed_share:g} allows. {first}"
             )
 
 
