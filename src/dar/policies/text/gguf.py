@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError
-from dar.files.paths import cache_root
+from dar.policies.text.cached import made_once
 
 
 def converted(file: Path, *, sha256: str | None = None) -> Path:
@@ -30,21 +29,7 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
             f"{file} ({file.stat().st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
             f"{sha256}. It may be a truncated download or another version; fetch it again or drop model.sha256."
         )
-    target = cache_root() / "gguf" / f"{file.stem}-{digest[:16]}"
-    if (target / "config.json").exists():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
-    except OSError as error:
-        raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    try:
-        _convert(file, scratch)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return made_once(f"gguf/{file.stem}-{digest[:16]}", lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -62,7 +47,14 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _sha256(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file.stat()
+        return _digest(file.absolute(), found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise ConfigError(f"cannot read the model file {file}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(file: Path, _mtime_ns: int, _size: int) -> str:
+    """SHA-256 of a file; a start asks for its configuration, tokenizer and weights, and reads gigabytes once."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dar.errors import ConfigError
-from dar.files.paths import cache_root
+from dar.policies.text.cached import made_once
 
 TOY = "toy:letters"
 """What a recipe calls it."""
@@ -25,22 +22,12 @@ def toy_folder() -> Path:
     Raises:
         ConfigError: the cache folder cannot be written.
     """
-    target = cache_root() / "toy" / "letters-1"
-    if (target / "config.json").exists():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
-    except OSError as error:
-        raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    try:
-        _model().save_pretrained(scratch)
-        _tokenizer().save_pretrained(scratch)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return made_once("toy/letters-1", _make)
+
+
+def _make(folder: Path) -> None:
+    _model().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
 
 
 def _model() -> LlamaForCausalLM:
