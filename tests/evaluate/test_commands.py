@@ -16,19 +16,20 @@ from support.scripted_judge import Answer, ScriptedJudge, between, said, user_te
 from transformers import LlamaForSequenceClassification
 
 from dar.batch import Prompt
+from dar.config.data import EvalSamplingSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval
-from dar.evaluate.commands import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
+from dar.evaluate.commands import run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.evaluate.folder import EvaluationFolder, Lines
 from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.rewards import Failed, Reward, group_reward
 from dar.sandbox.sandbox import Sandbox
 
-TINY = Sampling(max_tokens=6)
+TINY = EvalSamplingSpec(max_tokens=6)
 
 
 def quiet(_: str) -> None:
@@ -170,13 +171,14 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
 
 
 def generator_of(folder: Path, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"max_completion_length": 6, "temperature": 1.0, "seed": 3}
-    return build_generator(str(folder), **(settings | changes))
+    sampling = EvalSamplingSpec.model_validate({"max_tokens": 6, "seed": 3} | changes)
+    return build_generators(str(folder), sampling, [1.0])[1.0]
 
 
 def prompts_of(folder: Path, texts: list[str], **changes: Any) -> tuple[Prompt, ...]:
-    settings: dict[str, Any] = {"prompt_column": "text", "max_completion_length": 6, "is_plain": False, "where": "here"}
-    return read_prompts(str(folder), [{"text": text} for text in texts], **(settings | changes))
+    rows = [{"text": text} for text in texts]
+    sampling = EvalSamplingSpec.model_validate({"max_tokens": 6} | changes)
+    return read_prompts(str(folder), rows, sampling, prompt_column="text", where="here")
 
 
 def test_an_interrupted_generation_continues_with_the_same_completions(tiny_folder: Path, tmp_path: Path):
@@ -204,11 +206,11 @@ def test_prompts_are_read_without_weights(tiny_folder: Path):
     assert (chat.content, plain.content) == ([{"role": "user", "content": "say"}], "say")
     assert len(chat.token_ids) > len(plain.token_ids)
     with pytest.raises(ConfigError, match=r"--max-tokens is 256, but .* reads at most 256 tokens"):
-        prompts_of(tiny_folder, ["say"], max_completion_length=256)
+        prompts_of(tiny_folder, ["say"], max_tokens=256)
     with pytest.raises(
         DataError, match=r"here: 1 of 2 prompts are longer than 1 tokens .* lower --max-tokens, or leave"
     ):
-        prompts_of(tiny_folder, ["a", "say " * 9], max_completion_length=255, is_plain=True)
+        prompts_of(tiny_folder, ["a", "say " * 9], max_tokens=255, is_plain=True)
     (tiny_folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template: add --plain"):
         prompts_of(tiny_folder, ["say"])

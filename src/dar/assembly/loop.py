@@ -13,6 +13,7 @@ from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.assembly.reward import build_reward
 from dar.config.actor_critic import ActorCriticSpec
+from dar.config.data import DecodingSpec
 from dar.config.realignment import TRACESpec
 from dar.config.recipe import flatten
 from dar.config.run import RunSpec
@@ -32,7 +33,6 @@ from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.engine import Engine, InProcessEngine
-from dar.rollout.truncation import Decoding
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
@@ -202,7 +202,7 @@ def _heldout(
         max_completion_length=spec.sampling.max_completion_length,
         max_tokens=spec.runtime.max_tokens_per_microbatch,
         seed=spec.seed,
-        decoding=Decoding(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
+        decoding=DecodingSpec(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
         gold=RewardSet(_as_they_are(gold)) if gold else None,
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.cli.common import AsJson, hide_file_progress, print_json, spec_of
 from dar.console import Console
 from dar.errors import ConfigError
 
@@ -43,15 +43,16 @@ def sample(
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
     from dar.assembly.data import build_prompts
+    from dar.config.data import DecodingSpec
     from dar.config.recipe import build_spec
     from dar.policies.precision import resolve_precision
     from dar.policies.text.loading import context_length, load_model, load_tokenizer
     from dar.policies.text.policy import Policy
     from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
-    from dar.rollout.truncation import Decoding
 
     hide_file_progress()
-    decoding = Decoding(greedy=greedy, top_k=top_k, top_p=top_p, min_new_tokens=min_tokens, stop=tuple(stop or ()))
+    chosen = {"greedy": greedy, "top_k": top_k, "top_p": top_p, "min_new_tokens": min_tokens, "stop": tuple(stop or ())}
+    decoding = spec_of(DecodingSpec, chosen, (), command="dar sample")
     if min_tokens > max_tokens:
         raise ConfigError(f"--min-tokens is {min_tokens}, but --max-tokens is {max_tokens}")
     text = sys.stdin.read() if prompt == "-" else prompt

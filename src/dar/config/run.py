@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from dar.config.alerts import AnyAlert, expand_alerts, why_blind
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Spec, unknown_name_message
-from dar.config.data import DataSpec, SamplingSpec
+from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
@@ -19,7 +19,7 @@ from dar.config.rewards import AnyReward, expand_rewards, require_distinct_names
 from dar.files.paths import expanded
 
 
-class EvaluationSpec(Spec):
+class EvaluationSpec(TruncationSpec):
     """Sampling on held-out prompts. Always done before the first and after the last step when `data.heldout` is set."""
 
     every: Annotated[int, Field(ge=0)] = 0
@@ -28,12 +28,6 @@ class EvaluationSpec(Spec):
     """Completions per held-out prompt."""
     max_prompts: Count | None = None
     """Use only the first held-out prompts."""
-    greedy: bool = False
-    """Take the likeliest token every time, and just one completion per prompt: more would be the same again."""
-    top_k: Count | None = None
-    """Sample among the k likeliest tokens only; by default among all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of those, sample among the smallest set of likeliest tokens whose probability reaches this."""
     rewards: list[AnyReward] = Field(default_factory=list)
     """Held-out rewards, written as in `rewards`: measured on held-out completions (`eval/gold`), never trained on."""
 
@@ -45,12 +39,6 @@ class EvaluationSpec(Spec):
     @model_validator(mode="after")
     def _rewards_have_their_own_names(self) -> EvaluationSpec:
         require_distinct_names(self.rewards)
-        return self
-
-    @model_validator(mode="after")
-    def _greedy_is_alone(self) -> EvaluationSpec:
-        if self.greedy and (self.top_k is not None or self.top_p < 1):
-            raise ValueError("greedy takes the likeliest token every time: top_k and top_p would do nothing")
         return self
 
 
@@ -217,7 +205,7 @@ class RunSpec(Spec):
             reason = why_blind(
                 alert,
                 is_offline=self.algorithm.is_offline,
-                is_plain=not evaluation.greedy and evaluation.top_k is None and evaluation.top_p == 1,
+                is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
                 num_steps=self.steps,
                 num_evaluations=self._num_evaluations,

@@ -11,6 +11,7 @@ from typing import Any
 from dar.assembly.reward import check_reward
 from dar.assembly.rows import check_rows
 from dar.batch import Prompt
+from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.run import RuntimeSpec
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
@@ -21,7 +22,7 @@ from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
@@ -30,29 +31,13 @@ from dar.sandbox.sandbox import Sandbox
 _COLUMN = "column:"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn.
-
-    temperature: 0 = the likeliest token every time.
-    is_plain: prompts as they are; else a string is one user message.
-    num_prompts: only the first ones; None = all.
-    """
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-    seed: int = 0
-    is_plain: bool = False
-    num_prompts: int | None = None
-
-
 def run_win_rate(
     model: str,
     against: str,
     prompts: Path,
     judge: str,
     out: Path,
-    sampling: Sampling,
+    sampling: EvalSamplingSpec,
     note: Note,
     *,
     prompt_column: str = "prompt",
@@ -91,7 +76,7 @@ def run_win_rate(
             "prompt_column": prompt_column,
             "category_column": category_column,
             "judge": _judge_settings(judge),
-            **dataclasses.asdict(sampling),
+            **sampling.model_dump(),
         },
     )
     # Both are checked before hours go into one.
@@ -116,7 +101,7 @@ def run_win_rate(
     return pair_up(judge_pairs(pairs, build_judging_reward(judge), lines, note), where=str(lines.path))
 
 
-def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> IFEval:
+def run_ifeval(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, note: Note) -> IFEval:
     """IFEval of a model. Raises as `run_win_rate`."""
     rows = _rows(prompts, sampling)
     require_columns(rows, ("prompt", "instruction_id_list"), str(prompts))
@@ -128,7 +113,7 @@ def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: N
     return result
 
 
-def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> Share:
+def run_gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, note: Note) -> Share:
     """The share of GSM8K's questions a model answers right, zero-shot.
 
     An answer that cannot be checked in time is wrong. Raises as `run_win_rate`, and RewardError where none could be.
@@ -170,12 +155,12 @@ def run_choices(pairs: Sequence[LabeledPair], preferences: Path, judge: str, out
     return pair_up(judge_pairs(todo, reward, lines, note), where=str(lines.path))
 
 
-def _rows(prompts: Path, sampling: Sampling) -> list[Row]:
+def _rows(prompts: Path, sampling: EvalSamplingSpec) -> list[Row]:
     return rows_of(read_table(prompts), where=str(prompts))[: sampling.num_prompts]
 
 
-def _settings(kind: str, model: str, prompts: Path, sampling: Sampling) -> dict[str, Any]:
-    return {"kind": kind, "model": model, "prompts": file_digest(prompts), **dataclasses.asdict(sampling)}
+def _settings(kind: str, model: str, prompts: Path, sampling: EvalSamplingSpec) -> dict[str, Any]:
+    return {"kind": kind, "model": model, "prompts": file_digest(prompts), **sampling.model_dump()}
 
 
 def _judge_settings(judge: str) -> dict[str, Any]:
@@ -195,34 +180,23 @@ class _Completions:
     lines: Lines
     num_rows: int
     prompts: Sequence[Prompt]
-    sampling: Sampling
+    sampling: EvalSamplingSpec
 
     @classmethod
     def of(
-        cls, model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: Sampling
+        cls, model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: EvalSamplingSpec
     ) -> _Completions:
         """Checks everything that can be checked before weights are loaded. Raises as `read_prompts`."""
         prompts: Sequence[Prompt] = ()
         if any((str(number),) not in lines for number in range(len(rows))):
-            prompts = read_prompts(
-                model,
-                rows,
-                prompt_column=column,
-                max_completion_length=sampling.max_tokens,
-                is_plain=sampling.is_plain,
-                where=str(file),
-            )
+            prompts = read_prompts(model, rows, sampling, prompt_column=column, where=str(file))
         return cls(model, lines, len(rows), prompts, sampling)
 
     def texts(self, note: Note) -> list[str]:
         """Samples what is missing."""
         if self.prompts:
-            generator = build_generator(
-                self.model,
-                max_completion_length=self.sampling.max_tokens,
-                temperature=self.sampling.temperature,
-                seed=self.sampling.seed,
-            )
+            temperature = self.sampling.temperature or 0.0
+            generator = build_generators(self.model, self.sampling, [temperature])[temperature]
             generator.complete(self.prompts, self.lines, note)
         rows = [self.lines.rows[(str(number),)] for number in range(self.num_rows)]
         return [text_of(row.get("completion"), f"{self.lines.path}: row {row['key']}: 'completion'") for row in rows]

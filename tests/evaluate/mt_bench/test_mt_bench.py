@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from support.scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
+from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.mt_bench.grading import Grade, read_rating
 from dar.evaluate.mt_bench.prompts import JudgePrompts, prompt_name
 from dar.evaluate.mt_bench.questions import Question, read_questions
-from dar.evaluate.mt_bench.run import Answering, Files, run_mt_bench
+from dar.evaluate.mt_bench.run import Files, run_mt_bench
 from dar.evaluate.mt_bench.scores import Score, mt_bench, score
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -42,7 +43,7 @@ PROMPTS: list[dict[str, Any]] = [
         "prompt_template": "{ref_answer_1}|{ref_answer_2}|{question_1}|{answer_1}|{question_2}|{answer_2}",
     },
 ]
-TINY = Answering(max_tokens=6)
+TINY = EvalSamplingSpec(max_tokens=6, temperature=None)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -310,9 +311,9 @@ def test_temperatures_are_those_of_the_category(tiny_folder: Path, files: Files,
     write(files.questions, same)
 
     def answers(out: str, **changes: Any) -> list[str]:
-        answering = dataclasses.replace(TINY, **changes)
+        sampling = TINY.model_copy(update=changes)
         with ScriptedJudge(lambda body, before: said("[[5]]")) as server:
-            run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / out, answering, quiet)
+            run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / out, sampling, quiet)
         rows = [json.loads(line) for line in (tmp_path / out / "model.jsonl").read_text().splitlines()]
         return [row["completion"] for row in sorted(rows, key=lambda row: int(row["key"]))]
 
@@ -326,8 +327,8 @@ def test_temperatures_are_those_of_the_category(tiny_folder: Path, files: Files,
 
 def test_two_answers_must_fit_before_anything_is_sampled(tiny_folder: Path, files: Files, tmp_path: Path):
     def run(max_tokens: int) -> None:
-        answering = Answering(max_tokens=max_tokens)
-        run_mt_bench(str(tiny_folder), files, endpoint("http://127.0.0.1:1/v1"), tmp_path / "e", answering, quiet)
+        sampling = EvalSamplingSpec(max_tokens=max_tokens, temperature=None)
+        run_mt_bench(str(tiny_folder), files, endpoint("http://127.0.0.1:1/v1"), tmp_path / "e", sampling, quiet)
 
     with pytest.raises(ConfigError, match=r"--max-tokens is 128, 2 times, but .* reads at most 256 tokens"):
         run(128)
