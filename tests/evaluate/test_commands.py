@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from support.reward_models import save_classifier
+from support.rows import write_rows
 from support.scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
@@ -36,15 +37,10 @@ def quiet(_: str) -> None:
     pass
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     rows = [{"prompt": f"say {n}", "reference": "word " * (n % 3), "kind": "ab"[n % 2]} for n in range(CHUNK + 2)]
-    return write(tmp_path / "prompts.jsonl", rows)
+    return write_rows(tmp_path / "prompts.jsonl", rows)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -141,7 +137,7 @@ def test_a_judge_may_move_and_wait_longer_but_not_be_another(tmp_path: Path):
     def run(**changes: Any) -> None:
         endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m"} | changes
         judge.write_text(json.dumps({"type": "judge", "mode": "pairwise", "cache": None, "endpoint": endpoint}))
-        run_choices([], write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
+        run_choices([], write_rows(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
 
     run()
     (tmp_path / "e" / "judgements.jsonl").write_text('{"pair": "0", "model_first": true}\n')
@@ -288,29 +284,29 @@ def test_ifeval_counts_prompts_and_instructions(tiny_folder: Path, tmp_path: Pat
     assert (found.prompt_strict.percent, found.instruction_strict.percent) == (50, pytest.approx(200 / 3))
     assert (found.prompt_loose.percent, found.instruction_loose.percent) == (100, 100)
     assert {name: share.percent for name, share in found.kinds.items()} == {"keywords": 100, "punctuation": 50}
-    result = run_ifeval(str(tiny_folder), write(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
+    result = run_ifeval(str(tiny_folder), write_rows(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
     assert json.loads((tmp_path / "e" / "result.json").read_text())["prompt_strict"]["n"] == result.prompt_strict.n == 2
 
 
 def test_an_unknown_instruction_is_refused_before_anything_is_sampled(tiny_folder: Path, tmp_path: Path):
     rows: list[dict[str, Any]] = [{"prompt": "a", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}]
     with pytest.raises(DataError, match="no_coma"):
-        run_ifeval(str(tiny_folder), write(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
+        run_ifeval(str(tiny_folder), write_rows(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
     assert not (tmp_path / "e").exists()
 
 
 def test_gsm8k_counts_right_answers(tiny_folder: Path, tmp_path: Path):
     rows = [{"question": "1 + 1?", "answer": "so\n#### 2"}, {"question": "2 + 2?", "answer": "#### 4"}]
-    prompts, out = write(tmp_path / "gsm.jsonl", rows), tmp_path / "e"
+    prompts, out = write_rows(tmp_path / "gsm.jsonl", rows), tmp_path / "e"
     assert run_gsm8k(str(tiny_folder), prompts, out, TINY, quiet).percent == 0
     outputs = [json.loads(line) for line in (out / "model.jsonl").read_text().splitlines()]
     outputs[1]["completion"] = "The answer is 4."
-    write(out / "model.jsonl", outputs)
+    write_rows(out / "model.jsonl", outputs)
     assert run_gsm8k(str(tiny_folder), prompts, out, TINY, quiet).percent == 50
 
 
 def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_path: Path):
-    prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
+    prompts = write_rows(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
     with pytest.raises(
         DataError,
         match="row 0 cannot be scored by the reward 'math': no answer can be read from the gold answer '#### '",
@@ -321,7 +317,7 @@ def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_pa
 def test_answers_none_of_which_can_be_checked_are_no_zero(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
+    prompts = write_rows(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
     monkeypatch.setattr(Sandbox, "map", lambda self, requests: [Failed("it took too long") for _ in requests])
     with pytest.raises(RewardError, match="none of the 1 answers could be checked; the first: it took too long"):
         run_gsm8k(str(tiny_folder), prompts, tmp_path / "e", TINY, quiet)
@@ -331,7 +327,7 @@ def test_a_reward_chooses_among_labeled_pairs(tmp_path: Path):
     judge = tmp_path / "judge.yaml"
     judge.write_text("type: pattern_count\npattern: a\n")
     pairs = [LabeledPair("0", "q", ("aa", "b"), (1,)), LabeledPair("1", "q", ("b", "a"), (1,))]
-    found = run_choices(pairs, write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
+    found = run_choices(pairs, write_rows(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
     assert [pair.outcome for pair in found] == ["win", "loss"]
 
 
@@ -340,7 +336,7 @@ def test_a_reward_model_reads_an_hh_row_as_the_conversation_it_is_trained_on(tmp
     judge = tmp_path / "judge.yaml"
     judge.write_text(f"type: model\nmodel: {folder}\nprecision: fp32\n")
     start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
-    path = write(tmp_path / "hh.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
+    path = write_rows(tmp_path / "hh.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
     (pair,) = read_labeled_pairs(path).pairs
     (found,) = run_choices([pair], path, str(judge), tmp_path / "e", quiet)
     conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},

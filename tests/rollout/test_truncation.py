@@ -255,15 +255,10 @@ def test_no_eos_before_the_minimum():
 
 
 @pytest.mark.parametrize(
-    "decoding",
-    [
-        PLAIN,
-        DecodingSpec(top_p=0.8, min_new_tokens=2),
-        DecodingSpec(greedy=True),
-        DecodingSpec(top_k=4, stop=("e", "Z")),
-    ],
+    "settings", [{}, {"top_p": 0.8, "min_new_tokens": 2}, {"greedy": True}, {"top_k": 4, "stop": ("e", "Z")}], ids=str
 )
-def test_completions_do_not_depend_on_the_batch_or_the_decoder(decoding: DecodingSpec):
+def test_completions_do_not_depend_on_the_batch_or_the_decoder(settings: dict[str, Any]):
+    decoding = DecodingSpec(**settings)
     together = sampled(make_engine(num_eos=8), decoding)
     padded = make_engine(num_eos=8)
     padded.decoder = PaddedDecoder(padded.policy.module)

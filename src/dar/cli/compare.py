@@ -10,13 +10,13 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dar.cli.common import AsJson, Overrides, Recipe, print_json
+from dar.cli.common import AsJson, Overrides, RecipeArgument, print_json
 from dar.console import Console
 from dar.files.paths import expanded
 
 
 def compare(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     algorithms: Annotated[
         list[str],
         typer.Option(

@@ -20,7 +20,7 @@ from dar.config.rewards import (
     TokenCostSpec,
 )
 from dar.errors import ConfigError
-from dar.rewards.function import RewardFunction, Score
+from dar.rewards.function import RewardFunction, RewardValue
 from dar.rewards.group import group_reward
 from dar.sandbox.score import Failed
 
@@ -64,7 +64,7 @@ def in_time(check: Callable[[str], float], what: str) -> RewardFunction:
     def stop(*_: object) -> None:
         raise TimeoutError
 
-    def one(text: str) -> Score:
+    def one(text: str) -> RewardValue:
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             return check(text)
         before = signal.signal(signal.SIGVTALRM, stop)
@@ -77,7 +77,7 @@ def in_time(check: Callable[[str], float], what: str) -> RewardFunction:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.signal(signal.SIGVTALRM, before)
 
-    def score(completions: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any]) -> list[RewardValue]:
         return [one(completion_text(completion)) for completion in completions]
 
     return score

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dar.batch import Rollouts
+from dar.batch import Message, Rollouts
 from dar.config.reward import RewardSpec
 from dar.errors import RewardError
-from dar.rewards.function import Call, RewardFunction, Score, naming_errors
+from dar.rewards.function import Call, RewardFunction, RewardValue, naming_errors
 from dar.rewards.table import FAILED_FRACTION, RewardTable, tally
 from dar.sandbox.score import Failed
 
@@ -165,7 +165,7 @@ class Scoring:
         for call in self.calls:
             call.cancel()
 
-    def _require_few(self, reward: Reward, values: Sequence[Score]) -> None:
+    def _require_few(self, reward: Reward, values: Sequence[RewardValue]) -> None:
         failures = [(row, value.reason) for row, value in enumerate(values) if isinstance(value, Failed)]
         row, reason = failures[0]
         share = len(failures) / len(values)
@@ -182,22 +182,37 @@ class Scoring:
             )
 
 
-def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
-    """TRL's keyword arguments: conversational prompts get conversational completions, strings get strings."""
-    per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
+def keyword_arguments(
+    prompts: Sequence[str | list[Message]],
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    **others: Sequence[Any],
+) -> dict[str, Any]:
+    """TRL's keyword arguments: conversational prompts get conversational completions, strings get strings.
+
+    Args:
+        prompts, rows, texts: of each completion its prompt, the other columns of its row, and itself.
+        others: what else there is to know of each.
+    """
     completions = [
-        text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(per_row, rollouts.texts, strict=True)
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    return {**columns, "prompts": prompts, "completions": completions, **others}
+
+
+def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
+    """What a reward may name of a batch."""
+    per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
     lengths = rollouts.groups.lengths().tolist()
-    ids = [row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)]
-    names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
-    columns = {name: [prompt.columns.get(name) for prompt in per_row] for name in names}
-    return {
-        **columns,
-        "prompts": [prompt.content for prompt in per_row],
-        "completions": completions,
-        "completion_ids": ids,
-        "finish_reasons": list(rollouts.finish_reasons),
-        "group_ids": [index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
-    }
+    return keyword_arguments(
+        [prompt.content for prompt in per_row],
+        [prompt.columns for prompt in per_row],
+        rollouts.texts,
+        completion_ids=[
+            row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)
+        ],
+        finish_reasons=list(rollouts.finish_reasons),
+        group_ids=[index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
+    )

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from dar.rewards.function import RewardFunction, Score, accepted
+from dar.rewards.function import RewardFunction, RewardValue, accepted
 
 
-def group_reward(function: Callable[..., Sequence[Score]]) -> RewardFunction:
+def group_reward(function: Callable[..., Sequence[RewardValue]]) -> RewardFunction:
     """Makes a reward of a function that is to be called once per prompt, with that prompt's completions alone.
 
         @group_reward
@@ -29,8 +29,8 @@ def group_reward(function: Callable[..., Sequence[Score]]) -> RewardFunction:
         raise TypeError("group_reward takes a plain function; an asynchronous one reads group_ids itself")
 
     @functools.wraps(function)
-    def score(group_ids: Sequence[int], **columns: Sequence[Any]) -> list[Score]:
-        scores: list[Score] = []
+    def score(group_ids: Sequence[int], **columns: Sequence[Any]) -> list[RewardValue]:
+        scores: list[RewardValue] = []
         for group, rows in groupby(range(len(group_ids)), key=group_ids.__getitem__):
             members = list(rows)
             own = {name: [values[row] for row in members] for name, values in columns.items()}

@@ -23,7 +23,7 @@ from dar.config.verifiable import (
 )
 from dar.errors import ConfigError, RewardError
 from dar.rewards.builtin import completion_text, in_time
-from dar.rewards.function import RewardFunction, Score
+from dar.rewards.function import RewardFunction, RewardValue
 from dar.sandbox.sandbox import Sandbox
 from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.puzzles import COLUMN
@@ -59,7 +59,7 @@ def sandboxed(spec: SandboxedRewardSpec) -> RewardFunction:
     pool = Sandbox(spec.function, spec)
     pool.start()
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         given = {"completions": completions, **columns}
         rows = range(len(completions))
         return list(pool.map([{name: [values[row]] for name, values in given.items()} for row in rows]))
@@ -92,11 +92,11 @@ def _checked_in_sandbox(pool: Sandbox, column: str, argument: str) -> RewardFunc
     """A function of a completion's text and one column, in a sandbox; None where the column holds none."""
     pool.start()
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         known = required_column(columns, column)
         rows = [row for row, value in enumerate(known) if value is not None]
         found = pool.map([{"completions": [completion_text(completions[row])], argument: [known[row]]} for row in rows])
-        scores: list[Score] = [None] * len(completions)
+        scores: list[RewardValue] = [None] * len(completions)
         for row, value in zip(rows, found, strict=True):
             scores[row] = value
         return scores
@@ -116,7 +116,7 @@ def ifeval(*, strictness: Literal["strict", "loose"], credit: Literal["share", "
         followed = check_instructions(text, ids, arguments, loose=strictness == "loose")
         return float(all(followed)) if credit == "all" else sum(followed) / len(followed)
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         ids, arguments = required_column(columns, "instruction_id_list"), required_column(columns, "kwargs")
         return [one(completion_text(text), *row) for text, *row in zip(completions, ids, arguments, strict=True)]
 
