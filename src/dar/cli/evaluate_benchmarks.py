@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.cli.common import AsJson, ModelArgument, hide_file_progress, print_json
 from dar.cli.evaluate_options import MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
 from dar.console import Console
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Measure = Callable[[str, Path, Path, EvalSamplingSpec], tuple[IFEval | Share, Tables]]
     """(model, prompts, out, how completions are drawn) to the result and what is shown of it."""
 
-Model = Annotated[str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)]
 Prompts = Annotated[Path, typer.Argument(help="The benchmark's file.", show_default=False)]
 
 
@@ -30,7 +29,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
     """The command of a benchmark whose answers are counted as right or wrong."""
 
     def command(
-        model: Model,
+        model: ModelArgument,
         prompts: Prompts,
         out: Out,
         max_tokens: MaxTokens = default_max_tokens,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,11 @@ def run_win_rate(
     )
     # Both are checked before hours go into one.
     sampled = {
-        name: _Completions.of(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
+        name: _sampler(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
         for name, path in (("model", model), ("baseline", against))[: 1 if is_column else 2]
     }
-    texts = sampled["model"].texts(note)
-    others = given or sampled["baseline"].texts(note)
+    texts = sampled["model"](note)
+    others = given or sampled["baseline"](note)
     pairs = [
         PairToJudge(
             key=str(number),
@@ -107,8 +106,8 @@ def run_ifeval(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec,
     require_columns(rows, ("prompt", "instruction_id_list"), str(prompts))
     check_rows([IFEvalRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("ifeval", model, prompts, sampling))
-    completions = _Completions.of(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
-    result = ifeval(rows, completions.texts(note))
+    texts = _sampler(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
+    result = ifeval(rows, texts(note))
     folder.write_result(dataclasses.asdict(result))
     return result
 
@@ -122,8 +121,7 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, 
     require_columns(rows, ("question", "answer"), str(prompts))
     check_rows([MathRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
-    completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
-    texts = completions.texts(note)
+    texts = _sampler(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)(note)
     sandbox = Sandbox("dar.evaluate.benchmarks:solved", SandboxSpec(workers=1), is_trusted=True)
     try:
         found = sandbox.map(
@@ -169,34 +167,23 @@ def _judge_settings(judge: str) -> dict[str, Any]:
     return read_judge(judge).model_dump(exclude={**aside, "endpoint": set(JudgeEndpointSpec.decides_nothing)})
 
 
-@dataclass(frozen=True)
-class _Completions:
-    """A model's completions of a file's rows, those that are there and those that are not.
+def _sampler(
+    model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: EvalSamplingSpec
+) -> Callable[[Note], list[str]]:
+    """What gives a model's completions of a file's rows, and samples those that are missing.
 
-    prompts: of all rows as the model reads them; none where all are completed, for then it need not be there.
+    All that can be is checked before weights are loaded. Raises as `read_prompts`.
     """
+    prompts: Sequence[Prompt] = ()
+    # Where all are completed, the model need not be there.
+    if any((str(number),) not in lines for number in range(len(rows))):
+        prompts = read_prompts(model, rows, sampling, prompt_column=column, where=str(file))
 
-    model: str
-    lines: Lines
-    num_rows: int
-    prompts: Sequence[Prompt]
-    sampling: EvalSamplingSpec
+    def texts(note: Note) -> list[str]:
+        if prompts:
+            temperature = sampling.temperature or 0.0
+            build_generators(model, sampling, [temperature])[temperature].complete(prompts, lines, note)
+        found = [lines.rows[(str(number),)] for number in range(len(rows))]
+        return [text_of(row.get("completion"), f"{lines.path}: row {row['key']}: 'completion'") for row in found]
 
-    @classmethod
-    def of(
-        cls, model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: EvalSamplingSpec
-    ) -> _Completions:
-        """Checks everything that can be checked before weights are loaded. Raises as `read_prompts`."""
-        prompts: Sequence[Prompt] = ()
-        if any((str(number),) not in lines for number in range(len(rows))):
-            prompts = read_prompts(model, rows, sampling, prompt_column=column, where=str(file))
-        return cls(model, lines, len(rows), prompts, sampling)
-
-    def texts(self, note: Note) -> list[str]:
-        """Samples what is missing."""
-        if self.prompts:
-            temperature = self.sampling.temperature or 0.0
-            generator = build_generators(self.model, self.sampling, [temperature])[temperature]
-            generator.complete(self.prompts, self.lines, note)
-        rows = [self.lines.rows[(str(number),)] for number in range(self.num_rows)]
-        return [text_of(row.get("completion"), f"{self.lines.path}: row {row['key']}: 'completion'") for row in rows]
+    return texts

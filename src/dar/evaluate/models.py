@@ -60,7 +60,7 @@ def read_prompts(
         times = f", {num_completions} times" if num_completions > 1 else ""
         raise ConfigError(f"--max-tokens is {sampling.max_tokens}{times}, but {model} reads at most {context} tokens")
     longest = None if context is None else context - room
-    advice = f"{model} reads {context} tokens: lower --max-tokens, or leave these rows out of the file."
+    advice = f"{model} reads {context} tokens: lower --max-tokens, or leave them out."
     return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where=where, advice=advice).prompts
 
 
