@@ -14,6 +14,7 @@ from dar.shown import one_line
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=1, le=1_000_000)]
 """A count of what is held in memory at once, one by one."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dar.config.base import Count, NotNegative, Positive, Rows, Spec
+from dar.config.base import Count, NotNegative, Positive, Rows, Seed, Spec
 
 
 class HHFormatSpec(Spec):
@@ -199,7 +199,7 @@ class EvalSamplingSpec(Spec):
     """Most tokens of a completion."""
     temperature: NotNegative | None = 0.0
     """0 = the likeliest token every time; MT-Bench has one of its own for each category, which `null` stands for."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """The same seed gives the same completions."""
     is_plain: bool = False
     """Prompts are used as they are; else a string is one user message, and the chat template is applied."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dar.config.base import Count, Fraction, NotNegative, Positive
 from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
@@ -209,3 +209,6 @@ def expand_reward(item: Any) -> Any:
     if isinstance(item, dict) and "type" not in item and "function" in item:
         return {"type": "function", **item}
     return item
+
+
+AnyRewards = Annotated[list[AnyReward], BeforeValidator(expand_rewards)]
