@@ -374,11 +374,14 @@ def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--temperature", "0"], "sampling.temperature: Input should be greater than 0 (found 0.0)"),
-        (["--max-tokens", "256"], "the model reads at most 256 tokens: no room is left for a prompt"),
-        (["--top-p", "1.5"], "dar: top_p must be above 0 and at most 1, got 1.5"),
-        (["--greedy", "--top-k", "5"], "dar: greedy takes the likeliest token every time: top_k and top_p would do"),
-        (["--stop", ""], "dar: a stop string is empty"),
+        (["--temperature", "0"], "dar: --temperature is 0, and must be above 0"),
+        (["--max-tokens", "256"], "dar: --max-tokens is 256, but "),
+        (["--top-p", "1.5"], "dar: dar sample: top_p: Input should be less than or equal to 1 (found 1.5)"),
+        (
+            ["--greedy", "--top-k", "5"],
+            "dar: dar sample: greedy takes the likeliest token every time: top_k",
+        ),
+        (["--stop", ""], "dar: dar sample: stop: a stop string is empty"),
         (["--min-tokens", "9", "--max-tokens", "8"], "dar: --min-tokens is 9, but --max-tokens is 8"),
     ],
 )

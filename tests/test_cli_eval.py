@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import write_rows
 from support.scripted_judge import ScriptedJudge, said, user_text
 
 from dar.cli.app import main
@@ -57,9 +58,7 @@ def preferences(tmp_path: Path) -> Path:
         {"input": "q", "output_1": "a" * (number + 1), "output_2": "bb", "label": 1, "subset": f"S{number % 2}"}
         for number in range(4)
     ]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "pairs.jsonl", rows)
 
 
 def test_win_rate_as_json(dar: Run, annotated: Path):
@@ -148,8 +147,7 @@ def test_ifeval_as_tables(dar: Run, tiny_folder: Path, tmp_path: Path):
 
 def test_mt_bench_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path):
     def write(name: str, rows: list[dict[str, Any]]) -> Path:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return tmp_path / name
+        return write_rows(tmp_path / name, rows)
 
     single, multi = "{question} {answer}", "{question_1} {answer_1} {question_2} {answer_2}"
     templates = {

@@ -15,11 +15,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dar.config.verifiable import IFEvalRewardSpec, JsonSchemaRewardSpec, MathRewardSpec, ReasoningGymRewardSpec
 from dar.errors import EXTRAS, ConfigError
 from dar.policies.text.gguf import converted
 from dar.rewards import verifiable
 from dar.rewards.builtin import sentiment
-from dar.sandbox.sandbox import Limits
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,17 +82,14 @@ def test_extra_that_is_missing_is_named_with_its_command(python: Path, tmp_path:
     assert done.returncode == 2
 
 
-LIMITS = Limits(timeout_seconds=1.0, memory_gb=1.0, max_processes=1)
-
-
 @pytest.mark.parametrize(
     ("package", "extra", "asked"),
     [
         ("vaderSentiment", "sentiment", sentiment),
-        ("math_verify", "verify", lambda: verifiable.math("gold", num_workers=1, limits=LIMITS)),
-        ("langdetect", "verify", lambda: verifiable.ifeval(strictness="loose", credit="all")),
-        ("jsonschema", "verify", lambda: verifiable.json_schema("schema.json")),
-        ("reasoning_gym", "reasoning-gym", lambda: verifiable.reasoning_gym(num_workers=1, limits=LIMITS)),
+        ("math_verify", "verify", lambda: verifiable.build(MathRewardSpec())),
+        ("langdetect", "verify", lambda: verifiable.build(IFEvalRewardSpec())),
+        ("jsonschema", "verify", lambda: verifiable.build(JsonSchemaRewardSpec(path="schema.json"))),
+        ("reasoning_gym", "reasoning-gym", lambda: verifiable.build(ReasoningGymRewardSpec())),
         ("gguf", "gguf", lambda: converted(Path(__file__))),
     ],
 )

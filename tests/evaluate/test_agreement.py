@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import write_rows
 
 from dar.errors import DataError
 from dar.evaluate.agreement import accuracy, agreement, annotators, choices_of, cohen_kappa, orders, read_choices
-from dar.evaluate.judgements import JudgedPair, Judgement, write_judgements
+from dar.evaluate.judgements import JudgedPair, Judgement
 from dar.evaluate.preference_files import Choice, LabeledPair, read_labeled_pairs
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -20,11 +20,6 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 def labeled(key: int, *labels: Choice, lengths: tuple[int, int] = (1, 2), subset: str | None = None) -> LabeledPair:
     return LabeledPair(str(key), "q", ("x" * lengths[0], "y" * lengths[1]), labels, subset)
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -125,7 +120,7 @@ def test_hh_prompt_is_the_conversation_before_the_last_answer(tmp_path: Path):
         {"chosen": f"{start} well", "rejected": f"{start} no"},
         {"chosen": f"{HUMAN} a{ASSISTANT} b", "rejected": f"{HUMAN} c{ASSISTANT} d"},
     ]
-    found = read_labeled_pairs(write(tmp_path / "hh.jsonl", rows))
+    found = read_labeled_pairs(write_rows(tmp_path / "hh.jsonl", rows))
     assert found.skipped == (1,)
     (pair,) = found.pairs
     assert pair.prompt == [
@@ -139,10 +134,10 @@ def test_hh_prompt_is_the_conversation_before_the_last_answer(tmp_path: Path):
 
 def test_the_better_completion_is_in_either_place_whichever_it_is(tmp_path: Path):
     rows = [{"prompt": f"q{number}", "chosen": "good", "rejected": "bad"} for number in range(40)]
-    places = [pair.labels[0] for pair in read_labeled_pairs(write(tmp_path / "a.jsonl", rows)).pairs]
+    places = [pair.labels[0] for pair in read_labeled_pairs(write_rows(tmp_path / "a.jsonl", rows)).pairs]
     assert 10 < places.count(1) < 30
     turned = [{"prompt": row["prompt"], "chosen": "bad", "rejected": "good"} for row in rows]
-    assert places == [pair.labels[0] for pair in read_labeled_pairs(write(tmp_path / "b.jsonl", turned)).pairs]
+    assert places == [pair.labels[0] for pair in read_labeled_pairs(write_rows(tmp_path / "b.jsonl", turned)).pairs]
 
 
 def test_the_conversation_has_a_say_in_the_place_of_an_hh_row(tmp_path: Path):
@@ -150,18 +145,18 @@ def test_the_conversation_has_a_say_in_the_place_of_an_hh_row(tmp_path: Path):
         {"chosen": f"{HUMAN} q{number}{ASSISTANT} good", "rejected": f"{HUMAN} q{number}{ASSISTANT} bad"}
         for number in range(40)
     ]
-    places = [pair.labels[0] for pair in read_labeled_pairs(write(tmp_path / "hh.jsonl", rows)).pairs]
+    places = [pair.labels[0] for pair in read_labeled_pairs(write_rows(tmp_path / "hh.jsonl", rows)).pairs]
     assert 10 < places.count(1) < 30
 
 
 def test_llmbar_and_pandalm_rows(tmp_path: Path):
     llmbar = {"subset": "S", "idx": 3, "input": "q", "output_1": "a", "output_2": "b", "label": 2}
-    assert read_labeled_pairs(write(tmp_path / "llmbar.jsonl", [llmbar])).pairs == (
+    assert read_labeled_pairs(write_rows(tmp_path / "llmbar.jsonl", [llmbar])).pairs == (
         LabeledPair("0", "q", ("a", "b"), (2,), "S"),
     )
     pandalm = {"instruction": "do", "input": "this", "response1": "a", "response2": True}
     votes: dict[str, Any] = {"annotator1": 0, "annotator2": 1, "annotator3": 0}
-    assert read_labeled_pairs(write(tmp_path / "pandalm.jsonl", [pandalm | votes])).pairs == (
+    assert read_labeled_pairs(write_rows(tmp_path / "pandalm.jsonl", [pandalm | votes])).pairs == (
         LabeledPair("0", "do\n\nthis", ("a", "True"), (0, 1, 0)),
     )
 
@@ -199,21 +194,20 @@ def test_labels_of_a_csv_file_are_numbers(tmp_path: Path):
 )
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str):
     with pytest.raises(DataError, match=message):
-        read_labeled_pairs(write(tmp_path / "some.jsonl", rows))
+        read_labeled_pairs(write_rows(tmp_path / "some.jsonl", rows))
 
 
 def test_choices_are_read_from_scores_and_from_judgements(tmp_path: Path):
     scores = [{"pair": 0, "score_1": 1.5, "score_2": -1}, {"pair": 1, "score_1": 2, "score_2": 2}]
-    assert read_choices(write(tmp_path / "scores.jsonl", scores)) == ({"0": 1, "1": 0}, None)
-    path = tmp_path / "judgements.jsonl"
-    write_judgements(path, [Judgement("0", 0.0, 1, 2)])
-    assert read_choices(path)[0] == {"0": 2}
+    assert read_choices(write_rows(tmp_path / "scores.jsonl", scores)) == ({"0": 1, "1": 0}, None)
+    judgements = [dataclasses.asdict(Judgement("0", 0.0, 1, 2))]
+    assert read_choices(write_rows(tmp_path / "judgements.jsonl", judgements))[0] == {"0": 2}
 
 
 @pytest.mark.parametrize("changes", [{"score_2": None}, {"score_2": float("inf")}])
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path, changes: dict[str, Any]):
     with pytest.raises(DataError, match=r"row 0(:| needs)"):
-        read_choices(write(tmp_path / "scores.jsonl", [{"pair": 0, "score_1": 1.5, "score_2": -1} | changes]))
+        read_choices(write_rows(tmp_path / "scores.jsonl", [{"pair": 0, "score_1": 1.5, "score_2": -1} | changes]))
 
 
 # --- real files ------------------------------------------------------------------------------------------------------

@@ -12,38 +12,35 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from support.reward_models import save_classifier
+from support.rows import write_rows
 from support.scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
 from dar.batch import Prompt
+from dar.config.data import EvalSamplingSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval
-from dar.evaluate.commands import Sampling, run_choices, run_gsm8k, run_ifeval, run_win_rate
+from dar.evaluate.commands import run_choices, run_gsm8k, run_ifeval, run_win_rate
 from dar.evaluate.folder import EvaluationFolder, Lines
 from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.rewards import Failed, Reward, group_reward
 from dar.sandbox.sandbox import Sandbox
 
-TINY = Sampling(max_tokens=6)
+TINY = EvalSamplingSpec(max_tokens=6)
 
 
 def quiet(_: str) -> None:
     pass
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     rows = [{"prompt": f"say {n}", "reference": "word " * (n % 3), "kind": "ab"[n % 2]} for n in range(CHUNK + 2)]
-    return write(tmp_path / "prompts.jsonl", rows)
+    return write_rows(tmp_path / "prompts.jsonl", rows)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -140,7 +137,7 @@ def test_a_judge_may_move_and_wait_longer_but_not_be_another(tmp_path: Path):
     def run(**changes: Any) -> None:
         endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m"} | changes
         judge.write_text(json.dumps({"type": "judge", "mode": "pairwise", "cache": None, "endpoint": endpoint}))
-        run_choices([], write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
+        run_choices([], write_rows(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
 
     run()
     (tmp_path / "e" / "judgements.jsonl").write_text('{"pair": "0", "model_first": true}\n')
@@ -170,13 +167,14 @@ def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
 
 
 def generator_of(folder: Path, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"max_completion_length": 6, "temperature": 1.0, "seed": 3}
-    return build_generator(str(folder), **(settings | changes))
+    sampling = EvalSamplingSpec.model_validate({"max_tokens": 6, "seed": 3} | changes)
+    return build_generators(str(folder), sampling, [1.0])[1.0]
 
 
 def prompts_of(folder: Path, texts: list[str], **changes: Any) -> tuple[Prompt, ...]:
-    settings: dict[str, Any] = {"prompt_column": "text", "max_completion_length": 6, "is_plain": False, "where": "here"}
-    return read_prompts(str(folder), [{"text": text} for text in texts], **(settings | changes))
+    rows = [{"text": text} for text in texts]
+    sampling = EvalSamplingSpec.model_validate({"max_tokens": 6} | changes)
+    return read_prompts(str(folder), rows, sampling, prompt_column="text", where="here")
 
 
 def test_an_interrupted_generation_continues_with_the_same_completions(tiny_folder: Path, tmp_path: Path):
@@ -204,11 +202,11 @@ def test_prompts_are_read_without_weights(tiny_folder: Path):
     assert (chat.content, plain.content) == ([{"role": "user", "content": "say"}], "say")
     assert len(chat.token_ids) > len(plain.token_ids)
     with pytest.raises(ConfigError, match=r"--max-tokens is 256, but .* reads at most 256 tokens"):
-        prompts_of(tiny_folder, ["say"], max_completion_length=256)
+        prompts_of(tiny_folder, ["say"], max_tokens=256)
     with pytest.raises(
         DataError, match=r"here: 1 of 2 prompts are longer than 1 tokens .* lower --max-tokens, or leave"
     ):
-        prompts_of(tiny_folder, ["a", "say " * 9], max_completion_length=255, is_plain=True)
+        prompts_of(tiny_folder, ["a", "say " * 9], max_tokens=255, is_plain=True)
     (tiny_folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template: add --plain"):
         prompts_of(tiny_folder, ["say"])
@@ -286,29 +284,29 @@ def test_ifeval_counts_prompts_and_instructions(tiny_folder: Path, tmp_path: Pat
     assert (found.prompt_strict.percent, found.instruction_strict.percent) == (50, pytest.approx(200 / 3))
     assert (found.prompt_loose.percent, found.instruction_loose.percent) == (100, 100)
     assert {name: share.percent for name, share in found.kinds.items()} == {"keywords": 100, "punctuation": 50}
-    result = run_ifeval(str(tiny_folder), write(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
+    result = run_ifeval(str(tiny_folder), write_rows(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
     assert json.loads((tmp_path / "e" / "result.json").read_text())["prompt_strict"]["n"] == result.prompt_strict.n == 2
 
 
 def test_an_unknown_instruction_is_refused_before_anything_is_sampled(tiny_folder: Path, tmp_path: Path):
     rows: list[dict[str, Any]] = [{"prompt": "a", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}]
     with pytest.raises(DataError, match="no_coma"):
-        run_ifeval(str(tiny_folder), write(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
+        run_ifeval(str(tiny_folder), write_rows(tmp_path / "if.jsonl", rows), tmp_path / "e", TINY, quiet)
     assert not (tmp_path / "e").exists()
 
 
 def test_gsm8k_counts_right_answers(tiny_folder: Path, tmp_path: Path):
     rows = [{"question": "1 + 1?", "answer": "so\n#### 2"}, {"question": "2 + 2?", "answer": "#### 4"}]
-    prompts, out = write(tmp_path / "gsm.jsonl", rows), tmp_path / "e"
+    prompts, out = write_rows(tmp_path / "gsm.jsonl", rows), tmp_path / "e"
     assert run_gsm8k(str(tiny_folder), prompts, out, TINY, quiet).percent == 0
     outputs = [json.loads(line) for line in (out / "model.jsonl").read_text().splitlines()]
     outputs[1]["completion"] = "The answer is 4."
-    write(out / "model.jsonl", outputs)
+    write_rows(out / "model.jsonl", outputs)
     assert run_gsm8k(str(tiny_folder), prompts, out, TINY, quiet).percent == 50
 
 
 def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_path: Path):
-    prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
+    prompts = write_rows(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### "}])
     with pytest.raises(
         DataError,
         match="row 0 cannot be scored by the reward 'math': no answer can be read from the gold answer '#### '",
@@ -319,7 +317,7 @@ def test_a_gold_answer_that_is_none_is_refused_before_anything_is_sampled(tmp_pa
 def test_answers_none_of_which_can_be_checked_are_no_zero(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prompts = write(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
+    prompts = write_rows(tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
     monkeypatch.setattr(Sandbox, "map", lambda self, requests: [Failed("it took too long") for _ in requests])
     with pytest.raises(RewardError, match="none of the 1 answers could be checked; the first: it took too long"):
         run_gsm8k(str(tiny_folder), prompts, tmp_path / "e", TINY, quiet)
@@ -329,7 +327,7 @@ def test_a_reward_chooses_among_labeled_pairs(tmp_path: Path):
     judge = tmp_path / "judge.yaml"
     judge.write_text("type: pattern_count\npattern: a\n")
     pairs = [LabeledPair("0", "q", ("aa", "b"), (1,)), LabeledPair("1", "q", ("b", "a"), (1,))]
-    found = run_choices(pairs, write(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
+    found = run_choices(pairs, write_rows(tmp_path / "pairs.jsonl", [{"a": 1}]), str(judge), tmp_path / "e", quiet)
     assert [pair.outcome for pair in found] == ["win", "loss"]
 
 
@@ -338,7 +336,7 @@ def test_a_reward_model_reads_an_hh_row_as_the_conversation_it_is_trained_on(tmp
     judge = tmp_path / "judge.yaml"
     judge.write_text(f"type: model\nmodel: {folder}\nprecision: fp32\n")
     start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
-    path = write(tmp_path / "hh.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
+    path = write_rows(tmp_path / "hh.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
     (pair,) = read_labeled_pairs(path).pairs
     (found,) = run_choices([pair], path, str(judge), tmp_path / "e", quiet)
     conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from dar.errors import DataError
 from dar.evaluate.annotations import alpaca_eval_judgements, read_judged_pairs
-from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up, write_judgements
+from dar.evaluate.folder import Lines
+from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up
 from dar.evaluate.win_rate import win_rate
 from dar.run.intervals import bootstrap, wilson
 
@@ -190,8 +192,8 @@ def test_annotations_need_their_columns():
 def test_judgements_survive_the_way_through_a_file(tmp_path: Path):
     path = tmp_path / "judgements.jsonl"
     pairs = [both("a", 0.25, None, category="ü"), JudgedPair((Judgement("b", 1.0, 5, 7, verdict="[[A]]\u2028"),))]
-    for pair in pairs:
-        write_judgements(path, pair.judgements)
+    written = Lines(path, ("pair", "model_first"))
+    written.append(dataclasses.asdict(one) for pair in pairs for one in pair.judgements)
     assert read_judged_pairs(path) == pairs
 
 

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from support.scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
+from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
 from dar.errors import BudgetError, ConfigError, RewardError
-from dar.judge import Backoff, Budget, Client, Counts, Endpoint, Price
+from dar.judge import Backoff, Client
+from dar.judge.budget import Budget
+from dar.judge.client import max_bytes, sampling
 from dar.judge.counts import percentile
 from dar.judge.reply import Reply
 from dar.judge.retry import Outage, retry_after_seconds
@@ -25,9 +28,17 @@ from dar.rewards import Failed
 QUICK = Backoff(first=0.01, longest=0.05)
 
 
-def make_client(url: str, *, budget: Budget | None = None, price: Price | None = None, **changes: Any) -> Client:
-    settings: dict[str, Any] = {"timeout": 120.0, "patience": 600.0} | changes
-    return Client(Endpoint(url, "m", **settings), budget or Budget(), Counts(price), QUICK)
+def endpoint(url: str = "http://u", **settings: Any) -> JudgeEndpointSpec:
+    return JudgeEndpointSpec(base_url=url, model="m", **settings)
+
+
+def make_client(
+    url: str, *, budget: Any = None, price: Any = None, api_key: str | None = None, **changes: Any
+) -> Client:
+    settings: dict[str, Any] = {"timeout": 120.0, "patience": 600.0, "api_key_env": api_key and "KEY_OF_MINE"} | changes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEY_OF_MINE", api_key or "")
+        return Client(endpoint(url, **settings), budget=budget, price=price, backoff=QUICK)
 
 
 def ask(client: Client, texts: list[str]) -> list[Reply | Failed]:
@@ -63,8 +74,8 @@ def test_what_is_asked_and_what_comes_back():
 
 
 def test_parameters_may_take_a_setting_out():
-    endpoint = Endpoint("u", "m", top_logprobs=0, parameters={"max_tokens": None, "max_completion_tokens": 9})
-    assert endpoint.sampling() == {"temperature": 0.0, "max_completion_tokens": 9}
+    found = sampling(endpoint(top_logprobs=0, parameters={"max_tokens": None, "max_completion_tokens": 9}))
+    assert found == {"temperature": 0.0, "max_completion_tokens": 9}
 
 
 def test_without_a_key_none_is_sent_and_nothing_of_the_environment_either(monkeypatch: pytest.MonkeyPatch):
@@ -78,10 +89,10 @@ def test_without_a_key_none_is_sent_and_nothing_of_the_environment_either(monkey
     assert [headers.get("authorization") for headers in server.headers] == [None, "Bearer ours"]
 
 
-@pytest.mark.parametrize("key", ["abc-secret\r", " abc-secret", "abc-sécret", "abc\x00secret"])
+@pytest.mark.parametrize("key", ["abc-secret\r", " abc-secret", "abc-sécret"])
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str):
     with pytest.raises(ConfigError, match="the judge's key begins or ends with white space, or has char") as raised:
-        Endpoint("u", "m", api_key=key)
+        make_client("http://u", api_key=key)
     assert "cret" not in "".join(traceback.format_exception(raised.value)).replace(repr(key), "")
 
 
@@ -274,7 +285,7 @@ def test_a_body_is_bounded(answer: Answer):
 
 
 def test_the_bound_grows_with_what_is_asked_for():
-    bound = lambda **settings: Endpoint("u", "m", **settings).max_bytes()  # noqa: E731
+    bound = lambda **settings: max_bytes(endpoint(**settings))  # noqa: E731
     assert bound(max_tokens=1000, top_logprobs=0) == (2 << 20) + 512 * 1000
     assert bound(parameters={"max_tokens": None, "max_completion_tokens": 4000}) == (2 << 20) + 512 * 21 * 4000
     assert bound(max_tokens=10**9) == 64 << 20
@@ -434,11 +445,6 @@ def test_what_a_key_was_taken_out_of_has_no_tokens():
         assert ask_one(make_client(server.url, api_key=KEY)) == Reply("7 ***", (), 100, 10)
 
 
-def test_the_password_of_a_url_is_a_secret_too():
-    url = Endpoint("http://me:a-long-password@127.0.0.1/v1", "m").base_url
-    assert str(RewardError(f"the judge at {url}")) == "the judge at http://me:***@127.0.0.1/v1"
-
-
 def test_retry_after_is_honoured():
     with ScriptedJudge(lambda body, before: said("7") if before else refused(429, retry_after="0.4")) as server:
         assert isinstance(ask_one(make_client(server.url)), Reply)
@@ -477,13 +483,9 @@ def test_what_every_request_would_get_is_an_error_without_the_key(answer: Answer
     assert len(server.bodies) == 1
 
 
-def test_the_key_is_in_no_representation():
-    assert "abc-secret" not in repr(Endpoint("u", "m", api_key="abc-secret"))
-
-
 def test_the_budget_stops_before_the_request_that_is_too_many():
     with ScriptedJudge(lambda body, before: said("7")) as server:
-        client = make_client(server.url, budget=Budget(max_requests=3), concurrency=1)
+        client = make_client(server.url, budget=JudgeBudgetSpec(requests=3), concurrency=1)
         with pytest.raises(BudgetError, match="budget of 3 requests is used up: 3 were made, 1 more are due"):
             ask(client, ["a", "b", "c", "d"])
     assert len(server.bodies) == 3
@@ -492,13 +494,13 @@ def test_the_budget_stops_before_the_request_that_is_too_many():
 def test_the_budget_counts_tokens():
     # 110 tokens each: the second request still begins, with 110 < 150 spent; the third does not.
     with ScriptedJudge(lambda body, before: said("7")) as server:
-        client = make_client(server.url, budget=Budget(max_tokens=150), concurrency=1)
+        client = make_client(server.url, budget=JudgeBudgetSpec(tokens=150), concurrency=1)
         with pytest.raises(BudgetError, match="budget of 150 tokens is used up: 220 were spent in 2 requests"):
             ask(client, ["a", "b", "c"])
 
 
 def test_a_batch_that_does_not_fit_is_not_begun():
-    budget = Budget(max_requests=5)
+    budget = Budget(JudgeBudgetSpec(requests=5))
     budget.require(5)
     with pytest.raises(BudgetError, match="5 requests is used up: 0 were made, 6 more are due"):
         budget.require(6)
@@ -506,7 +508,7 @@ def test_a_batch_that_does_not_fit_is_not_begun():
 
 def test_cost_and_latencies():
     with ScriptedJudge(lambda body, before: said("7")) as server:
-        client = make_client(server.url, price=Price(prompt=3.0, completion=15.0))
+        client = make_client(server.url, price=JudgePriceSpec(prompt=3.0, completion=15.0))
         ask(client, ["a", "b"])
     found = client.counts.drain()
     # 2 · (100 · 3 + 10 · 15) / 10⁶

@@ -10,33 +10,20 @@ from typing import Any
 import pytest
 from support.scripted_judge import Answer, ScriptedJudge, between, refused, said, user_text
 
+from dar.config.rewards import JudgeRewardSpec
 from dar.errors import BudgetError
-from dar.judge import (
-    Backoff,
-    Budget,
-    Client,
-    Counts,
-    Endpoint,
-    Judge,
-    PairItem,
-    ReplyCache,
-    Scale,
-    Score,
-    ScoreItem,
-    load_template,
-)
-from dar.judge.judge import prompt_text
+from dar.judge import Backoff, Judge, PairItem, Score, ScoreItem
+from dar.judge.judge import conversation_text
 from dar.judge.reply import CUT_OFF
 from dar.rewards import Failed
 
 
-def make_judge(url: str, mode: Any = "pointwise", *, budget: Budget | None = None, **changes: Any) -> Judge:
-    cache = changes.pop("cache", None)
-    scale = changes.pop("scale", None)
-    settings: dict[str, Any] = {"model": "m", "timeout": 120.0, "patience": 600.0} | changes
-    endpoint = Endpoint(url, **settings)
-    client = Client(endpoint, budget or Budget(), Counts(), Backoff(first=0.01, longest=0.05))
-    return Judge(client, load_template("helpful", mode), cache=cache, scale=scale)
+def make_judge(url: str, mode: str = "pointwise", **changes: Any) -> Judge:
+    """A judge that is asked again quickly; changes are of its endpoint, or of the reward."""
+    own = {name: changes.pop(name) for name in changes.keys() & JudgeRewardSpec.model_fields.keys()}
+    endpoint = {"base_url": url, "model": "m", "timeout": 120.0, "patience": 600.0} | changes
+    spec = JudgeRewardSpec.model_validate({"endpoint": endpoint, "mode": mode, "cache": None} | own)
+    return Judge(spec, backoff=Backoff(first=0.01, longest=0.05))
 
 
 def length_script(body: dict[str, Any], before: int) -> Answer:
@@ -62,9 +49,9 @@ def test_scores_are_the_same_whatever_the_concurrency(concurrency: int):
 
 def test_what_is_in_the_cache_is_not_asked_again(tmp_path: Path):
     with ScriptedJudge(length_script) as server:
-        first = make_judge(server.url, cache=ReplyCache(tmp_path / "c"))
+        first = make_judge(server.url, cache=str(tmp_path / "c"))
         before = first.score(items("a", "aa"))
-        second = make_judge(server.url, cache=ReplyCache(tmp_path / "c"))
+        second = make_judge(server.url, cache=str(tmp_path / "c"))
         assert second.score(items("aa", "aaa", "a")) == [before[1], Score(3.0, None, "3"), before[0]]
         assert second.client.counts.drain()["cache_hits"] == 2
         assert len(server.bodies) == 3
@@ -73,19 +60,19 @@ def test_what_is_in_the_cache_is_not_asked_again(tmp_path: Path):
             {"model": "other"},
             {"temperature": 0.5},
             {"parameters": {"seed": 1}},
-            {"scale": Scale(1, 9)},
+            {"scale": [1, 9]},
         ]
         for other in others:
-            make_judge(server.url, cache=ReplyCache(tmp_path / "c"), **other).score(items("a"))
+            make_judge(server.url, cache=str(tmp_path / "c"), **other).score(items("a"))
         assert len(server.bodies) == 7
     # With everything known, no server is needed.
-    assert make_judge("http://127.0.0.1:9/v1", cache=ReplyCache(tmp_path / "c")).score(items("a")) == [before[0]]
+    assert make_judge("http://127.0.0.1:9/v1", cache=str(tmp_path / "c")).score(items("a")) == [before[0]]
 
 
 def test_an_answer_without_a_score_is_a_failure_and_not_cached(tmp_path: Path):
     script = lambda body, before: said("seven" if before == 0 else "7")  # noqa: E731
     with ScriptedJudge(script) as server:
-        judge = make_judge(server.url, cache=ReplyCache(tmp_path / "c"))
+        judge = make_judge(server.url, cache=str(tmp_path / "c"))
         assert judge.score(items("a")) == [Failed("no score from 1 to 10 in the judge's answer: 'seven'")]
         assert judge.client.counts.drain()["parse_failures"] == 1
         assert judge.score(items("a")) == [Score(7.0, None, "7")]
@@ -93,11 +80,11 @@ def test_an_answer_without_a_score_is_a_failure_and_not_cached(tmp_path: Path):
 
 def test_an_answer_in_the_cache_that_another_scale_cannot_read_is_a_failure(tmp_path: Path):
     path = tmp_path / "own.yaml"
+    # It does not name the scale.
     path.write_text("system: s\nuser: '{{ completion }}'\n")
     with ScriptedJudge(lambda body, before: said("7")) as server:
-        for scale, failures in ((Scale(1, 10), 0), (Scale(1, 5), 1)):
-            judge = make_judge(server.url, cache=ReplyCache(tmp_path / "c"), scale=scale)
-            judge.template = load_template(str(path), "pointwise")  # one that does not name the scale
+        for scale, failures in (([1, 10], 0), ([1, 5], 1)):
+            judge = make_judge(server.url, cache=str(tmp_path / "c"), scale=scale, template=str(path))
             judge.score(items("a"))
             counts = judge.client.counts.drain()
             assert (counts["parse_failures"], counts["cache_hits"]) == (failures, failures)
@@ -111,7 +98,7 @@ def test_an_answer_out_of_range_is_a_failure(answer: str):
 
 def test_a_budget_that_does_not_reach_asks_nothing():
     with ScriptedJudge(length_script) as server:
-        judge = make_judge(server.url, budget=Budget(max_requests=2))
+        judge = make_judge(server.url, budget={"requests": 2})
         with pytest.raises(BudgetError, match="0 were made, 3 more are due"):
             judge.score(items("a", "aa", "aaa"))
         assert judge.score(items("a", "a", "aa")) == [
@@ -124,7 +111,7 @@ def test_a_budget_that_does_not_reach_asks_nothing():
 
 def test_tokens_that_run_out_stop_the_batch_and_what_was_answered_is_kept(tmp_path: Path):
     with ScriptedJudge(length_script) as server:
-        judge = make_judge(server.url, budget=Budget(max_tokens=110), cache=ReplyCache(tmp_path / "c"), concurrency=1)
+        judge = make_judge(server.url, budget={"tokens": 110}, cache=str(tmp_path / "c"), concurrency=1)
         with pytest.raises(BudgetError, match="110 tokens is used up"):
             judge.score(items("a", "aa", "aaa"))
         assert judge.score(items("a")) == [Score(1.0, None, "1")]
@@ -173,12 +160,15 @@ def test_a_completion_that_gives_orders_is_still_data():
     assert score == Score(2.0, None, "2")
 
 
-def test_the_key_reaches_the_server_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_key_reaches_the_server_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     secret = "abc-very-secret"
+    monkeypatch.setenv("KEY_OF_MINE", secret)
     answers = {"good": said("7"), "bad": refused(400, f"{secret} is not allowed to"), "none": said("seven")}
     script = lambda body, before: answers[between(user_text(body), "completion")]  # noqa: E731
     with caplog.at_level(logging.DEBUG), ScriptedJudge(script) as server:
-        judge = make_judge(server.url, api_key=secret, cache=ReplyCache(tmp_path / "c"))
+        judge = make_judge(server.url, api_key_env="KEY_OF_MINE", cache=str(tmp_path / "c"))
         scores = judge.score(items(*answers))
     assert server.headers[0]["authorization"] == f"Bearer {secret}"
     assert scores[1] == Failed("the judge refused the request: 400: *** is not allowed to")
@@ -188,14 +178,14 @@ def test_the_key_reaches_the_server_and_nothing_else(tmp_path: Path, caplog: pyt
 
 
 def test_prompts_as_text():
-    assert prompt_text("p") == "p"
-    assert prompt_text([{"role": "user", "content": "hello"}]) == "hello"
+    assert conversation_text("p") == "p"
+    assert conversation_text([{"role": "user", "content": "hello"}]) == "hello"
     conversation = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    assert prompt_text(conversation) == "User: a\n\nAssistant: b\n\nUser: c"
+    assert conversation_text(conversation) == "User: a\n\nAssistant: b\n\nUser: c"
 
 
 @pytest.mark.parametrize(("text", "shown"), [(None, "''"), ("<think>There are 3", "'<think>There are 3'")])

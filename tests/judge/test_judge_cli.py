@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.rows import write_rows
 from support.scripted_judge import ScriptedJudge, refused, user_text
 from test_judge import length_script, prefers_longer
 from typer.testing import CliRunner, Result
@@ -21,8 +22,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, url: str, rows: list[dict[str, object]], *options: str) -> Result:
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    path = write_rows(folder / "rows.jsonl", rows)
     return CliRunner().invoke(app, ["judge", str(path), "--base-url", url, "--model", "m", *options])
 
 

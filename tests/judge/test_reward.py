@@ -12,7 +12,7 @@ from test_judge import length_script, make_judge, prefers_longer
 
 from dar.algorithms.preference import pair_signs
 from dar.errors import RewardError
-from dar.judge import Budget, Scale, ScoreReward, WinsReward
+from dar.judge import ScoreReward, WinsReward
 from dar.judge.reward import group_pairs, groups_of
 from dar.rewards import Failed
 
@@ -46,7 +46,7 @@ def test_a_failed_score_is_never_a_number():
 
 def test_rubrics_of_the_rows():
     with ScriptedJudge(lambda body, before: said("7")) as server:
-        reward = ScoreReward(make_judge(server.url), rubric_column="wanted")
+        reward = ScoreReward(make_judge(server.url, rubric_column="wanted"))
         call(reward, ["p", "q"], ["a", "b"], wanted=["be brief", None])
         with pytest.raises(RewardError, match=r"the data have no column 'wanted', .*; there are: kind"):
             call(reward, ["p"], ["a"], kind=["x"])
@@ -69,10 +69,10 @@ def test_metrics_are_drained():
 
 def test_the_budget_goes_on_where_it_was():
     with ScriptedJudge(length_script) as server:
-        reward = ScoreReward(make_judge(server.url, budget=Budget(max_requests=3)))
+        reward = ScoreReward(make_judge(server.url, budget={"requests": 3}))
         call(reward, ["p", "p"], ["a", "aa"])
         assert reward.state() == {"requests": 2, "tokens": 220}
-        resumed = ScoreReward(make_judge(server.url, budget=Budget(max_requests=3)))
+        resumed = ScoreReward(make_judge(server.url, budget={"requests": 3}))
         resumed.restore(reward.state())
         with pytest.raises(RewardError, match="2 were made, 2 more are due"):
             call(resumed, ["p", "p"], ["aaa", "aaaa"])
@@ -103,7 +103,7 @@ def test_shares_of_wins():
 
 def test_against_the_first_of_the_group_only():
     with ScriptedJudge(prefers_longer) as server:
-        reward = WinsReward(make_judge(server.url, "pairwise"), opponents="first")
+        reward = WinsReward(make_judge(server.url, "pairwise", opponents="first"))
         assert call(reward, ["p"] * 3, ["aa", "a", "aaa"]) == [0.5, 0.0, 1.0]
     assert len(server.bodies) == 2 * 2
 
@@ -143,4 +143,4 @@ def test_failed_comparisons_are_left_out_and_none_left_is_a_failure():
 
 def test_scales_reach_the_judge():
     with ScriptedJudge(lambda body, before: said("0" if "from 0 (useless) to 5" in user_text(body) else "9")) as server:
-        assert call(ScoreReward(make_judge(server.url, scale=Scale(0, 5))), ["p"], ["a"]) == [0.0]
+        assert call(ScoreReward(make_judge(server.url, scale=[0, 5])), ["p"], ["a"]) == [0.0]

@@ -16,6 +16,7 @@ from support.reward_models import make_classifier, save_classifier
 from dar.assembly.loop import build_loop
 from dar.assembly.plan import make_plan
 from dar.assembly.reward import build_reward
+from dar.config.model import ModelSourceSpec
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.recipe import load_recipe
 from dar.config.run import ComputeSpec
@@ -125,9 +126,8 @@ def test_calibration_gives_mean_0_and_standard_deviation_1():
         ScoreModel(make_classifier()),
         make_tokenizer(),
         Precision(torch.device("cpu"), torch.float32),
-        max_tokens=100,
-        max_length=None,
-        too_long="refuse",
+        ModelRewardSpec(model=ModelSourceSpec(path="m")),
+        None,
     )
     # Mean 2, sample variance (1 + 0 + 1) / 2 = 1.
     reward.calibrate([1.0, 2.0, 3.0], with_scale=True)

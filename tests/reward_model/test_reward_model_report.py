@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dar.reward_model.report import calibration, plot_reliability, preference_report
+from dar.reward_model.report import calibration_error, plot_reliability, preference_report
 from dar.run.intervals import standard_error
 
 
@@ -28,7 +28,7 @@ def test_report_by_hand():
 
 def test_calibration_error_of_a_model_that_is_sure_and_right_three_times_in_four():
     # σ(log 9) = 0.9 four times, right three times: |0.75 − 0.9|.
-    error, bins = calibration([math.log(9), math.log(9), math.log(9), -math.log(9)])
+    error, bins = calibration_error([math.log(9), math.log(9), math.log(9), -math.log(9)])
     assert error == pytest.approx(0.15)
     (part,) = bins
     assert (part["accuracy"], part["num_pairs"]) == (0.75, 4)
@@ -37,13 +37,13 @@ def test_calibration_error_of_a_model_that_is_sure_and_right_three_times_in_four
 
 def test_calibration_error_weighs_bins_by_their_pairs():
     # 0.5 twice, right once (0 apart), and 0.9 once, wrong (0.9 apart): 0.9 / 3.
-    error, bins = calibration([0.0, 1e-9, -math.log(9)])
+    error, bins = calibration_error([0.0, 1e-9, -math.log(9)])
     assert len(bins) == 2
     assert error == pytest.approx((2 * abs(0.75 - 0.5) + 0.9) / 3)
 
 
 def test_certainty_belongs_to_the_last_bin():
-    assert calibration([1e3, 50.0])[0] == pytest.approx(0.0)
+    assert calibration_error([1e3, 50.0])[0] == pytest.approx(0.0)
 
 
 def test_standard_error_of_one_value_is_0():

@@ -17,6 +17,7 @@ import yaml
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 from support.reward_models import save_classifier
+from support.rows import write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -43,7 +44,7 @@ def write_recipe(tmp_path: Path, *, chat: bool = True, **changes: Any) -> Path:
          "lead": index % 2}
         for index, (word, adjective) in enumerate((word, adjective) for word in WORDS for adjective in ("wet", "dry"))
     ]  # fmt: skip
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "pairs.jsonl", rows)
     recipe: dict[str, Any] = {
         "model": str(tmp_path / "base"),
         "data": {

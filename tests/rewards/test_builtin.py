@@ -10,10 +10,10 @@ import pytest
 
 from dar.rewards import Failed, builtin
 from dar.rewards.builtin import completion_text
-from dar.rewards.function import Call, Score
+from dar.rewards.function import Call, RewardValue
 
 
-def values(function: builtin.RewardFunction, **arguments: list) -> list[Score]:
+def values(function: builtin.RewardFunction, **arguments: list) -> list[RewardValue]:
     return Call("builtin", function, {"completions": [], **arguments}, where="step 1").result()
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from support.handmade import make_rollouts
 
+from dar.config.reward import RewardSpec
 from dar.errors import RewardError
 from dar.rewards import Failed, Reward, RewardSet, builtin
 
 ROLLOUTS = make_rollouts([["a", "bb"], ["ccc", "dddd"]], columns=[{"answer": "x"}, {"answer": "y"}])
+DOUBLE = RewardSpec(weight=2.0)
 
 
 def constant(*values: float | None) -> Any:
@@ -23,7 +25,12 @@ def constant(*values: float | None) -> Any:
 
 
 def test_total_is_the_weighted_sum():
-    rewards = RewardSet([Reward("one", constant(1, 2, 3, 4), 2.0), Reward("two", constant(10, 0, -10, 0), -0.5)])
+    rewards = RewardSet(
+        [
+            Reward("one", constant(1, 2, 3, 4), DOUBLE),
+            Reward("two", constant(10, 0, -10, 0), RewardSpec(weight=-0.5)),
+        ]
+    )
     table = rewards.score(ROLLOUTS, where="step 1")
     # 2·(1, 2, 3, 4) − 0.5·(10, 0, −10, 0)
     assert table.total.tolist() == [[-3.0, 4.0], [11.0, 8.0]]
@@ -32,7 +39,7 @@ def test_total_is_the_weighted_sum():
 
 
 def test_reward_that_does_not_apply_adds_nothing():
-    rewards = RewardSet([Reward("one", constant(1, None, 3, None)), Reward("two", constant(None, 5, 6, 7), 2.0)])
+    rewards = RewardSet([Reward("one", constant(1, None, 3, None)), Reward("two", constant(None, 5, 6, 7), DOUBLE)])
     table = rewards.score(ROLLOUTS, where="step 1")
     assert table.total.tolist() == [[1.0, 10.0], [15.0, 14.0]]
     assert math.isnan(table.parts["one"][0, 1])
@@ -124,7 +131,8 @@ def test_column_that_some_rows_lack_is_none_there(columns: list[dict[str, Any]])
 
 
 def test_builtin_rewards_are_combined_by_what_they_name():
-    rewards = RewardSet([Reward("length", builtin.length(2)), Reward("regex", builtin.regex("c"), 10.0)])
+    tenfold = RewardSpec(weight=10.0)
+    rewards = RewardSet([Reward("length", builtin.length(2)), Reward("regex", builtin.regex("c"), tenfold)])
     # −|n − 2| / 2 for n = 1, 2, 3, 4, and 10 where there is a c
     assert rewards.score(ROLLOUTS, where="step 1").total.tolist() == [[-0.5, 0.0], [9.5, -1.0]]
 
@@ -147,7 +155,11 @@ def test_a_failed_score_stops_the_run_unless_it_may_be_dropped():
 
 
 def test_a_dropped_completion_has_no_reward_whatever_the_others_say():
-    judge = Reward("judge", failing(1.0, Failed("away"), 3.0, 4.0), 2.0, on_failure="drop", max_failed_share=0.25)
+    judge = Reward(
+        "judge",
+        failing(1.0, Failed("away"), 3.0, 4.0),
+        RewardSpec(weight=2.0, on_failure="drop", max_failed_share=0.25),
+    )
     table = RewardSet([judge, Reward("other", constant(10, 20, None, 40))]).score(ROLLOUTS, where="step 7")
     assert table.total[~table.total.isnan()].tolist() == [12.0, 6.0, 48.0]
     assert math.isnan(table.total[0, 1])
@@ -160,7 +172,7 @@ def test_a_dropped_completion_has_no_reward_whatever_the_others_say():
 
 
 def test_more_failures_than_allowed_stop_the_run():
-    judge = Reward("judge", failing(1.0, Failed("away"), 3.0, 4.0), on_failure="drop", max_failed_share=0.2)
+    judge = Reward("judge", failing(1.0, Failed("away"), 3.0, 4.0), RewardSpec(on_failure="drop", max_failed_share=0.2))
     with pytest.raises(RewardError, match=r"failed for 1 of 4 .*, more than max_failed_share 0\.2 allows\. The first"):
         RewardSet([judge]).score(ROLLOUTS, where="step 7")
 

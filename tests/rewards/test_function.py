@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dar.errors import ConfigError, RewardError
-from dar.rewards.function import Call, Score, load_function
+from dar.rewards.function import Call, RewardValue, load_function
 
 ARGUMENTS: dict[str, Any] = {
     "prompts": ["p", "p"],
@@ -30,7 +30,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def call(function: Callable[..., Any]) -> list[Score]:
+def call(function: Callable[..., Any]) -> list[RewardValue]:
     return Call("score", function, ARGUMENTS, where="step 7").result()
 
 
@@ -413,7 +413,7 @@ def test_async_function_is_awaited():
 
 
 def test_async_function_works_inside_a_running_event_loop():
-    async def notebook_cell() -> list[Score]:
+    async def notebook_cell() -> list[RewardValue]:
         return call(lengths_later)
 
     assert asyncio.run(notebook_cell()) == [4.0, 3.0]

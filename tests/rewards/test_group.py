@@ -9,7 +9,7 @@ from support.handmade import make_rollouts
 
 from dar.errors import RewardError
 from dar.rewards import Reward, RewardSet, group_reward
-from dar.rewards.group import diversity
+from dar.rewards.builtin import diversity
 
 
 def total(function: Any, rollouts: Any) -> list[list[float]]:

@@ -12,7 +12,6 @@ from dar.assembly.reward import build_reward
 from dar.config.run import ComputeSpec
 from dar.errors import ConfigError
 from dar.rewards import RewardSet
-from dar.rewards.table import Shaping
 
 
 def built(**reward: Any) -> RewardSet:
@@ -47,10 +46,6 @@ def test_ifeval_and_schema_of_a_recipe(tmp_path: Path) -> None:
     )
     assert built(type="ifeval").score(rollouts, where="step 1").total.tolist() == [[1.0, 0.0]]
     assert built(type="json_schema", path=str(schema)).score(rollouts, where="step 1").total.tolist() == [[1.0, 1.0]]
-
-
-def test_nothing_is_shaped_by_default() -> None:
-    assert built(type="token_cost", cost=1).rewards[0].shaping == Shaping()
 
 
 @pytest.mark.parametrize(

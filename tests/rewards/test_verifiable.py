@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 from support.handmade import make_rollouts
 
+from dar.config.reward import RewardSpec
+from dar.config.verifiable import MathRewardSpec, SandboxedRewardSpec
 from dar.errors import ConfigError, RewardError
 from dar.rewards import Failed, Reward, RewardSet, RewardTable, builtin, verifiable
-from dar.sandbox.sandbox import Limits
 
-LIMITS = Limits(timeout_seconds=60, memory_gb=1.0)
+LIMITS: Any = {"workers": 1, "timeout_seconds": 60, "memory_gb": 1.0}
 
 
 def scored(function: Any, texts: list[str], *, drop: bool = False, **columns: Any) -> RewardTable:
     """One prompt per text."""
     rows = [{name: values[index] for name, values in columns.items()} for index in range(len(texts))]
-    reward = Reward("check", function, on_failure="drop" if drop else "raise", max_failed_share=0.5)
+    reward = Reward("check", function, RewardSpec(on_failure="drop" if drop else "raise", max_failed_share=0.5))
     others = Reward("always", lambda completions: [0.0] * len(completions))
     return RewardSet([reward, others]).score(make_rollouts([[text] for text in texts], columns=rows), where="step 1")
 
@@ -29,7 +30,7 @@ def values(table: RewardTable) -> list[float | None]:
 
 
 def test_mathematics_in_a_sandbox() -> None:
-    reward = verifiable.math("answer", num_workers=1, limits=LIMITS)
+    reward = verifiable.math(MathRewardSpec(**LIMITS))
     texts = ["The answer is 18.", "So 17", r"\boxed{\frac{1}{2}}", "whatever"]
     table = scored(reward, texts, answer=["9 * 2 = 18\n#### 18", "#### 18", "0.5", None])
     assert values(table) == [1.0, 0.0, 1.0, None]
@@ -38,13 +39,13 @@ def test_mathematics_in_a_sandbox() -> None:
 
 
 def test_unreadable_gold_answer_names_itself() -> None:
-    reward = verifiable.math("answer", num_workers=1, limits=LIMITS)
+    reward = verifiable.math(MathRewardSpec(**LIMITS))
     with pytest.raises(RewardError, match="no answer can be read from the gold answer"):
         scored(reward, ["18"], answer=["####"])
 
 
 def test_failed_verifier_costs_one_completion() -> None:
-    reward = verifiable.sandboxed("support.verifiers:behave", num_workers=1, limits=LIMITS)
+    reward = verifiable.sandboxed(SandboxedRewardSpec(function="support.verifiers:behave", **LIMITS))
     table = scored(reward, ["a", "exit", "bbb"], drop=True, answer=["", "", ""])
     assert values(table) == [1.0, None, 3.0]
     assert table.total.isnan().flatten().tolist() == [False, True, False]
@@ -54,7 +55,7 @@ def test_failed_verifier_costs_one_completion() -> None:
 
 
 def test_failed_is_the_value_a_row_gets() -> None:
-    reward = verifiable.sandboxed("support.verifiers:behave", num_workers=1, limits=LIMITS)
+    reward = verifiable.sandboxed(SandboxedRewardSpec(function="support.verifiers:behave", **LIMITS))
     assert reward(completions=["exit"], answer=[""]) == [
         Failed("support.verifiers:behave: its process was ended by exit code 3")
     ]

@@ -12,6 +12,7 @@ from conftest import make_model, make_tokenizer
 
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
+from dar.config.reward import RewardSpec
 from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
 from dar.learn.ranks import Scored, concatenate
@@ -41,7 +42,7 @@ def online(*, seed: int = 3, progress: Any = None) -> OnlineCollector:
     prompts = prepare_prompts(ROWS, tokenizer, SPEC, max_prompt_length=None, where="rows.jsonl")
     return OnlineCollector(
         engine=InProcessEngine(policy, max_tokens=1000),
-        rewards=RewardSet([Reward("even", even_share, 2.0)]),
+        rewards=RewardSet([Reward("even", even_share, RewardSpec(weight=2.0))]),
         stream=PromptStream(prompts, prompts_per_step=3, seed=seed),
         num_generations=2,
         max_completion_length=6,

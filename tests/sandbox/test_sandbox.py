@@ -12,21 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from dar.config.verifiable import SandboxSpec
 from dar.errors import ConfigError
 from dar.sandbox.process import Lines
-from dar.sandbox.sandbox import Limits, Sandbox
+from dar.sandbox.sandbox import Sandbox
 from dar.sandbox.score import Failed
 
 TESTS = Path(__file__).parent.parent
 # Generous for a busy machine; a hanging call costs a test this much.
 # Long enough for a loaded machine; what is to hang is given less.
-LIMITS = Limits(timeout_seconds=120, memory_gb=0.5, max_processes=8)
+LIMITS: Any = {"timeout_seconds": 120.0, "memory_gb": 0.5}
 
 
 # Tells the processes of this run of the tests from those of another on the same machine.
@@ -45,7 +46,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Sandbox]:
-    pool = Sandbox("support.verifiers:behave", num_workers=2, limits=LIMITS)
+    pool = Sandbox("support.verifiers:behave", SandboxSpec(**LIMITS))
     yield pool
     pool.close()
 
@@ -53,7 +54,7 @@ def pool() -> Iterator[Sandbox]:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Sandbox]:
     """One worker, so that what a call leaves to it meets the next."""
-    pool = Sandbox("support.verifiers:behave", num_workers=1, limits=LIMITS)
+    pool = Sandbox("support.verifiers:behave", SandboxSpec(workers=1, **LIMITS))
     yield pool
     pool.close()
 
@@ -73,13 +74,11 @@ def sandboxed_processes() -> set[int]:
 
 
 @contextlib.contextmanager
-def fresh(
-    function: str, num_workers: int = 1, *, limits: Limits = LIMITS, is_trusted: bool = False
-) -> Iterator[Sandbox]:
+def fresh(function: str, num_workers: int = 1, *, is_trusted: bool = False, **limits: Any) -> Iterator[Sandbox]:
     """A pool of the test's own, of which nothing is left in the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", f"{os.environ['TMPDIR']}/{secrets.token_hex(8)}")
-        pool = Sandbox(function, num_workers=num_workers, limits=limits, is_trusted=is_trusted)
+        pool = Sandbox(function, SandboxSpec(workers=num_workers, **(LIMITS | limits)), is_trusted=is_trusted)
         yield pool
         pool.close()
         assert not sandboxed_processes()
@@ -305,7 +304,7 @@ def test_no_daemon_outlives_its_call(pool: Sandbox, code: str, score: object) ->
 
 def test_no_daemon_outlives_a_call_that_took_too_long() -> None:
     late = Failed("support.verifiers:behave: it took longer than 4 s")
-    with fresh("support.verifiers:behave", limits=replace(LIMITS, timeout_seconds=4)) as hasty:
+    with fresh("support.verifiers:behave", timeout_seconds=4) as hasty:
         assert ask(hasty, "run: DAEMON\nimport time\ntime.sleep(600)", "bb") == [late, 2.0]
         assert not sleepers()
         # Nor where the process that would have ended it is stopped.
@@ -346,7 +345,7 @@ def test_processes_a_module_starts_serve_its_calls_and_end_with_the_pool(
         "    return [float(helper.pid)]\n"
     )
     monkeypatch.chdir(tmp_path)
-    with fresh("with_helper:score", limits=replace(LIMITS, max_processes=1)) as pool:
+    with fresh("with_helper:score", max_processes=1) as pool:
         helper = ask(pool, "a")[0]
         assert ask(pool, "a", "b") == [helper, helper]
         assert sleepers() == {helper}
@@ -373,7 +372,7 @@ def test_misbehaviour_costs_one_score(pool: Sandbox, bad: str, reason: str) -> N
 
 @pytest.mark.parametrize("bad", ["hang", "burn", "ignore signals and hang"])
 def test_what_hangs_costs_one_score(bad: str) -> None:
-    hasty = Sandbox("support.verifiers:behave", num_workers=2, limits=replace(LIMITS, timeout_seconds=4))
+    hasty = Sandbox("support.verifiers:behave", SandboxSpec(**(LIMITS | {"timeout_seconds": 4})))
     assert ask(hasty, "a", bad, "bb")[1] == Failed("support.verifiers:behave: it took longer than 4 s")
     hasty.close()
 
@@ -385,7 +384,7 @@ def test_children_left_behind_are_ended_and_the_score_counts(pool: Sandbox, bad:
 
 
 def test_environment_is_not_inherited(pool: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = Sandbox("support.verifiers:behave", num_workers=1, limits=LIMITS)
+    fresh = Sandbox("support.verifiers:behave", SandboxSpec(workers=1, **LIMITS))
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     assert ask(fresh, "environment", argument="OPENAI_API_KEY") == [0.0]
     assert ask(fresh, "environment", argument="PATH") == [1.0]
@@ -393,13 +392,13 @@ def test_environment_is_not_inherited(pool: Sandbox, monkeypatch: pytest.MonkeyP
 
 
 def test_asynchronous_functions_and_all_columns() -> None:
-    pool = Sandbox("support.verifiers:wait", num_workers=1, limits=LIMITS)
+    pool = Sandbox("support.verifiers:wait", SandboxSpec(workers=1, **LIMITS))
     assert ask(pool, "a") == [2.0]  # answer and unasked
     pool.close()
 
 
 def test_one_value_is_due() -> None:
-    pool = Sandbox("support.verifiers:twice", num_workers=1, limits=LIMITS)
+    pool = Sandbox("support.verifiers:twice", SandboxSpec(workers=1, **LIMITS))
     assert ask(pool, "a") == [Failed("support.verifiers:twice: it returned 2 values for 1 completion")]
     pool.close()
 
@@ -416,15 +415,16 @@ def test_one_value_is_due() -> None:
 )
 def test_function_that_cannot_be_loaded(function: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Sandbox(function, num_workers=2, limits=LIMITS).start()
+        Sandbox(function, SandboxSpec(**LIMITS)).start()
 
 
 def test_nothing_outlives_a_killed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = (
         "import os, sys, threading\n"
-        "from dar.sandbox.sandbox import Limits, Sandbox\n"
-        "pool = Sandbox('support.verifiers:behave', num_workers=1, limits=Limits(timeout_seconds=300))\n"
+        "from dar.config.verifiable import SandboxSpec\n"
+        "from dar.sandbox.sandbox import Sandbox\n"
+        "pool = Sandbox('support.verifiers:behave', SandboxSpec(workers=1, timeout_seconds=300))\n"
         "pool.start()\n"
         "print('ready', flush=True)\n"
         f"pool.map([{{'completions': ['run: DAEMON\\nimport time\\ntime.sleep(600)'], 'answer': ['{MARK}']}}])\n"

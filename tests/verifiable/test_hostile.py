@@ -10,7 +10,7 @@ import pytest
 from test_ifeval import CASES
 
 from dar.rewards import Failed, RewardFunction, builtin, verifiable
-from dar.rewards.group import diversity
+from dar.rewards.builtin import diversity
 from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.maths import gold_text, last_tagged
 

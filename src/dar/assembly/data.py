@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dar.assembly.objects import Objects
 from dar.assembly.rows import check_rows
+from dar.batch import Prompt
 from dar.config.algorithm import LoggedKind
 from dar.config.data import SourceSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
-from dar.data.logged import LoggedSet, prepare_logged
+from dar.data.logged import LoggedCompletion, LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
@@ -43,9 +44,7 @@ class RunData:
         found: dict[str, str] = {}
         tables = {"data.train": self.logged or self.train, "data.heldout": self.heldout, "algorithm.gold": self.gold}
         for name, table in tables.items():
-            groups = table.groups if isinstance(table, LoggedSet) else ()
-            prompts = table.prompts if isinstance(table, PromptSet) else [group.prompt for group in groups]
-            texts = (*prompts, *(completion for group in groups for completion in group.completions))
+            prompts, texts = _texts(table)
             found[f"{name} (its rows)"] = fingerprint((each.position, each.content, each.columns) for each in prompts)
             tokens = fingerprint(each.token_ids for each in texts)
             found[f"{name} (its tokens; a chat template may write today's date)"] = tokens
@@ -66,71 +65,40 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         ConfigError: no room for a prompt is left, or a token has no embedding.
     """
     context = context_length(config)
-    logged = _logged(spec, objects, tokenizer, context)
-    if logged is None:
-        train = build_prompts(spec, spec.data.train, objects.train_rows, tokenizer, context)
-    else:
-        train = logged.prompts
-    data = RunData(
-        train=train,
-        logged=logged,
-        heldout=None
-        if spec.data.heldout is None
-        else build_prompts(spec, spec.data.heldout, objects.heldout_rows, tokenizer, context),
-        gold=_gold(spec, objects, tokenizer, context),
-    )
-    _require_vocabulary(config, data.train, data.heldout, data.logged)
-    if data.logged is None:
-        check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
-    if data.heldout is not None and spec.data.heldout is not None:
-        rows = [(each.position, each.columns) for each in data.heldout.prompts]
-        check_rows([*spec.rewards, *spec.evaluation.rewards], rows, spec.data.heldout.path)
-    if data.gold is not None:
-        _require_vocabulary(config, data.gold.prompts, None, data.gold)
-    return data
 
+    def prompts(source: SourceSpec, rows: Iterable[Any] | None) -> PromptSet:
+        return build_prompts(spec, source, rows, tokenizer, context)
 
-def _logged(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
-    """The completions an offline method learns from, or None for a method that samples its own.
+    def completions(source: SourceSpec, rows: Iterable[Any] | None, kind: LoggedKind) -> LoggedSet:
+        model = objects.model
+        generation_config = load_generation_config(spec.model) if model is None else model.generation_config
+        return prepare_logged(
+            load_rows(source, rows),
+            tokenizer,
+            spec.data,
+            kind=kind,
+            eos_token_ids=eos_token_ids(generation_config, tokenizer),
+            max_prompt_length=longest_prompt(spec, context),
+            max_completion_length=spec.sampling.max_completion_length,
+            where=source.path,
+        )
 
-    Raises:
-        DataError: rows lack a column or hold something else than they should.
-    """
-    kind = spec.algorithm.logged
-    if kind is None:
-        return None
+    kind, source = spec.algorithm.logged, spec.data.heldout
     if isinstance(spec.algorithm, TRACESpec) and spec.algorithm.oracle is not None:
         kind = "preferences"
-    return _read_logged(spec, spec.data.train, objects.train_rows, kind, objects, tokenizer, context)
-
-
-def _gold(spec: RunSpec, objects: Objects, tokenizer: Any, context: int | None) -> LoggedSet | None:
-    """The pairs of `algorithm.gold`, or None where there are none. Raises as `_logged`."""
-    if not isinstance(spec.algorithm, TRACESpec) or spec.algorithm.gold is None:
-        return None
-    return _read_logged(spec, spec.algorithm.gold, None, "preferences", objects, tokenizer, context)
-
-
-def _read_logged(
-    spec: RunSpec,
-    source: SourceSpec,
-    rows: Iterable[Any] | None,
-    kind: LoggedKind,
-    objects: Objects,
-    tokenizer: Any,
-    context: int | None,
-) -> LoggedSet:
-    generation_config = load_generation_config(spec.model) if objects.model is None else objects.model.generation_config
-    return prepare_logged(
-        load_rows(source, rows),
-        tokenizer,
-        spec.data,
-        kind=kind,
-        eos_token_ids=eos_token_ids(generation_config, tokenizer),
-        max_prompt_length=longest_prompt(spec, context),
-        max_completion_length=spec.sampling.max_completion_length,
-        where=source.path,
-    )
+    pairs = spec.algorithm.gold if isinstance(spec.algorithm, TRACESpec) else None
+    logged = None if kind is None else completions(spec.data.train, objects.train_rows, kind)
+    train = prompts(spec.data.train, objects.train_rows) if logged is None else logged.prompts
+    heldout = None if source is None else prompts(source, objects.heldout_rows)
+    gold = None if pairs is None else completions(pairs, None, "preferences")
+    _require_vocabulary(config, logged or train, heldout)
+    if logged is None:
+        check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
+    if heldout is not None and source is not None:
+        rows = [(each.position, each.columns) for each in heldout.prompts]
+        check_rows([*spec.rewards, *spec.evaluation.rewards], rows, source.path)
+    _require_vocabulary(config, gold)
+    return RunData(train, logged, heldout, gold)
 
 
 def build_prompts(
@@ -164,12 +132,21 @@ def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
     return min(room, longest or room)
 
 
-def _require_vocabulary(config: Any, train: PromptSet, heldout: PromptSet | None, logged: LoggedSet | None) -> None:
+def _texts(
+    table: PromptSet | LoggedSet | None,
+) -> tuple[Sequence[Prompt], tuple[Prompt | LoggedCompletion, ...]]:
+    """A table's prompts, and these with the completions that come with them."""
+    if isinstance(table, LoggedSet):
+        prompts = [group.prompt for group in table.groups]
+        return prompts, (*prompts, *(each for group in table.groups for each in group.completions))
+    prompts = () if table is None else table.prompts
+    return prompts, prompts
+
+
+def _require_vocabulary(config: Any, *tables: PromptSet | LoggedSet | None) -> None:
     """Raises ConfigError where the data has a token without an embedding: the tokenizer is another model's."""
     size = config.get_text_config().vocab_size
-    texts = [prompt.token_ids for prompt in (*train.prompts, *(heldout.prompts if heldout else ()))]
-    texts += [completion.token_ids for group in (logged.groups if logged else ()) for completion in group.completions]
-    largest = max(map(max, texts))
+    largest = max((max(each.token_ids) for table in tables for each in _texts(table)[1]), default=0)
     if largest >= size:
         raise ConfigError(
             f"the tokenizer gives the token id {largest}, but the model knows {size} tokens: it is not this model's "

@@ -13,6 +13,7 @@ from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.realignment import build_oracle, saved_pairs, triage_pairs, weigh_pairs
 from dar.assembly.reward import build_reward
 from dar.config.actor_critic import ActorCriticSpec
+from dar.config.data import DecodingSpec
 from dar.config.realignment import TRACESpec
 from dar.config.recipe import flatten
 from dar.config.run import RunSpec
@@ -28,11 +29,10 @@ from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.loading import context_length, load_config, load_tokenizer
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
-from dar.reward_model.build_reward import calibrated
 from dar.reward_model.calibration import Calibration
+from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.engine import Engine, InProcessEngine
-from dar.rollout.truncation import Decoding
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
@@ -193,19 +193,21 @@ def _heldout(
     policy: Policy,
     engine: Engine,
 ) -> HeldoutEvaluation:
-    """The evaluation on held-out prompts.
-
-    A batch of held-out completions standardised by itself would have the same mean every time: rewards are as they are.
-    """
+    """The evaluation on held-out prompts."""
     return HeldoutEvaluation(
         prompts=prompts.prompts[: spec.evaluation.max_prompts],
         policy=policy,
         engine=engine,
-        rewards=RewardSet([replace(reward, standardize=False) for reward in rewards]),
+        rewards=RewardSet(_as_they_are(rewards)),
         num_generations=spec.evaluation.num_generations,
         max_completion_length=spec.sampling.max_completion_length,
         max_tokens=spec.runtime.max_tokens_per_microbatch,
         seed=spec.seed,
-        decoding=Decoding(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
-        gold=RewardSet([replace(reward, standardize=False) for reward in gold]) if gold else None,
+        decoding=DecodingSpec(greedy=spec.evaluation.greedy, top_k=spec.evaluation.top_k, top_p=spec.evaluation.top_p),
+        gold=RewardSet(_as_they_are(gold)) if gold else None,
     )
+
+
+def _as_they_are(rewards: Sequence[Reward]) -> list[Reward]:
+    """Not standardised: a batch of held-out completions by itself would have the same mean every time."""
+    return [replace(each, spec=each.spec.model_copy(update={"standardize": False})) for each in rewards]

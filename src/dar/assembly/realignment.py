@@ -22,6 +22,7 @@ from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
 from dar.policies.text.policy import Policy
 from dar.rewards import Oracle, ask_oracle, load_function
+from dar.rewards.combine import keyword_arguments
 from dar.run.display import Display
 from dar.run.folder import RunFolder
 
@@ -182,16 +183,12 @@ def saved_pairs(logged: LoggedSet, folder: RunFolder) -> TriagedPairs | None:
 def _arguments(logged: LoggedSet) -> Mapping[str, Any]:
     """What an oracle may name: as a reward function's, two completions per prompt, the chosen one first."""
     rows = [(group.prompt, completion) for group in logged.groups for completion in group.completions]
-    names = dict.fromkeys(name for group in logged.groups for name in group.prompt.columns)
-    return {
-        **{name: [prompt.columns.get(name) for prompt, _ in rows] for name in names},
-        "prompts": [prompt.content for prompt, _ in rows],
-        "completions": [
-            each.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": each.text}]
-            for prompt, each in rows
-        ],
-        "completion_ids": [list(each.token_ids) for _, each in rows],
-    }
+    return keyword_arguments(
+        [prompt.content for prompt, _ in rows],
+        [prompt.columns for prompt, _ in rows],
+        [each.text for _, each in rows],
+        completion_ids=[list(each.token_ids) for _, each in rows],
+    )
 
 
 def _with_verdicts(logged: LoggedSet, verdicts: Sequence[bool]) -> LoggedSet:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
     SpecT = TypeVar("SpecT", bound=Spec)
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file (reference: docs/recipes.md).", show_default=False)]
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="A recipe: a YAML file (reference: docs/recipes.md).", show_default=False)
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -25,6 +30,7 @@ Overrides = Annotated[
     ),
 ]
 
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir from its newest checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of what people read.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dar.cli.common import AsJson, Overrides, Recipe, print_json
+from dar.cli.common import AsJson, Overrides, RecipeArgument, print_json
 from dar.console import Console
 from dar.files.atomic import write_text
 from dar.files.paths import expanded
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     algorithms: Annotated[
         list[str],
         typer.Option(

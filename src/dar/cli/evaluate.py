@@ -95,10 +95,13 @@ def win_rate(
 
         pairs = read_judged_pairs(annotations)
     elif model and against and prompts and judge and out:
-        from dar.evaluate.commands import Sampling, run_win_rate
+        from dar.config.data import EvalSamplingSpec
+        from dar.evaluate.commands import run_win_rate
 
         hide_file_progress()
-        sampling = Sampling(max_tokens, temperature, seed, plain, num_prompts)
+        sampling = EvalSamplingSpec(
+            max_tokens=max_tokens, temperature=temperature, seed=seed, is_plain=plain, num_prompts=num_prompts
+        )
         pairs = run_win_rate(
             model,
             against,

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.cli.common import AsJson, ModelArgument, hide_file_progress, print_json
 from dar.cli.evaluate_options import MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
 from dar.console import Console
 
 if TYPE_CHECKING:
+    from dar.config.data import EvalSamplingSpec
     from dar.evaluate.benchmarks import IFEval, Share
-    from dar.evaluate.commands import Sampling
 
     Tables = dict[str, dict[str, Share]]
     """Shares by name, by the title of their table."""
-    Measure = Callable[[str, Path, Path, Sampling], tuple[IFEval | Share, Tables]]
+    Measure = Callable[[str, Path, Path, EvalSamplingSpec], tuple[IFEval | Share, Tables]]
     """(model, prompts, out, how completions are drawn) to the result and what is shown of it."""
 
-Model = Annotated[str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)]
 Prompts = Annotated[Path, typer.Argument(help="The benchmark's file.", show_default=False)]
 
 
@@ -30,7 +29,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
     """The command of a benchmark whose answers are counted as right or wrong."""
 
     def command(
-        model: Model,
+        model: ModelArgument,
         prompts: Prompts,
         out: Out,
         max_tokens: MaxTokens = default_max_tokens,
@@ -41,10 +40,13 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
         as_json: AsJson = False,
     ) -> None:
         from dar.cli.evaluate_tables import print_shares
-        from dar.evaluate.commands import Sampling
+        from dar.config.data import EvalSamplingSpec
 
         hide_file_progress()
-        result, tables = measure(model, prompts, out, Sampling(max_tokens, temperature, seed, plain, num_prompts))
+        sampling = EvalSamplingSpec(
+            max_tokens=max_tokens, temperature=temperature, seed=seed, is_plain=plain, num_prompts=num_prompts
+        )
+        result, tables = measure(model, prompts, out, sampling)
         if as_json:
             print_json(dataclasses.asdict(result))
             return
@@ -55,7 +57,7 @@ def _command(measure: Measure, description: str, default_max_tokens: int) -> Cal
     return command
 
 
-def _ifeval(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[IFEval, Tables]:
+def _ifeval(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec) -> tuple[IFEval, Tables]:
     from dar.evaluate.commands import run_ifeval
 
     result = run_ifeval(model, prompts, out, sampling, note)
@@ -68,7 +70,7 @@ def _ifeval(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[I
     return result, {f"IFEval: {model}": overall, "by kind of instruction, strict": result.kinds}
 
 
-def _gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling) -> tuple[Share, Tables]:
+def _gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec) -> tuple[Share, Tables]:
     from dar.evaluate.commands import run_gsm8k
 
     result = run_gsm8k(model, prompts, out, sampling, note)

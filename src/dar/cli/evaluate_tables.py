@@ -11,7 +11,7 @@ from dar.console import Console
 from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
 from dar.evaluate.length_controlled import LengthControlled
-from dar.evaluate.mt_bench.scores import MTBench, Score
+from dar.evaluate.mt_bench.scores import MeanRating, MTBench
 from dar.evaluate.preference_files import LabeledPairs
 from dar.evaluate.win_rate import Tally, WinRate
 from dar.run.intervals import Interval
@@ -115,7 +115,7 @@ def print_mt_bench(console: Console, title: str, result: MTBench) -> None:
             console.print(f"{number} {what}; what is not rated is left out of the means")
 
 
-def _score(score: Score) -> str:
+def _score(score: MeanRating) -> str:
     error = "" if score.standard_error is None else f" ± {score.standard_error:.2f}"
     return "–" if score.mean is None else f"{score.mean:.2f}{error}"
 

@@ -98,12 +98,11 @@ def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fi
 
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """One result per row: what a machine may want to know of it."""
-    from dar.assembly.judge import build_judge
-    from dar.judge import PairItem, ScoreItem
+    from dar.judge import Judge, PairItem, ScoreItem
     from dar.rewards import Failed
     from dar.rewards.builtin import completion_text
 
-    judge = build_judge(spec)
+    judge = Judge(spec)
     rubrics = [None if spec.rubric_column is None else row[spec.rubric_column] for row in rows]
     others = [{name: value for name, value in row.items() if name not in ("prompt", *columns)} for row in rows]
     texts = [[completion_text(row[name]) for name in columns] for row in rows]

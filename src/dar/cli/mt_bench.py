@@ -51,15 +51,17 @@ def mt_bench(
     judge_prompts.jsonl --base-url http://127.0.0.1:8000/v1 --judge-model JUDGE --out evals/mt-bench
     """
     from dar.cli.evaluate_tables import print_mt_bench
+    from dar.config.data import EvalSamplingSpec
     from dar.config.judge import JudgeEndpointSpec
-    from dar.evaluate.mt_bench.run import Answering, Files, run_mt_bench
+    from dar.evaluate.mt_bench.run import Files, run_mt_bench
 
     endpoint = {"base_url": base_url, "model": judge_model, "api_key_env": api_key_env}
     usual = {"max_tokens": 2048, "concurrency": 8, "timeout": 300.0, "top_logprobs": 0}
     judge = spec_of(JudgeEndpointSpec, endpoint | usual, settings or [], command="dar eval mt-bench")
     hide_file_progress()
     files = Files(questions, references, judge_prompts)
-    result = run_mt_bench(model, files, judge, out, Answering(max_tokens, temperature, seed, num_questions), note)
+    sampling = EvalSamplingSpec(max_tokens=max_tokens, temperature=temperature, seed=seed, num_prompts=num_questions)
+    result = run_mt_bench(model, files, judge, out, sampling, note)
     if as_json:
         print_json(dataclasses.asdict(result))
     else:

@@ -10,16 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dar.cli.common import Overrides, Recipe, hide_file_progress, print_json
+from dar.cli.common import Overrides, RecipeArgument, Resume, hide_file_progress, print_json
 from dar.console import Console
 
 
 def reward_model(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in output_dir from its newest checkpoint.")
-    ] = False,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a reward model on preference pairs (Bradley–Terry); Ctrl-C finishes the step and saves."""

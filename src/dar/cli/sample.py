@@ -9,15 +9,13 @@ from typing import Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.cli.common import AsJson, ModelArgument, hide_file_progress, print_json, spec_of
 from dar.console import Console
 from dar.errors import ConfigError
 
 
 def sample(
-    model: Annotated[
-        str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
-    ],
+    model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="What to say to it; '-' reads standard input.", show_default=False)],
     num: Annotated[
         int | None,
@@ -42,42 +40,25 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
-    from dar.assembly.data import build_prompts
-    from dar.config.recipe import build_spec
-    from dar.policies.precision import resolve_precision
-    from dar.policies.text.loading import context_length, load_model, load_tokenizer
-    from dar.policies.text.policy import Policy
-    from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
-    from dar.rollout.truncation import Decoding
+    from dar.config.data import DecodingSpec, EvalSamplingSpec
+    from dar.evaluate.models import build_generators, read_prompts
+    from dar.rollout.in_process.engine import SamplingKey
 
     hide_file_progress()
-    decoding = Decoding(greedy=greedy, top_k=top_k, top_p=top_p, min_new_tokens=min_tokens, stop=tuple(stop or ()))
+    chosen = {"greedy": greedy, "top_k": top_k, "top_p": top_p, "min_new_tokens": min_tokens, "stop": tuple(stop or ())}
+    decoding = spec_of(DecodingSpec, chosen, (), command="dar sample")
     if min_tokens > max_tokens:
         raise ConfigError(f"--min-tokens is {min_tokens}, but --max-tokens is {max_tokens}")
+    if not temperature > 0:
+        raise ConfigError(f"--temperature is {temperature:g}, and must be above 0: --greedy takes the likeliest token")
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "is_plain": plain}
+    sampling = spec_of(EvalSamplingSpec, given, (), command="dar sample")
     text = sys.stdin.read() if prompt == "-" else prompt
-    spec = build_spec(
-        {
-            "model": model,
-            "data": {"train": "the prompt", "wrap_as_user": not plain},
-            "rewards": ["sentiment"],
-            "steps": 1,
-            "output_dir": ".",
-            "sampling": {"max_completion_length": max_tokens, "temperature": temperature},
-        },
-        where="dar sample",
-    )
-    tokenizer = load_tokenizer(spec.model)
-    if not plain and not tokenizer.chat_template:
-        raise ConfigError(f"{model} has no chat template: add --plain to give it the prompt as it is")
-    causal_lm = load_model(spec.model)
-    prompts = build_prompts(spec, spec.data.train, [{"prompt": text}], tokenizer, context_length(causal_lm.config))
-    policy = Policy(
-        causal_lm, tokenizer, resolve_precision(spec.runtime), temperature=temperature, with_reference=False
-    )
-    engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
+    prompts = read_prompts(model, [{"prompt": text}], sampling, prompt_column="prompt", where="the prompt")
+    engine = build_generators(model, sampling, [temperature])[temperature].engine
     started = time.perf_counter()
     rollouts = engine.generate(
-        prompts.prompts,
+        prompts,
         num or (1 if greedy else 3),
         max_completion_length=max_tokens,
         key=SamplingKey(seed, "sample"),
@@ -87,7 +68,7 @@ def sample(
     found = list(zip(rollouts.texts, rollouts.finish_reasons, strict=True))
     if as_json:
         rows = [{"completion": completion, "finish_reason": reason} for completion, reason in found]
-        print_json({"prompt": prompts.prompts[0].content, "completions": rows})
+        print_json({"prompt": prompts[0].content, "completions": rows})
     else:
         _show(found)
     # Not among the completions: the same call prints the same completions, but never takes the same time.

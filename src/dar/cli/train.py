@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dar.cli.common import AsJson, Overrides, Recipe, hide_file_progress, print_json
+from dar.cli.common import AsJson, Overrides, RecipeArgument, Resume, hide_file_progress, print_json
 from dar.console import Console
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dar.config.run import RunSpec
 
 
-def plan(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights.
 
     (A .gguf model is converted into the cache on first use.)
@@ -68,11 +68,9 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
 
 
 def train(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in output_dir from its newest checkpoint.")
-    ] = False,
+    resume: Resume = False,
     allow_changed_recipe: Annotated[
         bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe has changed.")
     ] = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
 
@@ -108,6 +108,9 @@ def expand_alerts(value: Any) -> Any:
     if not isinstance(value, list):
         raise ValueError("expected a list of alerts, for example [missing_eos, {type: kl, max: 20}]")
     return [{"type": item} if isinstance(item, str) else item for item in value]
+
+
+AnyAlerts = Annotated[list[AnyAlert], BeforeValidator(expand_alerts)]
 
 
 def why_blind(

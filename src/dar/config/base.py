@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dar.files.hints import nearest_hint
 from dar.files.intake import is_text
 from dar.shown import one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=1, le=1_000_000)]
 """A count of what is held in memory at once, one by one."""
@@ -61,6 +62,4 @@ class Spec(BaseModel):
 def unknown_name_message(what: str, name: object, allowed: Iterable[str]) -> str:
     """`unknown metric 'eval/rewrad' (did you mean 'eval/reward'?); allowed: …`"""
     name = one_line(str(name), 80)
-    nearest = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-    return f"unknown {what} '{name}'{hint}; allowed: {', '.join(allowed)}"
+    return f"unknown {what} '{name}'{nearest_hint(name, allowed)}; allowed: {', '.join(allowed)}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dar.config.base import Count, Positive, Rows, Spec
+from dar.config.base import Count, NotNegative, Positive, Rows, Seed, Spec
 
 
 class HHFormatSpec(Spec):
@@ -143,3 +143,65 @@ class SamplingSpec(Spec):
                 "evaluation.top_k, evaluation.top_p), and so may dar sample"
             )
         return value
+
+
+class TruncationSpec(Spec):
+    """Which tokens may be drawn, for looking at a model and for held-out evaluation: never in training.
+
+    The tokens that are left keep the ratios of their probabilities, and sum to 1. Of two equally likely tokens the one
+    with the smaller id comes first.
+    """
+
+    greedy: bool = False
+    """Take the likeliest token every time, and just one completion per prompt: more would be the same again."""
+    top_k: Count | None = None
+    """Sample among the k likeliest tokens only; by default among all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of those, sample among the smallest set of likeliest tokens whose probability reaches this."""
+
+    @model_validator(mode="after")
+    def _greedy_is_alone(self) -> TruncationSpec:
+        if self.greedy and (self.top_k is not None or self.top_p < 1):
+            raise ValueError("greedy takes the likeliest token every time: top_k and top_p would do nothing")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Every token is drawn from the model's own distribution, until EOS or the last position."""
+        return not self.greedy and self.top_k is None and self.top_p == 1
+
+
+class DecodingSpec(TruncationSpec):
+    """What is done to the logits before a token is drawn, in this order: temperature, min_new_tokens, top_k, top_p."""
+
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """No EOS before so many other tokens."""
+    stop: tuple[str, ...] = ()
+    """A completion ends as soon as its decoded text (special tokens removed) contains one of these; the text is cut
+    before it, while the tokens keep the one that completed it."""
+
+    @field_validator("stop")
+    @classmethod
+    def _can_be_missing(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("a stop string is empty: every text contains it")
+        return value
+
+    @property
+    def is_plain(self) -> bool:
+        return super().is_plain and not self.min_new_tokens and not self.stop
+
+
+class EvalSamplingSpec(Spec):
+    """How `dar eval` draws completions."""
+
+    max_tokens: Count = 512
+    """Most tokens of a completion."""
+    temperature: NotNegative | None = 0.0
+    """0 = the likeliest token every time; MT-Bench has one of its own for each category, which `null` stands for."""
+    seed: Seed = 0
+    """The same seed gives the same completions."""
+    is_plain: bool = False
+    """Prompts are used as they are; else a string is one user message, and the chat template is applied."""
+    num_prompts: Count | None = None
+    """Only the first ones; by default all."""

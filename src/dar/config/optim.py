@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dar.config.base import NotNegative, Positive, Spec
 from dar.config.data import SourceSpec
@@ -62,4 +62,10 @@ class AdafactorSpec(OptimSpec):
     """`adafactor`"""
 
 
-AnyOptim = Annotated[AdamWSpec | AdafactorSpec, Field(discriminator="type")]
+def _adamw_unless_said(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"type": value}
+    return {"type": "adamw", **value} if isinstance(value, dict) else value
+
+
+AnyOptim = Annotated[AdamWSpec | AdafactorSpec, Field(discriminator="type"), BeforeValidator(_adamw_unless_said)]

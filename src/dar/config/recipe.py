@@ -49,7 +49,7 @@ for _side in (_Loader, _Dumper):
     )
 
 
-Recipe = TypeVar("Recipe", bound=Spec)
+RecipeSpec = TypeVar("RecipeSpec", bound=Spec)
 
 
 @overload
@@ -57,7 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ...) -> RunSpec: ..
 
 
 @overload
-def load_recipe(path: str | Path, overrides: Sequence[str] = ..., *, kind: type[Recipe]) -> Recipe: ...
+def load_recipe(path: str | Path, overrides: Sequence[str] = ..., *, kind: type[RecipeSpec]) -> RecipeSpec: ...
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Any] = RunSpec) -> Any:
@@ -85,7 +85,7 @@ def build_spec(raw: Mapping[str, Any], *, where: str) -> RunSpec: ...
 
 
 @overload
-def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Recipe]) -> Recipe: ...
+def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[RecipeSpec]) -> RecipeSpec: ...
 
 
 def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Any] = RunSpec) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from dar.config.base import Count, NotNegative, Rows, Spec
+from dar.config.base import Count, NotNegative, Rows, Seed, Spec
 from dar.config.data import RowsSpec
 from dar.config.model import ModelSpec
 from dar.config.optim import AdamWSpec, AnyOptim
@@ -51,7 +51,7 @@ class RewardModelSpec(Spec):
     """Passes over the pairs, to the nearest step. This or `steps`."""
     steps: Count | None = None
     """Optimizer steps. This or `epochs`."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of the order of pairs, and of a new adapter's weights."""
     output_dir: Annotated[str, AfterValidator(expanded)]
     """The run folder."""
@@ -59,13 +59,6 @@ class RewardModelSpec(Spec):
     """What is saved to continue from."""
     runtime: ComputeSpec = Field(default_factory=ComputeSpec)
     """Where and how it runs."""
-
-    @field_validator("optim", mode="before")
-    @classmethod
-    def _adamw_unless_said(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"type": value}
-        return {"type": "adamw", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> RewardModelSpec:

@@ -7,21 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dar.config.base import Count, Fraction, NotNegative, Positive
 from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
 from dar.config.model_reward import ModelRewardSpec
 from dar.config.reward import RewardSpec
-from dar.config.verifiable import (
-    FormatRewardSpec,
-    FunctionPathSpec,
-    IFEvalRewardSpec,
-    JsonSchemaRewardSpec,
-    MathRewardSpec,
-    ReasoningGymRewardSpec,
-    SandboxedRewardSpec,
-)
+from dar.config.verifiable import FunctionPathSpec, VerifiableReward
 
 
 class FunctionRewardSpec(FunctionPathSpec):
@@ -166,15 +158,8 @@ class DiversityRewardSpec(RewardSpec):
     """Words per n-gram."""
 
 
-AnyReward = Annotated[
-    FunctionRewardSpec
-    | SandboxedRewardSpec
-    | MathRewardSpec
-    | ReasoningGymRewardSpec
-    | IFEvalRewardSpec
-    | JsonSchemaRewardSpec
-    | FormatRewardSpec
-    | DiversityRewardSpec
+BuiltinReward = (
+    DiversityRewardSpec
     | LengthPenaltySpec
     | TokenCostSpec
     | SentimentRewardSpec
@@ -182,8 +167,9 @@ AnyReward = Annotated[
     | RegexRewardSpec
     | PatternCountRewardSpec
     | MissingEosPenaltySpec
-    | JudgeRewardSpec
-    | ModelRewardSpec,
+)
+AnyReward = Annotated[
+    FunctionRewardSpec | VerifiableReward | BuiltinReward | JudgeRewardSpec | ModelRewardSpec,
     Field(discriminator="type"),
 ]
 
@@ -223,3 +209,6 @@ def expand_reward(item: Any) -> Any:
     if isinstance(item, dict) and "type" not in item and "function" in item:
         return {"type": "function", **item}
     return item
+
+
+AnyRewards = Annotated[list[AnyReward], BeforeValidator(expand_rewards)]

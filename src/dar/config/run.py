@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dar.config.alerts import AnyAlert, expand_alerts, why_blind
+from dar.config.alerts import AnyAlerts, why_blind
 from dar.config.algorithms import AnyAlgorithm
-from dar.config.base import Count, Positive, Rows, Spec, unknown_name_message
-from dar.config.data import DataSpec, SamplingSpec
+from dar.config.base import Count, Positive, Rows, Seed, Spec, unknown_name_message
+from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.regression import DARSpec
-from dar.config.rewards import AnyReward, expand_rewards, require_distinct_names, reward_name
+from dar.config.rewards import AnyRewards, require_distinct_names, reward_name
 from dar.files.paths import expanded
 
 
-class EvaluationSpec(Spec):
+class EvaluationSpec(TruncationSpec):
     """Sampling on held-out prompts. Always done before the first and after the last step when `data.heldout` is set."""
 
     every: Annotated[int, Field(ge=0)] = 0
@@ -28,29 +28,12 @@ class EvaluationSpec(Spec):
     """Completions per held-out prompt."""
     max_prompts: Count | None = None
     """Use only the first held-out prompts."""
-    greedy: bool = False
-    """Take the likeliest token every time, and just one completion per prompt: more would be the same again."""
-    top_k: Count | None = None
-    """Sample among the k likeliest tokens only; by default among all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of those, sample among the smallest set of likeliest tokens whose probability reaches this."""
-    rewards: list[AnyReward] = Field(default_factory=list)
+    rewards: AnyRewards = Field(default_factory=list)
     """Held-out rewards, written as in `rewards`: measured on held-out completions (`eval/gold`), never trained on."""
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _expand_rewards(cls, value: Any) -> Any:
-        return expand_rewards(value)
 
     @model_validator(mode="after")
     def _rewards_have_their_own_names(self) -> EvaluationSpec:
         require_distinct_names(self.rewards)
-        return self
-
-    @model_validator(mode="after")
-    def _greedy_is_alone(self) -> EvaluationSpec:
-        if self.greedy and (self.top_k is not None or self.top_p < 1):
-            raise ValueError("greedy takes the likeliest token every time: top_k and top_p would do nothing")
         return self
 
 
@@ -129,7 +112,7 @@ class RunSpec(Spec):
     """Prompts: a path, or a mapping."""
     algorithm: AnyAlgorithm = Field(default_factory=DARSpec)
     """The method: a name, or a mapping with `type`."""
-    rewards: list[AnyReward] = Field(default_factory=list)
+    rewards: AnyRewards = Field(default_factory=list)
     """What to maximise: a list of names, import paths (`pkg.mod:fn`) or mappings; the weighted sum counts. Required,
     except that offline methods use them for held-out prompts only."""
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
@@ -142,7 +125,7 @@ class RunSpec(Spec):
     """Completions per prompt (K)."""
     steps: Count
     """Batches of rollouts."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of the prompt order and of every sampled token."""
     output_dir: Annotated[str, AfterValidator(expanded)]
     """The run folder."""
@@ -150,14 +133,14 @@ class RunSpec(Spec):
     """Sampling on held-out prompts."""
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     """What is saved: to continue from, and the best policy."""
-    alerts: list[AnyAlert] = Field(default_factory=list)
+    alerts: AnyAlerts = Field(default_factory=list)
     """What the run is watched for: a list of names or mappings with `type`."""
     logging: LoggingSpec = Field(default_factory=LoggingSpec)
     """What is written down, and where to."""
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
     """Where and how it runs."""
 
-    @field_validator("algorithm", "optim", mode="before")
+    @field_validator("algorithm", mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
@@ -166,21 +149,6 @@ class RunSpec(Spec):
     @classmethod
     def _dar_unless_said(cls, value: Any) -> Any:
         return {"type": "dar", **value} if isinstance(value, dict) else value
-
-    @field_validator("optim", mode="before")
-    @classmethod
-    def _adamw_unless_said(cls, value: Any) -> Any:
-        return {"type": "adamw", **value} if isinstance(value, dict) else value
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _expand_rewards(cls, value: Any) -> Any:
-        return expand_rewards(value)
-
-    @field_validator("alerts", mode="before")
-    @classmethod
-    def _expand_alerts(cls, value: Any) -> Any:
-        return expand_alerts(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -217,7 +185,7 @@ class RunSpec(Spec):
             reason = why_blind(
                 alert,
                 is_offline=self.algorithm.logged is not None,
-                is_plain=not evaluation.greedy and evaluation.top_k is None and evaluation.top_p == 1,
+                is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
                 num_steps=self.steps,
                 num_evaluations=self._num_evaluations,

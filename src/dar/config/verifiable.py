@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dar.config.base import Positive
+from dar.config.base import Positive, Spec
 from dar.config.reward import RewardSpec
 
 
@@ -26,7 +26,7 @@ class FunctionPathSpec(RewardSpec):
         return value
 
 
-class SandboxSpec(RewardSpec):
+class SandboxSpec(Spec):
     """What rewards that run in processes of their own share."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 2
@@ -47,7 +47,7 @@ class SandboxedRewardSpec(SandboxSpec, FunctionPathSpec):
     """`sandboxed`"""
 
 
-class MathRewardSpec(SandboxSpec):
+class MathRewardSpec(SandboxSpec, RewardSpec):
     """1 where the completion's final answer equals the gold answer as mathematics, 0 where not (math-verify)."""
 
     type: Literal["math"] = "math"
@@ -56,7 +56,7 @@ class MathRewardSpec(SandboxSpec):
     """Column with the gold answer: a number, LaTeX, words, or a solution that ends in `#### number` (GSM8K)."""
 
 
-class ReasoningGymRewardSpec(SandboxSpec):
+class ReasoningGymRewardSpec(SandboxSpec, RewardSpec):
     """The score reasoning-gym gives an answer to one of its tasks; for data from `reasoning_gym:TASK`."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
@@ -98,3 +98,13 @@ class FormatRewardSpec(RewardSpec):
         if wrong or len(set(value)) < len(value):
             raise ValueError(f"tags are different names without brackets, such as [think, answer]; got {value}")
         return value
+
+
+VerifiableReward = (
+    SandboxedRewardSpec
+    | MathRewardSpec
+    | ReasoningGymRewardSpec
+    | IFEvalRewardSpec
+    | JsonSchemaRewardSpec
+    | FormatRewardSpec
+)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dar.assembly.reward import check_reward
 from dar.assembly.rows import check_rows
 from dar.batch import Prompt
+from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
 from dar.config.run import RuntimeSpec
-from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec
+from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
 from dar.data.messages import text_of
 from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
@@ -21,29 +21,13 @@ from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generator, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
-from dar.sandbox.sandbox import Limits, Sandbox
+from dar.sandbox.sandbox import Sandbox
 
 _COLUMN = "column:"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn.
-
-    temperature: 0 = the likeliest token every time.
-    is_plain: prompts as they are; else a string is one user message.
-    num_prompts: only the first ones; None = all.
-    """
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-    seed: int = 0
-    is_plain: bool = False
-    num_prompts: int | None = None
 
 
 def run_win_rate(
@@ -52,7 +36,7 @@ def run_win_rate(
     prompts: Path,
     judge: str,
     out: Path,
-    sampling: Sampling,
+    sampling: EvalSamplingSpec,
     note: Note,
     *,
     prompt_column: str = "prompt",
@@ -91,16 +75,16 @@ def run_win_rate(
             "prompt_column": prompt_column,
             "category_column": category_column,
             "judge": _judge_settings(judge),
-            **dataclasses.asdict(sampling),
+            **sampling.model_dump(),
         },
     )
     # Both are checked before hours go into one.
     sampled = {
-        name: _Completions.of(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
+        name: _sampler(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
         for name, path in (("model", model), ("baseline", against))[: 1 if is_column else 2]
     }
-    texts = sampled["model"].texts(note)
-    others = given or sampled["baseline"].texts(note)
+    texts = sampled["model"](note)
+    others = given or sampled["baseline"](note)
     pairs = [
         PairToJudge(
             key=str(number),
@@ -116,19 +100,19 @@ def run_win_rate(
     return pair_up(judge_pairs(pairs, build_judging_reward(judge), lines, note), where=str(lines.path))
 
 
-def run_ifeval(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> IFEval:
+def run_ifeval(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, note: Note) -> IFEval:
     """IFEval of a model. Raises as `run_win_rate`."""
     rows = _rows(prompts, sampling)
     require_columns(rows, ("prompt", "instruction_id_list"), str(prompts))
     check_rows([IFEvalRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("ifeval", model, prompts, sampling))
-    completions = _Completions.of(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
-    result = ifeval(rows, completions.texts(note))
+    texts = _sampler(model, rows, "prompt", prompts, folder.lines("model", key=("key",)), sampling)
+    result = ifeval(rows, texts(note))
     folder.write_result(dataclasses.asdict(result))
     return result
 
 
-def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: Note) -> Share:
+def run_gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, note: Note) -> Share:
     """The share of GSM8K's questions a model answers right, zero-shot.
 
     An answer that cannot be checked in time is wrong. Raises as `run_win_rate`, and RewardError where none could be.
@@ -137,9 +121,8 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: Sampling, note: No
     require_columns(rows, ("question", "answer"), str(prompts))
     check_rows([MathRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
-    completions = _Completions.of(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)
-    texts = completions.texts(note)
-    sandbox = Sandbox("dar.evaluate.benchmarks:solved", num_workers=1, limits=Limits(), is_trusted=True)
+    texts = _sampler(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)(note)
+    sandbox = Sandbox("dar.evaluate.benchmarks:solved", SandboxSpec(workers=1), is_trusted=True)
     try:
         found = sandbox.map(
             [{"completion": text, "gold": row["answer"]} for row, text in zip(rows, texts, strict=True)]
@@ -170,12 +153,12 @@ def run_choices(pairs: Sequence[LabeledPair], preferences: Path, judge: str, out
     return pair_up(judge_pairs(todo, reward, lines, note), where=str(lines.path))
 
 
-def _rows(prompts: Path, sampling: Sampling) -> list[Row]:
+def _rows(prompts: Path, sampling: EvalSamplingSpec) -> list[Row]:
     return rows_of(read_table(prompts), where=str(prompts))[: sampling.num_prompts]
 
 
-def _settings(kind: str, model: str, prompts: Path, sampling: Sampling) -> dict[str, Any]:
-    return {"kind": kind, "model": model, "prompts": file_digest(prompts), **dataclasses.asdict(sampling)}
+def _settings(kind: str, model: str, prompts: Path, sampling: EvalSamplingSpec) -> dict[str, Any]:
+    return {"kind": kind, "model": model, "prompts": file_digest(prompts), **sampling.model_dump()}
 
 
 def _judge_settings(judge: str) -> dict[str, Any]:
@@ -184,45 +167,23 @@ def _judge_settings(judge: str) -> dict[str, Any]:
     return read_judge(judge).model_dump(exclude={**aside, "endpoint": set(JudgeEndpointSpec.decides_nothing)})
 
 
-@dataclass(frozen=True)
-class _Completions:
-    """A model's completions of a file's rows, those that are there and those that are not.
+def _sampler(
+    model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: EvalSamplingSpec
+) -> Callable[[Note], list[str]]:
+    """What gives a model's completions of a file's rows, and samples those that are missing.
 
-    prompts: of all rows as the model reads them; none where all are completed, for then it need not be there.
+    All that can be is checked before weights are loaded. Raises as `read_prompts`.
     """
+    prompts: Sequence[Prompt] = ()
+    # Where all are completed, the model need not be there.
+    if any((str(number),) not in lines for number in range(len(rows))):
+        prompts = read_prompts(model, rows, sampling, prompt_column=column, where=str(file))
 
-    model: str
-    lines: Lines
-    num_rows: int
-    prompts: Sequence[Prompt]
-    sampling: Sampling
+    def texts(note: Note) -> list[str]:
+        if prompts:
+            temperature = sampling.temperature or 0.0
+            build_generators(model, sampling, [temperature])[temperature].complete(prompts, lines, note)
+        found = [lines.rows[(str(number),)] for number in range(len(rows))]
+        return [text_of(row.get("completion"), f"{lines.path}: row {row['key']}: 'completion'") for row in found]
 
-    @classmethod
-    def of(
-        cls, model: str, rows: Sequence[Row], column: str, file: Path, lines: Lines, sampling: Sampling
-    ) -> _Completions:
-        """Checks everything that can be checked before weights are loaded. Raises as `read_prompts`."""
-        prompts: Sequence[Prompt] = ()
-        if any((str(number),) not in lines for number in range(len(rows))):
-            prompts = read_prompts(
-                model,
-                rows,
-                prompt_column=column,
-                max_completion_length=sampling.max_tokens,
-                is_plain=sampling.is_plain,
-                where=str(file),
-            )
-        return cls(model, lines, len(rows), prompts, sampling)
-
-    def texts(self, note: Note) -> list[str]:
-        """Samples what is missing."""
-        if self.prompts:
-            generator = build_generator(
-                self.model,
-                max_completion_length=self.sampling.max_tokens,
-                temperature=self.sampling.temperature,
-                seed=self.sampling.seed,
-            )
-            generator.complete(self.prompts, self.lines, note)
-        rows = [self.lines.rows[(str(number),)] for number in range(self.num_rows)]
-        return [text_of(row.get("completion"), f"{self.lines.path}: row {row['key']}: 'completion'") for row in rows]
+    return texts

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dar.batch import Message, Prompt
+from dar.config.data import DecodingSpec
 from dar.evaluate.folder import Lines
 from dar.rollout.in_process.engine import Engine, SamplingKey
-from dar.rollout.truncation import Decoding
 
 CHUNK = 16
 """Prompts sampled together, and so lost at most when an evaluation is interrupted."""
@@ -24,7 +24,7 @@ class Generator:
     engine: Engine
     max_completion_length: int
     seed: int
-    decoding: Decoding
+    decoding: DecodingSpec
 
     def complete(self, prompts: Sequence[Prompt], lines: Lines, note: Note) -> None:
         """Completes what the file does not have yet: rows with `key`, `prompt`, `completion` and `finish_reason`.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from dar.errors import DataError
@@ -41,9 +39,6 @@ class Judgement:
     def outcome(self) -> Outcome | None:
         """For the model."""
         return None if self.preference is None else outcome_of(self.preference)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -162,9 +157,3 @@ def unit(value: float) -> float | None:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def write_judgements(path: Path, judgements: Sequence[Judgement]) -> None:
-    """Appends to a JSON Lines file."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(judgement.to_json() + "\n" for judgement in judgements)

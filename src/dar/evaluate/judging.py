@@ -11,7 +11,8 @@ from dar.evaluate.folder import Lines
 from dar.evaluate.generate import CHUNK, Content, Note
 from dar.evaluate.judgements import Judgement, judgement_of
 from dar.judge import PairItem, WinsReward
-from dar.rewards import Failed, Reward, Score
+from dar.rewards import Failed, Reward, RewardValue
+from dar.rewards.combine import keyword_arguments
 from dar.rewards.function import Call
 
 
@@ -55,12 +56,13 @@ def judge_pairs(pairs: Sequence[PairToJudge], reward: Reward, lines: Lines, note
 
 def compare_pairs(pairs: Sequence[PairToJudge], reward: WinsReward) -> list[Judgement]:
     """Two judgements of each pair, the model's completion shown first and second."""
+    rubric_column = reward.judge.spec.rubric_column
     items = [
         PairItem(
             pair.prompt,
             pair.model,
             pair.baseline,
-            None if reward.rubric_column is None else pair.columns.get(reward.rubric_column),
+            None if rubric_column is None else pair.columns.get(rubric_column),
             pair.columns,
         )
         for pair in pairs
@@ -80,13 +82,12 @@ def compare_pairs(pairs: Sequence[PairToJudge], reward: WinsReward) -> list[Judg
 def score_pairs(pairs: Sequence[PairToJudge], reward: Reward) -> list[Judgement]:
     """One judgement of each pair, by the rewards of its two completions."""
     rows = [(pair, text) for pair in pairs for text in (pair.model, pair.baseline)]
-    names = dict.fromkeys(name for pair in pairs for name in pair.columns)
-    arguments: dict[str, Any] = {name: [pair.columns.get(name) for pair, _ in rows] for name in names}
-    arguments["group_ids"] = [index for index in range(len(pairs)) for _ in range(2)]
-    arguments["prompts"] = [pair.prompt for pair, _ in rows]
-    arguments["completions"] = [
-        text if isinstance(pair.prompt, str) else [{"role": "assistant", "content": text}] for pair, text in rows
-    ]
+    arguments = keyword_arguments(
+        [pair.prompt for pair, _ in rows],
+        [pair.columns for pair, _ in rows],
+        [text for _, text in rows],
+        group_ids=[index for index in range(len(pairs)) for _ in range(2)],
+    )
     values = Call(reward.name, reward.function, arguments, where=f"pair {pairs[0].key}").result()
     return [
         _judgement(pair, *_preference(model, baseline), None)
@@ -94,7 +95,7 @@ def score_pairs(pairs: Sequence[PairToJudge], reward: Reward) -> list[Judgement]
     ]
 
 
-def _preference(model: Score, baseline: Score) -> tuple[float | None, str]:
+def _preference(model: RewardValue, baseline: RewardValue) -> tuple[float | None, str]:
     """The preference, and what it comes from."""
     for score in (model, baseline):
         if isinstance(score, Failed):

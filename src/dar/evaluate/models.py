@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dar.assembly.reward import build_reward
 from dar.batch import Prompt
-from dar.config.data import DataSpec
+from dar.config.data import DataSpec, DecodingSpec, EvalSamplingSpec
 from dar.config.model import ModelSpec
 from dar.config.recipe import explain, read_yaml
 from dar.config.rewards import AnyReward, expand_reward
@@ -23,16 +23,14 @@ from dar.policies.text.loading import context_length, load_config, load_model, l
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward
 from dar.rollout.in_process.engine import InProcessEngine
-from dar.rollout.truncation import Decoding
 
 
 def read_prompts(
     model: str,
     rows: Sequence[Row],
+    sampling: EvalSamplingSpec,
     *,
     prompt_column: str,
-    max_completion_length: int,
-    is_plain: bool,
     where: str,
     num_completions: int = 1,
 ) -> tuple[Prompt, ...]:
@@ -41,9 +39,8 @@ def read_prompts(
     Args:
         model: Hub id, folder or `.gguf` file.
         rows: of the file.
+        sampling: how completions are to be drawn.
         prompt_column: of the rows.
-        max_completion_length: most tokens of a completion.
-        is_plain: prompts are used as they are; else a string is one user message, and the chat template is applied.
         where: the file, for messages.
         num_completions: for which a prompt must leave room; two where another turn is to follow.
 
@@ -52,35 +49,28 @@ def read_prompts(
         DataError: a prompt cannot be used, or is too long.
     """
     spec = ModelSpec.model_validate({"path": model})
-    data = DataSpec.model_validate({"train": where, "wrap_as_user": not is_plain, "prompt_column": prompt_column})
+    wrap = not sampling.is_plain
+    data = DataSpec.model_validate({"train": where, "wrap_as_user": wrap, "prompt_column": prompt_column})
     tokenizer = load_tokenizer(spec)
-    if not is_plain and not tokenizer.chat_template:
+    if wrap and not tokenizer.chat_template:
         raise ConfigError(f"{model} has no chat template: add --plain to give it the prompts as they are")
     context = context_length(load_config(spec))
-    room = num_completions * max_completion_length
+    room = num_completions * sampling.max_tokens
     if context is not None and context <= room:
         times = f", {num_completions} times" if num_completions > 1 else ""
-        raise ConfigError(f"--max-tokens is {max_completion_length}{times}, but {model} reads at most {context} tokens")
+        raise ConfigError(f"--max-tokens is {sampling.max_tokens}{times}, but {model} reads at most {context} tokens")
     longest = None if context is None else context - room
-    advice = f"{model} reads {context} tokens: lower --max-tokens, or leave these rows out of the file."
+    advice = f"{model} reads {context} tokens: lower --max-tokens, or leave them out."
     return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where=where, advice=advice).prompts
 
 
-def build_generator(model: str, *, max_completion_length: int, temperature: float, seed: int) -> Generator:
-    """A model ready to complete prompts. Arguments and errors as of `build_generators`."""
-    return build_generators(model, [temperature], max_completion_length=max_completion_length, seed=seed)[temperature]
-
-
-def build_generators(
-    model: str, temperatures: Sequence[float], *, max_completion_length: int, seed: int
-) -> dict[float, Generator]:
+def build_generators(model: str, sampling: EvalSamplingSpec, temperatures: Sequence[float]) -> dict[float, Generator]:
     """A model, loaded once, ready to complete prompts at several temperatures.
 
     Args:
         model: Hub id, folder or `.gguf` file.
+        sampling: how completions are drawn, at each of the temperatures.
         temperatures: 0 = the likeliest token every time.
-        max_completion_length: most tokens of a completion.
-        seed: of the random numbers.
 
     Raises:
         ConfigError: the model cannot be loaded.
@@ -92,9 +82,9 @@ def build_generators(
         policy = Policy(causal_lm, tokenizer, precision, temperature=temperature or 1.0, with_reference=False)
         return Generator(
             engine=InProcessEngine(policy, max_tokens=runtime.max_cache_tokens),
-            max_completion_length=max_completion_length,
-            seed=seed,
-            decoding=Decoding(greedy=temperature == 0),
+            max_completion_length=sampling.max_tokens,
+            seed=sampling.seed,
+            decoding=DecodingSpec(greedy=temperature == 0),
         )
 
     return {temperature: generator(temperature) for temperature in temperatures}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from dar.config.judge import JudgeBudgetSpec
 from dar.errors import BudgetError
 
 
 class Budget:
     """Counts requests and tokens, and stops before a request that would be one too many.
 
-    Args:
-        max_requests: requests that may be made, retries of the same request not counted; None = any number.
-        max_tokens: prompt and completion tokens, as the server counts them; None = any number. Known only afterwards:
-            requests that are under way when the last token is spent still finish.
+    Retries of the same request are not counted. Tokens are known only afterwards: requests that are under way when the
+    last one is spent still finish.
     """
 
-    def __init__(self, *, max_requests: int | None = None, max_tokens: int | None = None) -> None:
-        self.max_requests = max_requests
-        self.max_tokens = max_tokens
+    def __init__(self, spec: JudgeBudgetSpec) -> None:
+        self.spec = spec
         self.requests = 0
         self.tokens = 0
 
@@ -26,15 +24,15 @@ class Budget:
         Raises:
             BudgetError: fewer requests than that are left, or no tokens.
         """
-        if self.max_requests is not None and self.requests + requests > self.max_requests:
+        if self.spec.requests is not None and self.requests + requests > self.spec.requests:
             raise BudgetError(
-                f"the judge's budget of {self.max_requests} requests is used up: {self.requests} were made, "
+                f"the judge's budget of {self.spec.requests} requests is used up: {self.requests} were made, "
                 f"{requests} more are due. Raise the reward's budget.requests, and continue with --resume "
                 "--allow-changed-recipe."
             )
-        if requests and self.max_tokens is not None and self.tokens >= self.max_tokens:
+        if requests and self.spec.tokens is not None and self.tokens >= self.spec.tokens:
             raise BudgetError(
-                f"the judge's budget of {self.max_tokens} tokens is used up: {self.tokens} were spent in "
+                f"the judge's budget of {self.spec.tokens} tokens is used up: {self.tokens} were spent in "
                 f"{self.requests} requests. Raise the reward's budget.tokens, and continue with --resume "
                 "--allow-changed-recipe."
             )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
 from dar.errors import ConfigError, RewardError
 from dar.judge.budget import Budget
 from dar.judge.counts import Counts
@@ -36,61 +36,44 @@ _ERROR_BYTES = 64 << 10
 _MAX_REDIRECTS = 5
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the judge is and how it is asked.
+def sampling(endpoint: JudgeEndpointSpec) -> dict[str, Any]:
+    """What of a request decides over the answer, beside its messages."""
+    found: dict[str, Any] = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+    if endpoint.top_logprobs:
+        found |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+    # `max_tokens: null` among the parameters takes it out, for servers that know it under another name.
+    return {name: value for name, value in (found | endpoint.parameters).items() if value is not None}
 
-    base_url: up to and without `/chat/completions`.
-    model: as the server calls it.
-    api_key: never shown or written.
-    temperature: of the judge's own sampling; 0 = its likeliest answer.
-    max_tokens: most tokens of an answer.
-    top_logprobs: candidates per token to ask for; 0 = no log-probabilities.
-    parameters: what else goes into the request's body.
-    concurrency: requests under way at once.
-    timeout: seconds one attempt may take, from the first byte sent to the last one received.
-    patience: seconds of failed attempts after which a request is given up.
+
+def max_bytes(endpoint: JudgeEndpointSpec) -> int:
+    """Most bytes that are read of an answer, after decompression."""
+    asked = sampling(endpoint).items()
+    tokens = max((value for name, value in asked if "tokens" in name and isinstance(value, int)), default=0)
+    return min(_LEAST_BYTES + _CANDIDATE_BYTES * tokens * (1 + endpoint.top_logprobs), _MOST_BYTES)
+
+
+def _key(endpoint: JudgeEndpointSpec) -> str | None:
+    """The key that the environment holds, from now on a secret; None where none is wanted.
 
     Raises:
-        ConfigError: the key cannot be sent.
+        ConfigError: it holds none under that name, or one that cannot be sent.
     """
-
-    base_url: str
-    model: str
-    api_key: str | None = field(default=None, repr=False)
-    temperature: float = 0.0
-    max_tokens: int = 16
-    top_logprobs: int = 20
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    concurrency: int = 32
-    timeout: float = 60.0
-    patience: float = 300.0
-
-    def __post_init__(self) -> None:
-        key = self.api_key
-        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-            # As a header it would be refused, and the refusal would show it.
-            raise ConfigError(
-                "the judge's key begins or ends with white space, or has characters that no HTTP header can have, "
-                "such as the end of a line: set the environment variable that api_key_env names without them"
-            )
-        keep_secret(key or "")
-        keep_secret(urlsplit(self.base_url).password or "")
-
-    def sampling(self) -> dict[str, Any]:
-        """What of a request decides over the answer, beside its messages."""
-        found: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        if self.top_logprobs:
-            found |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        given = found | dict(self.parameters)
-        # `max_tokens: null` among the parameters takes it out, for servers that know it under another name.
-        return {name: value for name, value in given.items() if value is not None}
-
-    def max_bytes(self) -> int:
-        """Most bytes that are read of an answer, after decompression."""
-        asked = self.sampling().items()
-        tokens = max((value for name, value in asked if "tokens" in name and isinstance(value, int)), default=0)
-        return min(_LEAST_BYTES + _CANDIDATE_BYTES * tokens * (1 + self.top_logprobs), _MOST_BYTES)
+    name = endpoint.api_key_env
+    if name is None:
+        return None
+    if not (key := os.environ.get(name)):
+        raise ConfigError(
+            f"the judge's key is to come from the environment variable {name}, which is not set: export it, or remove "
+            "api_key_env for a server that wants no key"
+        )
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        # As a header it would be refused, and the refusal would show it.
+        raise ConfigError(
+            "the judge's key begins or ends with white space, or has characters that no HTTP header can have, "
+            "such as the end of a line: set the environment variable that api_key_env names without them"
+        )
+    keep_secret(key)
+    return key
 
 
 class _Refused(Exception):
@@ -110,15 +93,26 @@ class Client:
 
     Args:
         endpoint: where and how.
-        budget: of requests and tokens, shared by all sessions.
-        counts: what the requests come to.
+        budget: of requests and tokens, shared by all sessions; by default there is no bound.
+        price: of the tokens; without one there is no cost.
         backoff: how long to wait between attempts.
+
+    Raises:
+        ConfigError: the environment has no key that can be sent under the endpoint's `api_key_env`.
     """
 
-    def __init__(self, endpoint: Endpoint, budget: Budget, counts: Counts, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: JudgeEndpointSpec,
+        *,
+        budget: JudgeBudgetSpec | None = None,
+        price: JudgePriceSpec | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
         self.endpoint = endpoint
-        self.budget = budget
-        self.counts = counts
+        self.budget = Budget(budget or JudgeBudgetSpec())
+        self.counts = Counts(price)
+        self._api_key = _key(endpoint)
         self.backoff = backoff or Backoff()
 
     @contextlib.asynccontextmanager
@@ -128,8 +122,8 @@ class Client:
         from httpx2 import AsyncClient, Limits  # noqa: PLC0415
 
         headers = {"Accept-Encoding": "gzip, deflate", "Content-Type": "application/json"}
-        if self.endpoint.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
+        if self._api_key is not None:
+            headers["Authorization"] = f"Bearer {self._api_key}"
         # Neither the clock nor the number of connections is left to the client: see `_attempt` and `ask`.
         async with AsyncClient(headers=headers, timeout=None, limits=Limits()) as connection:
             yield Session(self, connection)
@@ -199,9 +193,9 @@ class Session:
         question = {
             "model": endpoint.model,
             "messages": [{"role": role, "content": text} for role, text in roles.items()],
-            **endpoint.sampling(),
+            **sampling(endpoint),
         }
-        url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        url = endpoint.base_url + "/chat/completions"
         started = time.monotonic()
         try:
             # The deadline is on the whole: a server that sends a byte now and then never makes a read time out.
@@ -233,7 +227,7 @@ class Session:
             async with contextlib.aclosing(response):
                 following = response.next_request
                 if following is None:
-                    body = await _body(response, self._client.endpoint.max_bytes())
+                    body = await _body(response, max_bytes(self._client.endpoint))
                     return response.status_code, body, response.headers.get("retry-after")
             here, there = (f"{sent.url.scheme}://{sent.url.netloc.decode()}" for sent in (request, following))
             if request.url.origin != following.url.origin:

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Price:
-    """Price per million tokens, in whatever currency."""
-
-    prompt: float
-    completion: float
+from dar.config.judge import JudgePriceSpec
 
 
 class Counts:
@@ -21,7 +14,7 @@ class Counts:
         price: of the tokens; without one there is no cost.
     """
 
-    def __init__(self, price: Price | None = None) -> None:
+    def __init__(self, price: JudgePriceSpec | None = None) -> None:
         self.price = price
         self._clear()
 

@@ -9,11 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from dar.config.rewards import JudgeRewardSpec
+from dar.errors import require_package
+from dar.files.paths import cache_root, expanded
 from dar.judge.cache import ReplyCache
-from dar.judge.client import Client, Session
+from dar.judge.client import Client, Session, sampling
 from dar.judge.reply import CUT_OFF, Reply
+from dar.judge.retry import Backoff
 from dar.judge.scores import Scale, Score, read_score
-from dar.judge.template import Messages, Template
+from dar.judge.template import Messages, load_template
 from dar.judge.verdicts import Preference, Verdict, read_verdict
 from dar.rewards import Failed
 
@@ -48,32 +52,27 @@ class PairItem:
 
 
 class Judge:
-    """Asks a client with a template, and reads what it says.
+    """Asks an endpoint with a template, and reads what it says.
 
     Args:
-        client: of the endpoint.
-        template: pointwise for `score`, pairwise for `compare`.
-        cache: of answers; None = ask every time.
-        scale: of the scores.
-        min_mass: probability of scores that must be seen for an expectation, else the stated number is taken.
+        spec: of the reward; `mode` pointwise for `score`, pairwise for `compare`.
+        backoff: how long to wait between attempts.
+
+    Raises:
+        ConfigError: the key's environment variable is not set, the template cannot be used, or the cache's folder
+            cannot be made. Nothing is sent yet.
 
     The order of results is that of the items, whatever the order of answers; equal questions are asked once.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        template: Template,
-        *,
-        cache: ReplyCache | None = None,
-        scale: Scale | None = None,
-        min_mass: float = 0.1,
-    ) -> None:
-        self.client = client
-        self.template = template
-        self.cache = cache
-        self.scale = scale or Scale(1, 10)
-        self.min_mass = min_mass
+    def __init__(self, spec: JudgeRewardSpec, *, backoff: Backoff | None = None) -> None:
+        require_package("httpx2", "a judge")
+        self.spec = spec
+        self.client = Client(spec.endpoint, budget=spec.budget, price=spec.price, backoff=backoff)
+        self.template = load_template(spec.template, spec.mode)
+        self.cache = None if spec.cache is None else ReplyCache(cache_root() / expanded(spec.cache))
+        self.scale = Scale(*spec.scale or (1, 10))
+        self.min_mass = 0.1 if spec.min_score_mass is None else spec.min_score_mass
 
     def score(self, items: Sequence[ScoreItem]) -> list[Score | Failed]:
         """`score_async`, for those who are in no event loop."""
@@ -95,7 +94,7 @@ class Judge:
         """
         questions = [
             self.template.render(
-                prompt=prompt_text(item.prompt),
+                prompt=conversation_text(item.prompt),
                 completion=item.completion,
                 rubric=item.rubric,
                 row=item.row,
@@ -117,7 +116,7 @@ class Judge:
         """
         questions = [
             self.template.render(
-                prompt=prompt_text(item.prompt),
+                prompt=conversation_text(item.prompt),
                 completion_a=first,
                 completion_b=second,
                 rubric=item.rubric,
@@ -170,7 +169,7 @@ class Judge:
     def _key(self, question: Messages) -> str:
         """SHA-256 of everything the answer depends on. Where the endpoint is, is not among it; nor is its key."""
         endpoint = self.client.endpoint
-        parts = [endpoint.model, self.template.digest, question.system, question.user, endpoint.sampling()]
+        parts = [endpoint.model, self.template.digest, question.system, question.user, sampling(endpoint)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -199,7 +198,7 @@ async def ask_all(work: Sequence[Any]) -> None:
         raise errors.exceptions[0] from None
 
 
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+def conversation_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     """A prompt as one text: as it is, the content of a single message, or the messages with their roles."""
     if isinstance(prompt, str):
         return prompt

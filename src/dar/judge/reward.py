@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
+from dar.config.rewards import JudgeRewardSpec
 from dar.errors import RewardError
 from dar.judge.judge import Judge, PairItem, ScoreItem
 from dar.judge.verdicts import Preference
@@ -18,12 +19,17 @@ _NOT_DATA = ("completion_ids", "finish_reasons", "group_ids")
 """Arguments of reward functions that are no columns of the data."""
 
 
+def build_judge_reward(spec: JudgeRewardSpec) -> ScoreReward | WinsReward:
+    """The reward function of a `judge` reward. Raises as `Judge`."""
+    judge = Judge(spec)
+    return ScoreReward(judge) if spec.mode == "pointwise" else WinsReward(judge)
+
+
 class _JudgeReward:
     """What both have in common: the judge, its counts as metrics, and its budget in checkpoints."""
 
-    def __init__(self, judge: Judge, rubric_column: str | None = None) -> None:
+    def __init__(self, judge: Judge) -> None:
         self.judge = judge
-        self.rubric_column = rubric_column
 
     def metrics(self) -> dict[str, float]:
         """What the judge's requests came to since the last call."""
@@ -45,22 +51,23 @@ class _JudgeReward:
         Raises:
             RewardError: there is no such column.
         """
-        if self.rubric_column is None:
+        column = self.judge.spec.rubric_column
+        if column is None:
             return None
-        if self.rubric_column not in columns:
+        if column not in columns:
             raise RewardError(
-                f"the data have no column '{self.rubric_column}', which rubric_column names; there are: "
+                f"the data have no column '{column}', which rubric_column names; there are: "
                 f"{', '.join(sorted(columns)) or 'none beside the prompt'}"
             )
-        value = columns[self.rubric_column][row]
+        value = columns[column][row]
         return None if value is None else str(value)
 
 
 class ScoreReward(_JudgeReward):
     """The judge's score of each completion."""
 
-    def __init__(self, judge: Judge, rubric_column: str | None = None) -> None:
-        super().__init__(judge, rubric_column)
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
         self._masses: list[float] = []
 
     async def __call__(
@@ -87,19 +94,15 @@ class ScoreReward(_JudgeReward):
 class WinsReward(_JudgeReward):
     """Each completion's share of wins against others of its prompt, in [0, 1]; a tie is half a win.
 
-    Args:
-        judge: with a pairwise template.
-        opponents: `all` compares every two completions of a group, K·(K − 1)/2 pairs; `first` compares each with the
-            group's first, K − 1 pairs.
-        rubric_column: of the data.
+    The spec's `opponents`: `all` compares every two completions of a group, K·(K − 1)/2 pairs; `first` compares each
+    with the group's first, K − 1 pairs.
 
     With K = 2 the rewards are 1 and 0 where one is preferred, and ½ and ½ where the judge is of two minds: a method on
     pairs then has exactly the judge's pair, or none.
     """
 
-    def __init__(self, judge: Judge, opponents: Opponents = "all", rubric_column: str | None = None) -> None:
-        super().__init__(judge, rubric_column)
-        self.opponents: Opponents = opponents
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
         self._preferences: list[Preference] = []
 
     async def __call__(
@@ -107,7 +110,8 @@ class WinsReward(_JudgeReward):
     ) -> list[float | Failed]:
         columns = {name: values for name, values in columns.items() if name not in _NOT_DATA}
         texts = [completion_text(completion) for completion in completions]
-        pairs = [pair for group in groups_of(group_ids) for pair in group_pairs(group, self.opponents)]
+        opponents = self.judge.spec.opponents or "all"
+        pairs = [pair for group in groups_of(group_ids) for pair in group_pairs(group, opponents)]
         # Two equal completions are a tie without asking.
         asked = [(a, b) for a, b in pairs if texts[a] != texts[b]]
         items = [PairItem(prompts[a], texts[a], texts[b], self._rubric(columns, a), _row(columns, a)) for a, b in asked]

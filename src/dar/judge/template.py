@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from dar.bounded import Bounded
 from dar.config.recipe import MAX_YAML_BYTES, parse_yaml
 from dar.errors import ConfigError, DataError, RewardError
+from dar.files.hints import nearest_hint
 from dar.files.intake import read_text
 from dar.files.paths import resolve_path
 
@@ -124,10 +124,9 @@ def load_template(name: str, mode: Mode) -> Template:
         text = read_text(path, max_bytes=MAX_YAML_BYTES)
     except DataError as error:
         known = template_names(mode)
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
         raise ConfigError(
-            f"judge template '{name}'{hint}: neither one of {', '.join(known)} nor a file that can be read: {error}"
+            f"judge template '{name}'{nearest_hint(name, known)}: neither one of {', '.join(known)} nor a file that "
+            f"can be read: {error}"
         ) from error
     parts = parse_yaml(text, f"judge template {path}")
     if not isinstance(parts, dict) or set(parts) != {"system", "user"} or not all(map(_is_text, parts.values())):
@@ -163,10 +162,9 @@ def _check_variables(path: Path, parts: dict[str, str], mode: Mode) -> None:
             raise ConfigError(f"judge template {path}: {part}, line {error.lineno}: {error.message}") from error
     allowed = VARIABLES[mode]
     for name in sorted(used.difference(allowed)):
-        nearest = difflib.get_close_matches(name, allowed, n=1)
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
         raise ConfigError(
-            f"judge template {path}: unknown variable '{name}'{hint}; a {mode} template has {', '.join(allowed)}"
+            f"judge template {path}: unknown variable '{name}'{nearest_hint(name, allowed)}; a {mode} template has "
+            f"{', '.join(allowed)}"
         )
     for name in _REQUIRED[mode]:
         if name not in used:

@@ -37,7 +37,7 @@ def preference_report(chosen: Sequence[float], rejected: Sequence[float], longer
         raise ValueError(f"expected equally many, got {len(chosen)}, {len(rejected)} and {len(longer_by)}")
     margins = [better - worse for better, worse in zip(chosen, rejected)]
     right, longer = [_points(margin) for margin in margins], [_points(difference) for difference in longer_by]
-    ece, bins = calibration(margins)
+    ece, bins = calibration_error(margins)
     return {
         "num_pairs": len(margins),
         "accuracy": fmean(right),
@@ -53,7 +53,7 @@ def preference_report(chosen: Sequence[float], rejected: Sequence[float], longer
     }
 
 
-def calibration(margins: Sequence[float], *, num_bins: int = 10) -> tuple[float, list[dict[str, float]]]:
+def calibration_error(margins: Sequence[float], *, num_bins: int = 10) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error of the probability σ(|margin|) a model gives to the completion it prefers.
 
         ECE = Σ_b n_b / n · |accuracy_b − confidence_b|   over bins of equal width in [1/2, 1]

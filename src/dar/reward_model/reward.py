@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from dar.batch import Message
+from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
+from dar.config.rewards import AnyReward
+from dar.config.run import ComputeSpec
 from dar.errors import RewardError
-from dar.policies.precision import Precision
+from dar.policies.precision import Precision, resolve_precision
+from dar.policies.text.loading import context_length, load_tokenizer
 from dar.policies.text.rendering import render
-from dar.reward_model.score_model import Row, ScoreModel
+from dar.reward_model.classifier import freeze_in, load_classifier, load_classifier_config
+from dar.reward_model.score_model import ScoreModel, TokenRow
+from dar.rewards import Reward
 
 
 class ModelReward:
@@ -22,27 +28,18 @@ class ModelReward:
         module: the classifier, frozen.
         tokenizer: its own.
         precision: device and compute precision.
-        max_tokens: of one forward pass.
-        max_length: longest conversation in tokens, or None for no limit.
-        too_long: what happens to a longer one.
+        spec: of the reward.
+        context: most tokens the model reads, or None where it does not say.
     """
 
     def __init__(
-        self,
-        module: ScoreModel,
-        tokenizer: Any,
-        precision: Precision,
-        *,
-        max_tokens: int,
-        max_length: int | None,
-        too_long: Literal["refuse", "keep_end"],
+        self, module: ScoreModel, tokenizer: Any, precision: Precision, spec: ModelRewardSpec, context: int | None
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.precision = precision
-        self.max_tokens = max_tokens
-        self.max_length = max_length
-        self.too_long = too_long
+        self.spec = spec
+        self.max_length = min(filter(None, (spec.max_length, context)), default=None)
         self.shift, self.scale = 0.0, 1.0
 
     def __call__(
@@ -57,7 +54,7 @@ class ModelReward:
         rows = [self._row(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         pairs = zip(prompts, rows, strict=True)
         units = [[row for _, row in unit] for _, unit in itertools.groupby(pairs, key=lambda pair: pair[0])]
-        found = self.module.score(units, self.precision, max_tokens=self.max_tokens)
+        found = self.module.score(units, self.precision, max_tokens=self.spec.max_tokens_per_batch)
         return [(score - self.shift) / self.scale for scores in found for score in scores]
 
     def calibrate(self, scores: Sequence[float], *, with_scale: bool) -> None:
@@ -77,14 +74,54 @@ class ModelReward:
                 )
             self.scale = spread
 
-    def _row(self, prompt: str | list[Message], completion: str | list[Message]) -> Row:
+    def _row(self, prompt: str | list[Message], completion: str | list[Message]) -> TokenRow:
         row = render(self.tokenizer, prompt, completion)
         if self.max_length is None or len(row) <= self.max_length:
             return row
-        if self.too_long == "refuse":
+        if self.spec.too_long == "refuse":
             raise RewardError(
                 f"a conversation has {len(row)} tokens for the reward model, which reads at most {self.max_length}: "
                 "lower data.max_prompt_length or sampling.max_completion_length, or set the reward's too_long: "
                 "keep_end to read the end only"
             )
         return row[-self.max_length :]
+
+
+def check_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec) -> None:
+    """Raises as `build_model_reward`, without loading any weights."""
+    _precision(spec, runtime)
+    load_classifier_config(spec.model)
+    load_tokenizer(spec.model)
+
+
+def build_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec) -> ModelReward:
+    """The reward model, loaded and frozen.
+
+    Args:
+        spec: the reward.
+        runtime: the policy's, where the spec says nothing else.
+
+    Raises:
+        ConfigError: it cannot be loaded, is no classifier with one output, or the device does not exist.
+    """
+    precision = _precision(spec, runtime)
+    context = context_length(load_classifier_config(spec.model))
+    tokenizer = load_tokenizer(spec.model)
+    module = ScoreModel(load_classifier(spec.model))
+    freeze_in(module.model, precision)
+    return ModelReward(module, tokenizer, precision, spec, context)
+
+
+def calibrated(
+    specs: Sequence[AnyReward], rewards: Sequence[Reward], *, prefix: str = ""
+) -> dict[str, tuple[ModelReward, CalibrationSpec]]:
+    """The reward models among some rewards that are to be calibrated, by name."""
+    return {
+        f"{prefix}{reward.name}": (reward.function, spec.calibrate)
+        for spec, reward in zip(specs, rewards, strict=True)
+        if isinstance(spec, ModelRewardSpec) and spec.calibrate and isinstance(reward.function, ModelReward)
+    }
+
+
+def _precision(spec: ModelRewardSpec, runtime: ComputeSpec) -> Precision:
+    return resolve_precision(ComputeSpec(device=spec.device or runtime.device, precision=spec.precision))

@@ -27,8 +27,8 @@ from dar.policies.text.rotary import require_fixed
 
 log = logging.getLogger(__name__)
 
-Row = tuple[int, ...]
-Unit = Sequence[Row]
+TokenRow = tuple[int, ...]
+Unit = Sequence[TokenRow]
 """Conversations that are kept together, because they probably begin alike: a prompt's completions, or a pair."""
 
 
@@ -97,7 +97,7 @@ class ScoreModel(nn.Module):
                 found[index] = list(itertools.islice(scores, len(unit)))
         return found
 
-    def _trimmed(self, row: Row) -> Row:
+    def _trimmed(self, row: TokenRow) -> TokenRow:
         """The row up to its last token that is no padding (at least one token)."""
         length = len(row)
         while length > 1 and row[length - 1] == self.pad_id and self.way != "whole":
@@ -111,7 +111,7 @@ class ScoreModel(nn.Module):
         ends = (groups.lengths().cumsum(0) - 1).to(packed.sources.device)
         return flat_hidden_states(model, packed.ids, packed.positions, packed=packed)[packed.sources[ends]]
 
-    def _padded_states(self, rows: Sequence[Row]) -> Tensor:
+    def _padded_states(self, rows: Sequence[TokenRow]) -> Tensor:
         return padded_last_states(unwrapped(self.model), rows)
 
     def _head(self, states: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class ScoreModel(nn.Module):
             return unwrapped(self.model).score(states.float()).squeeze(-1)
 
 
-def padded_last_states(model: Any, rows: Sequence[Row]) -> Tensor:
+def padded_last_states(model: Any, rows: Sequence[TokenRow]) -> Tensor:
     """[N, D] the decoder's state of each row's last token."""
     ids, mask = pad_rows(rows, pad_id=0)
     device = model.device
@@ -128,16 +128,16 @@ def padded_last_states(model: Any, rows: Sequence[Row]) -> Tensor:
     return states[torch.arange(len(rows), device=device), (mask.sum(1) - 1).to(device)]
 
 
-def regrouped(rows: Sequence[Row], sizes: Iterable[int]) -> TokenGroups:
+def regrouped(rows: Sequence[TokenRow], sizes: Iterable[int]) -> TokenGroups:
     """Rows as groups that share what they begin with, each row with one more token that nothing reads.
 
     Args:
         rows: token ids, at least one each.
         sizes: rows of each unit; a unit whose rows begin with different tokens becomes one group per row.
     """
-    prefixes: list[Row] = []
+    prefixes: list[TokenRow] = []
     group_sizes: list[int] = []
-    own: list[Row] = []
+    own: list[TokenRow] = []
     left = iter(rows)
     for size in sizes:
         unit = list(itertools.islice(left, size))

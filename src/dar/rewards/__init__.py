@@ -7,7 +7,7 @@ number per completion, `None` where it does not apply, or `Failed(reason)` where
 """
 
 from dar.rewards.combine import Reward, RewardSet, Scoring
-from dar.rewards.function import RewardFunction, Score, load_function
+from dar.rewards.function import RewardFunction, RewardValue, load_function
 from dar.rewards.group import group_reward
 from dar.rewards.oracle import Oracle, ask_oracle
 from dar.rewards.table import RewardTable, join_tables
@@ -20,7 +20,7 @@ __all__ = [
     "RewardFunction",
     "RewardSet",
     "RewardTable",
-    "Score",
+    "RewardValue",
     "Scoring",
     "ask_oracle",
     "group_reward",

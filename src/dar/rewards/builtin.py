@@ -1,4 +1,4 @@
-"""Rewards that come with the library: sentiment, length, pattern, missing end."""
+"""Rewards that come with the library: sentiment, length, pattern, missing end, diversity."""
 
 from __future__ import annotations
 
@@ -8,11 +8,44 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dar.config.rewards import (
+    BuiltinReward,
+    DiversityRewardSpec,
+    LengthPenaltySpec,
+    LengthRewardSpec,
+    MissingEosPenaltySpec,
+    PatternCountRewardSpec,
+    RegexRewardSpec,
+    SentimentRewardSpec,
+    TokenCostSpec,
+)
 from dar.errors import require_package
-from dar.rewards.function import RewardFunction, Score
+from dar.rewards.function import RewardFunction, RewardValue
+from dar.rewards.group import group_reward
 from dar.sandbox.score import Failed
 
 _MAX_SECONDS = 2.0
+
+
+def build(spec: BuiltinReward) -> RewardFunction:
+    """The function of a spec. Raises ConfigError where a package that it needs is missing."""
+    match spec:
+        case SentimentRewardSpec():
+            return sentiment()
+        case LengthRewardSpec():
+            return length(spec.target)
+        case RegexRewardSpec():
+            return regex(spec.pattern)
+        case PatternCountRewardSpec():
+            return pattern_count(spec.pattern)
+        case MissingEosPenaltySpec():
+            return missing_eos_penalty(spec.penalty)
+        case LengthPenaltySpec():
+            return length_penalty(spec.max_length, spec.buffer)
+        case TokenCostSpec():
+            return token_cost(spec.cost)
+        case DiversityRewardSpec():
+            return diversity(spec.ngram)
 
 
 def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
@@ -31,7 +64,7 @@ def in_time(check: Callable[[str], float], what: str) -> RewardFunction:
     def stop(*_: object) -> None:
         raise TimeoutError
 
-    def one(text: str) -> Score:
+    def one(text: str) -> RewardValue:
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             return check(text)
         before = signal.signal(signal.SIGVTALRM, stop)
@@ -44,7 +77,7 @@ def in_time(check: Callable[[str], float], what: str) -> RewardFunction:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.signal(signal.SIGVTALRM, before)
 
-    def score(completions: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any]) -> list[RewardValue]:
         return [one(completion_text(completion)) for completion in completions]
 
     return score
@@ -117,3 +150,27 @@ def token_cost(cost: float) -> RewardFunction:
         return [-cost * len(ids) for ids in completion_ids]
 
     return score
+
+
+def diversity(ngram: int) -> RewardFunction:
+    """The share of a completion's different word n-grams that no other completion of its prompt has, in [0, 1].
+
+        d_k = |G_k \\ ∪_{j≠k} G_j| / |G_k|
+
+    0 for a completion with fewer than n words.
+    """
+
+    @group_reward
+    def score(completions: Sequence[Any]) -> list[float]:
+        found = [_ngrams(completion_text(completion), ngram) for completion in completions]
+        return [
+            len(own.difference(*found[:index], *found[index + 1 :])) / len(own) if own else 0.0
+            for index, own in enumerate(found)
+        ]
+
+    return score
+
+
+def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}

@@ -5,41 +5,28 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from dar.batch import Rollouts
+from dar.batch import Message, Rollouts
+from dar.config.reward import RewardSpec
 from dar.errors import RewardError
-from dar.rewards.function import Call, RewardFunction, Score, naming_errors
-from dar.rewards.table import FAILED_FRACTION, RewardTable, Shaping, tally
+from dar.rewards.function import Call, RewardFunction, RewardValue, naming_errors
+from dar.rewards.table import FAILED_FRACTION, RewardTable, tally
 from dar.sandbox.score import Failed
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function with its name in metrics, its factor in the sum, and what happens where it fails.
-
-    on_failure: a completion whose score is `Failed` stops the run (`raise`) or leaves its group (`drop`).
-    max_failed_share: of a batch's completions; a larger share of failures stops the run all the same.
-    clip, threshold, standardize: as in `Shaping`.
-    """
+    """A reward function with its name in metrics; its spec says what it adds to the sum, and what happens where it
+    fails."""
 
     name: str
     function: RewardFunction
-    weight: float = 1.0
-    on_failure: Literal["raise", "drop"] = "raise"
-    max_failed_share: float = 0.1
-    clip: tuple[float, float] | None = None
-    threshold: float | None = None
-    standardize: bool = False
-
-    @property
-    def shaping(self) -> Shaping:
-        """How its values become its part of the sum."""
-        return Shaping(self.weight, self.clip, self.threshold, self.standardize)
+    spec: RewardSpec = field(default_factory=RewardSpec)
 
 
 @runtime_checkable
@@ -158,7 +145,7 @@ class Scoring:
             applied |= ~column.isnan() | lost
             failed |= lost
             parts[reward.name] = column.float().reshape(shape)
-            if reward.on_failure == "drop":
+            if reward.spec.on_failure == "drop":
                 reported[f"rewards/{reward.name}{FAILED_FRACTION}"] = float(lost.float().mean())
             with naming_errors(f"reward '{reward.name}'", f" in metrics() at {self.where}"):
                 if isinstance(reward.function, Reporting):
@@ -170,47 +157,62 @@ class Scoring:
                 f"no reward applies to row {row} at {self.where}: all returned None. Its completion was: "
                 f"{self.rollouts.texts[row][:300]}"
             )
-        shaping = {reward.name: reward.shaping for reward in self.rewards}
-        return tally(parts, failed.reshape(shape), shaping, reported)
+        specs = {reward.name: reward.spec for reward in self.rewards}
+        return tally(parts, failed.reshape(shape), specs, reported)
 
     def cancel(self) -> None:
         """Gives up what still runs."""
         for call in self.calls:
             call.cancel()
 
-    def _require_few(self, reward: Reward, values: Sequence[Score]) -> None:
+    def _require_few(self, reward: Reward, values: Sequence[RewardValue]) -> None:
         failures = [(row, value.reason) for row, value in enumerate(values) if isinstance(value, Failed)]
         row, reason = failures[0]
         share = len(failures) / len(values)
         first = f"The first, row {row}: {reason}. Its completion was: {self.rollouts.texts[row][:300]}"
-        if reward.on_failure == "raise":
+        if reward.spec.on_failure == "raise":
             raise RewardError(
                 f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where} "
                 f"(on_failure: drop would leave them out). {first}"
             )
-        if share > reward.max_failed_share:
+        if share > reward.spec.max_failed_share:
             raise RewardError(
                 f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where}, more "
-                f"than max_failed_share {reward.max_failed_share:g} allows. {first}"
+                f"than max_failed_share {reward.spec.max_failed_share:g} allows. {first}"
             )
 
 
-def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
-    """TRL's keyword arguments: conversational prompts get conversational completions, strings get strings."""
-    per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
+def keyword_arguments(
+    prompts: Sequence[str | list[Message]],
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    **others: Sequence[Any],
+) -> dict[str, Any]:
+    """TRL's keyword arguments: conversational prompts get conversational completions, strings get strings.
+
+    Args:
+        prompts, rows, texts: of each completion its prompt, the other columns of its row, and itself.
+        others: what else there is to know of each.
+    """
     completions = [
-        text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(per_row, rollouts.texts, strict=True)
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    return {**columns, "prompts": prompts, "completions": completions, **others}
+
+
+def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
+    """What a reward may name of a batch."""
+    per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
     lengths = rollouts.groups.lengths().tolist()
-    ids = [row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)]
-    names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
-    columns = {name: [prompt.columns.get(name) for prompt in per_row] for name in names}
-    return {
-        **columns,
-        "prompts": [prompt.content for prompt in per_row],
-        "completions": completions,
-        "completion_ids": ids,
-        "finish_reasons": list(rollouts.finish_reasons),
-        "group_ids": [index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
-    }
+    return keyword_arguments(
+        [prompt.content for prompt in per_row],
+        [prompt.columns for prompt in per_row],
+        rollouts.texts,
+        completion_ids=[
+            row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)
+        ],
+        finish_reasons=list(rollouts.finish_reasons),
+        group_ids=[index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
+    )

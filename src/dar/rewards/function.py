@@ -17,10 +17,10 @@ from dar.rewards.background import start_in_background
 from dar.rewards.foreign import ForeignCode
 from dar.sandbox.score import Failed, finite_float
 
-Score = float | Failed | None
+RewardValue = float | Failed | None
 """A reward, that there is none (`Failed`), or that the reward does not apply (`None`)."""
 
-RewardFunction = Callable[..., Sequence[Score] | Awaitable[Sequence[Score]]]
+RewardFunction = Callable[..., Sequence[RewardValue] | Awaitable[Sequence[RewardValue]]]
 """`f(*, prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async (TRL's signature), where
 a value may also be `Failed(reason)`."""
 
@@ -81,7 +81,7 @@ class Call:
             if inspect.isawaitable(self._values):
                 self._values = start_in_background(self._values)
 
-    def result(self) -> list[Score]:
+    def result(self) -> list[RewardValue]:
         """One finite float, `Failed` or None per completion.
 
         Raises:
@@ -107,7 +107,7 @@ class Call:
         if isinstance(self._values, Future):
             self._values.cancel()
 
-    def _checked(self, value: Any, row: int) -> Score:
+    def _checked(self, value: Any, row: int) -> RewardValue:
         if value is None or isinstance(value, Failed):
             return value
         # An array of several values, where one is due, refuses and is then shown as it is.

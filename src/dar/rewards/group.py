@@ -1,19 +1,17 @@
-"""Rewards that see a prompt's completions together: how different they are, which of them is best."""
+"""Rewards that see a prompt's completions together, such as which of them is best."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from dar.rewards.builtin import completion_text
-from dar.rewards.function import RewardFunction, Score, accepted
+from dar.rewards.function import RewardFunction, RewardValue, accepted
 
 
-def group_reward(function: Callable[..., Sequence[Score]]) -> RewardFunction:
+def group_reward(function: Callable[..., Sequence[RewardValue]]) -> RewardFunction:
     """Makes a reward of a function that is to be called once per prompt, with that prompt's completions alone.
 
         @group_reward
@@ -31,8 +29,8 @@ def group_reward(function: Callable[..., Sequence[Score]]) -> RewardFunction:
         raise TypeError("group_reward takes a plain function; an asynchronous one reads group_ids itself")
 
     @functools.wraps(function)
-    def score(group_ids: Sequence[int], **columns: Sequence[Any]) -> list[Score]:
-        scores: list[Score] = []
+    def score(group_ids: Sequence[int], **columns: Sequence[Any]) -> list[RewardValue]:
+        scores: list[RewardValue] = []
         for group, rows in groupby(range(len(group_ids)), key=group_ids.__getitem__):
             members = list(rows)
             own = {name: [values[row] for row in members] for name, values in columns.items()}
@@ -45,27 +43,3 @@ def group_reward(function: Callable[..., Sequence[Score]]) -> RewardFunction:
     # `wraps` makes the signature that of the function; what this one takes is everything.
     del score.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
     return score
-
-
-def diversity(ngram: int) -> RewardFunction:
-    """The share of a completion's different word n-grams that no other completion of its prompt has, in [0, 1].
-
-        d_k = |G_k \\ ∪_{j≠k} G_j| / |G_k|
-
-    0 for a completion with fewer than n words.
-    """
-
-    @group_reward
-    def score(completions: Sequence[Any]) -> list[float]:
-        found = [_ngrams(completion_text(completion), ngram) for completion in completions]
-        return [
-            len(own.difference(*found[:index], *found[index + 1 :])) / len(own) if own else 0.0
-            for index, own in enumerate(found)
-        ]
-
-    return score
-
-
-def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}

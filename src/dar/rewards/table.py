@@ -9,35 +9,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dar.config.reward import RewardSpec
+
 FAILED_FRACTION = "/failed_fraction"
 """End of the metric that says which share of a batch a reward failed for."""
 
 
-@dataclass(frozen=True)
-class Shaping:
-    """How a reward's values become its part of the sum: clipped or compared, standardised, and weighted, in this order.
+def contribution(spec: RewardSpec, values: Tensor) -> Tensor:
+    """A reward's part of the sum: its values clipped or compared, standardised, and weighted, in this order.
 
-    weight: factor in the sum.
-    clip: (low, high): values outside become these.
-    threshold: 1 from here on, 0 below.
-    standardize: (v − mean) / std over the global batch's values; a batch of equal values gives 0.
+    Returns:
+        fp64, of the same shape; NaN (does not apply) stays so.
     """
-
-    weight: float = 1.0
-    clip: tuple[float, float] | None = None
-    threshold: float | None = None
-    standardize: bool = False
-
-    def contribution(self, values: Tensor) -> Tensor:
-        """The weighted, transformed values, fp64, of the same shape; NaN (does not apply) stays so."""
-        shaped = values.double()
-        if self.clip is not None:
-            shaped = shaped.clamp(*self.clip)
-        if self.threshold is not None:
-            shaped = torch.where(shaped.isnan(), shaped, (shaped >= self.threshold).double())
-        if self.standardize:
-            shaped = _standardized(shaped)
-        return self.weight * shaped
+    shaped = values.double()
+    if spec.clip is not None:
+        shaped = shaped.clamp(*spec.clip)
+    if spec.threshold is not None:
+        shaped = torch.where(shaped.isnan(), shaped, (shaped >= spec.threshold).double())
+    if spec.standardize:
+        shaped = _standardized(shaped)
+    return spec.weight * shaped
 
 
 def _standardized(values: Tensor) -> Tensor:
@@ -59,14 +50,14 @@ class RewardTable:
         compute with).
     reported: what the reward functions said beside their scores, by metric name.
     contributions: per reward, [P, K] fp32, what it adds to the total; NaN where it does not apply.
-    shaping: per reward, how the one becomes the other.
+    specs: per reward, how the one becomes the other.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     reported: dict[str, float] = field(default_factory=dict)
     contributions: dict[str, Tensor] = field(default_factory=dict)
-    shaping: Mapping[str, Shaping] = field(default_factory=dict)
+    specs: Mapping[str, RewardSpec] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """`reward`, `reward_std` and `rewards/<name>/mean|std`, as TRL's GRPO trainer defines them.
@@ -91,23 +82,23 @@ class RewardTable:
 
 
 def tally(
-    parts: dict[str, Tensor], failed: Tensor, shaping: Mapping[str, Shaping], reported: dict[str, float]
+    parts: dict[str, Tensor], failed: Tensor, specs: Mapping[str, RewardSpec], reported: dict[str, float]
 ) -> RewardTable:
     """Adds the rewards up.
 
     Args:
         parts: per reward, [P, K] fp32, NaN where it does not apply.
         failed: [P, K] bool, completions that have no reward.
-        shaping: per reward.
+        specs: per reward.
         reported: passed on.
     """
-    contributions = {name: shaping[name].contribution(values) for name, values in parts.items()}
+    contributions = {name: contribution(specs[name], values) for name, values in parts.items()}
     total = torch.zeros(failed.shape, dtype=torch.float64)
     for values in contributions.values():
         total += values.nan_to_num(nan=0.0)
     total[failed] = math.nan
     rounded = {name: values.float() for name, values in contributions.items()}
-    return RewardTable(total.float(), parts, reported, rounded, shaping)
+    return RewardTable(total.float(), parts, reported, rounded, specs)
 
 
 def join_tables(tables: Sequence[RewardTable]) -> RewardTable:
@@ -118,9 +109,9 @@ def join_tables(tables: Sequence[RewardTable]) -> RewardTable:
     # completions are the batch's; every rank has equally many.
     shares = [name for name in first.reported if name.endswith(FAILED_FRACTION)]
     reported = first.reported | {name: sum(table.reported[name] for table in tables) / len(tables) for name in shares}
-    if not first.shaping:
+    if not first.specs:
         return RewardTable(total, parts, reported)  # read from the data, and not added up from parts
-    return tally(parts, total.isnan(), first.shaping, reported)
+    return tally(parts, total.isnan(), first.specs, reported)
 
 
 def _sample_std(values: Tensor) -> float:

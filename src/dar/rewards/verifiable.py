@@ -8,24 +8,54 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from dar.config.recipe import read_yaml
+from dar.config.verifiable import (
+    FormatRewardSpec,
+    IFEvalRewardSpec,
+    JsonSchemaRewardSpec,
+    MathRewardSpec,
+    ReasoningGymRewardSpec,
+    SandboxedRewardSpec,
+    VerifiableReward,
+)
 from dar.errors import ConfigError, RewardError, require_package
 from dar.rewards.builtin import completion_text, in_time
-from dar.rewards.function import RewardFunction, Score
-from dar.sandbox.sandbox import Limits, Sandbox
+from dar.rewards.function import RewardFunction, RewardValue
+from dar.sandbox.sandbox import Sandbox
 from dar.verifiable.ifeval import check_instructions
 from dar.verifiable.puzzles import COLUMN
 
 
-def sandboxed(function: str, *, num_workers: int, limits: Limits) -> RewardFunction:
-    """`package.module:function` in processes of its own, called with one completion at a time.
+def build(spec: VerifiableReward) -> RewardFunction:
+    """The function of a spec.
+
+    Raises:
+        ConfigError: it cannot be loaded, or a package or file it needs cannot be.
+    """
+    match spec:
+        case SandboxedRewardSpec():
+            return sandboxed(spec)
+        case MathRewardSpec():
+            return math(spec)
+        case ReasoningGymRewardSpec():
+            return reasoning_gym(spec)
+        case IFEvalRewardSpec():
+            return ifeval(strictness=spec.strictness, credit=spec.credit)
+        case JsonSchemaRewardSpec():
+            return json_schema(spec.path)
+        case FormatRewardSpec():
+            return tag_format(spec.tags)
+
+
+def sandboxed(spec: SandboxedRewardSpec) -> RewardFunction:
+    """The spec's `package.module:function` in processes of its own, called with one completion at a time.
 
     Raises:
         ConfigError: the function cannot be loaded.
     """
-    pool = Sandbox(function, num_workers=num_workers, limits=limits)
+    pool = Sandbox(spec.function, spec)
     pool.start()
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         given = {"completions": completions, **columns}
         rows = range(len(completions))
         return list(pool.map([{name: [values[row]] for name, values in given.items()} for row in rows]))
@@ -33,18 +63,18 @@ def sandboxed(function: str, *, num_workers: int, limits: Limits) -> RewardFunct
     return score
 
 
-def math(column: str, *, num_workers: int, limits: Limits) -> RewardFunction:
+def math(spec: MathRewardSpec) -> RewardFunction:
     """1 where the completion's final answer equals the row's gold answer, 0 where not; None without a gold answer.
 
     Raises:
         ConfigError: math-verify cannot be loaded.
     """
     require_package("math_verify", "the math reward")
-    pool = Sandbox("dar.verifiable.maths_in_sandbox:score", num_workers=num_workers, limits=limits, is_trusted=True)
-    return _checked_in_sandbox(pool, column, "golds")
+    pool = Sandbox("dar.verifiable.maths_in_sandbox:score", spec, is_trusted=True)
+    return _checked_in_sandbox(pool, spec.column, "golds")
 
 
-def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
+def reasoning_gym(spec: ReasoningGymRewardSpec) -> RewardFunction:
     """What the task a row comes from gives the completion, in [0, 1]; None for a row that comes from none.
 
     Raises:
@@ -52,7 +82,7 @@ def reasoning_gym(*, num_workers: int, limits: Limits) -> RewardFunction:
     """
     require_package("reasoning_gym", "the reasoning_gym reward")
     # Not trusted: some tasks have sympy evaluate the completion's text, which is Python.
-    pool = Sandbox("dar.verifiable.puzzles_in_sandbox:score", num_workers=num_workers, limits=limits)
+    pool = Sandbox("dar.verifiable.puzzles_in_sandbox:score", spec)
     return _checked_in_sandbox(pool, COLUMN, COLUMN)
 
 
@@ -60,11 +90,11 @@ def _checked_in_sandbox(pool: Sandbox, column: str, argument: str) -> RewardFunc
     """A function of a completion's text and one column, in a sandbox; None where the column holds none."""
     pool.start()
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         known = required_column(columns, column)
         rows = [row for row, value in enumerate(known) if value is not None]
         found = pool.map([{"completions": [completion_text(completions[row])], argument: [known[row]]} for row in rows])
-        scores: list[Score] = [None] * len(completions)
+        scores: list[RewardValue] = [None] * len(completions)
         for row, value in zip(rows, found, strict=True):
             scores[row] = value
         return scores
@@ -86,7 +116,7 @@ def ifeval(*, strictness: Literal["strict", "loose"], credit: Literal["share", "
         followed = check_instructions(text, ids, arguments, loose=strictness == "loose")
         return float(all(followed)) if credit == "all" else sum(followed) / len(followed)
 
-    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[Score]:
+    def score(completions: Sequence[Any], **columns: Sequence[Any]) -> list[RewardValue]:
         ids, arguments = required_column(columns, "instruction_id_list"), required_column(columns, "kwargs")
         return [one(completion_text(text), *row) for text, *row in zip(completions, ids, arguments, strict=True)]
 

@@ -7,90 +7,42 @@ its samples would not be those of π_t.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dar.errors import ConfigError
+from dar.config.data import DecodingSpec
 
 _USUALLY_ENOUGH = 1024
 """Likeliest tokens among which a nucleus is looked for before a whole row is sorted."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """What is done to the logits before a token is drawn, in this order: temperature, min_new_tokens, top_k, top_p.
-
-    The tokens that are left keep the ratios of their probabilities, and sum to 1. Of two equally likely tokens the one
-    with the smaller id comes first.
-
-    greedy: only the likeliest token, which then has probability 1.
-    top_k: only the k likeliest tokens; None = all.
-    top_p: of those, only the smallest set of likeliest tokens whose share of their probability reaches top_p (at least
-        one token); 1 = all.
-    min_new_tokens: no EOS before so many other tokens.
-    stop: a completion ends as soon as its decoded text (special tokens removed) contains one of these; the text is cut
-        before it, while the tokens keep the one that completed it.
-
-    Raises:
-        ConfigError: a value is out of bounds, or greedy stands beside top_k or top_p, which would do nothing.
-    """
-
-    greedy: bool = False
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.min_new_tokens < 0:
-            raise ConfigError(f"min_new_tokens must be at least 0, got {self.min_new_tokens}")
-        if "" in self.stop:
-            raise ConfigError("a stop string is empty: every text contains it")
-        if self.greedy and (self.top_k is not None or self.top_p < 1):
-            raise ConfigError("greedy takes the likeliest token every time: top_k and top_p would do nothing")
-
-    @property
-    def is_plain(self) -> bool:
-        """Every token is drawn from the model's own distribution, until EOS or the last position."""
-        return self == Decoding()
-
-    @property
-    def _changes_logits(self) -> bool:
-        return self.greedy or self.top_k is not None or self.top_p < 1 or self.min_new_tokens > 0
-
-    def apply(self, logits: Tensor, positions: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-        """The logits with −∞ for every token that must not be drawn.
-
-        Args:
-            logits: [R, V], the temperature applied.
-            positions: [R] tokens each row has already.
-            eos_token_ids: every id that ends a completion.
-
-        Returns:
-            [R, V]; the very tensor where nothing is changed, so that plain sampling costs no pass over the vocabulary.
-        """
-        if not self._changes_logits:
-            return logits
-        if self.min_new_tokens:
-            early = (positions < self.min_new_tokens).to(logits.device).unsqueeze(1)
-            without_eos = logits.index_fill(1, torch.tensor(eos_token_ids, device=logits.device), float("-inf"))
-            logits = torch.where(early, without_eos, logits)
-        top_k = 1 if self.greedy else self.top_k
-        return truncate(logits, top_k=top_k, top_p=self.top_p)
-
-    def first_stop(self, text: str) -> int | None:
-        """Where the first stop string begins in a text, or None."""
-        return min((at for string in self.stop if (at := text.find(string)) >= 0), default=None)
-
-
-PLAIN = Decoding()
+PLAIN = DecodingSpec()
 """Sampling from the model's own distribution: what training does."""
+
+
+def constrained(decoding: DecodingSpec, logits: Tensor, positions: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """The logits with −∞ for every token that must not be drawn.
+
+    Args:
+        decoding: which those are.
+        logits: [R, V], the temperature applied.
+        positions: [R] tokens each row has already.
+        eos_token_ids: every id that ends a completion.
+
+    Returns:
+        [R, V]; the very tensor where nothing is changed, so that plain sampling costs no pass over the vocabulary.
+    """
+    if decoding.min_new_tokens:
+        early = (positions < decoding.min_new_tokens).to(logits.device).unsqueeze(1)
+        without_eos = logits.index_fill(1, torch.tensor(eos_token_ids, device=logits.device), float("-inf"))
+        logits = torch.where(early, without_eos, logits)
+    return truncate(logits, top_k=1 if decoding.greedy else decoding.top_k, top_p=decoding.top_p)
+
+
+def first_stop(decoding: DecodingSpec, text: str) -> int | None:
+    """Where the first stop string begins in a text, or None."""
+    return min((at for string in decoding.stop if (at := text.find(string)) >= 0), default=None)
 
 
 def truncate(logits: Tensor, *, top_k: int | None, top_p: float) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
+from dar.config.data import DecodingSpec
 from dar.policies.text.policy import Policy
 from dar.rewards import RewardSet, RewardTable
 from dar.rollout.in_process.engine import Engine, Progress, SamplingKey
-from dar.rollout.truncation import PLAIN, Decoding
+from dar.rollout.truncation import PLAIN
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
 
@@ -53,7 +54,7 @@ class HeldoutEvaluation:
     max_completion_length: int
     max_tokens: int
     seed: int
-    decoding: Decoding = PLAIN
+    decoding: DecodingSpec = PLAIN
     gold: RewardSet | None = None
 
     def run(self, *, where: str, progress: Progress | None = None) -> HeldoutResult:

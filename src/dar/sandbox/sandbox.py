@@ -14,10 +14,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dar.config.verifiable import SandboxSpec
 from dar.errors import ConfigError, RewardError
 from dar.files.intake import parse_json
 from dar.sandbox.process import Worker, cause_of_death, end_worker, num_processes, start_worker
@@ -31,36 +31,20 @@ _MAX_FAILED_STARTS = 3
 _NONSENSE = "its process sent something that is no answer"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one call may use.
-
-    timeout_seconds: wall clock.
-    memory_gb: address space beyond what the process has after its imports.
-    max_processes: processes the call has started and that still run.
-    """
-
-    timeout_seconds: float = 10.0
-    memory_gb: float = 2.0
-    max_processes: int = 8
-
-
 class Sandbox:
     """A pool of processes that call one function; killed ones are replaced, all end with the pool.
 
     Args:
         function: `package.module:function`, found as in a recipe: on the path, or in the working directory.
-        num_workers: processes at once.
-        limits: of one call.
+        spec: how many processes there are, and what one call may use.
         is_trusted: the function runs nothing that completions hold as code, so calls may follow each other in one
             process, which is much faster. Otherwise each has its own, made from what the module was after its import.
     """
 
-    def __init__(self, function: str, *, num_workers: int, limits: Limits, is_trusted: bool = False) -> None:
+    def __init__(self, function: str, spec: SandboxSpec, *, is_trusted: bool = False) -> None:
         self.function = function
         self.is_trusted = is_trusted
-        self.num_workers = num_workers
-        self.limits = limits
+        self.spec = spec
         self.parameters: list[str] | None = None
         """Names the function takes, once a worker is ready; None for all."""
         self._workers: list[Worker] = []
@@ -77,7 +61,7 @@ class Sandbox:
         if os.name != "posix":
             raise ConfigError(f"reward {self.function}: a sandbox needs Linux or another POSIX system")
         while not any(worker.is_ready for worker in self._workers):
-            self._staff(self.num_workers)
+            self._staff(self.spec.workers)
             self._progress()
 
     def map(self, requests: Sequence[Mapping[str, Any]]) -> list[float | Failed | None]:
@@ -99,11 +83,11 @@ class Sandbox:
         busy = 0
         try:
             while waiting or busy:
-                self._staff(min(self.num_workers, len(waiting) + busy))
+                self._staff(min(self.spec.workers, len(waiting) + busy))
                 for worker in self._workers:
                     if worker.is_ready and worker.row is None and waiting:
                         row, request = waiting.popleft()
-                        worker.ask(row, self._accepted(request), self.limits.timeout_seconds)
+                        worker.ask(row, self._accepted(request), self.spec.timeout_seconds)
                         busy += 1
                 for row, result in self._progress():
                     results[row] = result
@@ -128,8 +112,8 @@ class Sandbox:
                 "function": self.function,
                 "path": [here, *(entry or here for entry in sys.path)],
                 "is_trusted": self.is_trusted,
-                "memory_bytes": int(self.limits.memory_gb * 2**30),
-                "cpu_seconds": self.limits.timeout_seconds * (os.cpu_count() or 1),
+                "memory_bytes": int(self.spec.memory_gb * 2**30),
+                "cpu_seconds": self.spec.timeout_seconds * (os.cpu_count() or 1),
             }
             try:
                 self._workers.append(start_worker(hello, _START_SECONDS))
@@ -168,13 +152,13 @@ class Sandbox:
             return self._lost(worker, "its process was ended by {cause}")
         now = time.monotonic()
         if now > worker.deadline:
-            seconds = self.limits.timeout_seconds if worker.is_ready else _START_SECONDS
+            seconds = self.spec.timeout_seconds if worker.is_ready else _START_SECONDS
             return self._lost(worker, f"it took longer than {seconds:g} s")
         if worker.row is not None and now > worker.next_count:
             worker.next_count = now + _TICK_SECONDS
             # One more is the call's own.
-            if num_processes(worker) - worker.idle_processes - 1 > self.limits.max_processes:
-                return self._lost(worker, f"it had started more than {self.limits.max_processes} processes")
+            if num_processes(worker) - worker.idle_processes - 1 > self.spec.max_processes:
+                return self._lost(worker, f"it had started more than {self.spec.max_processes} processes")
         return None
 
     def _told(self, worker: Worker, message: Any) -> tuple[int, float | Failed | None] | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dar.errors import DataError
+from dar.files.hints import nearest_hint
 from dar.files.intake import parse_json
 from dar.verifiable.instructions import CHECKS, Check
 
@@ -75,8 +75,7 @@ def _variants(text: str) -> list[str]:
 def _resolve(instruction_id: Any, given: Any) -> tuple[Check, dict[str, Any]]:
     check = CHECKS.get(instruction_id) if isinstance(instruction_id, str) else None
     if check is None:
-        nearest = difflib.get_close_matches(str(instruction_id), list(CHECKS), n=1)
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+        hint = nearest_hint(str(instruction_id), CHECKS)
         raise DataError(f"unknown IFEval instruction '{instruction_id}'{hint}; known: {', '.join(CHECKS)}")
     if not isinstance(given or {}, Mapping):
         raise DataError(f"kwargs of '{instruction_id}' must be a mapping of names to values, found {given!r:.200}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from dar.errors import DataError, require_package
+from dar.files.hints import nearest_hint
 from dar.verifiable.maths import last_tagged
 
 PREFIX = "reasoning_gym:"
@@ -71,9 +71,7 @@ def check_origin(origin: Any) -> None:
 def _questions(task: str, size: int, seed: int) -> Any:
     gym, known = load_reasoning_gym()
     if task not in known:
-        nearest = difflib.get_close_matches(task, known, n=1)
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise DataError(f"reasoning-gym has no task '{task}'{hint}")
+        raise DataError(f"reasoning-gym has no task '{task}'{nearest_hint(task, known)}")
     return gym.create_dataset(task, size=size, seed=seed)
 
 

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import write_rows
 from support.scripted_judge import Answer, ScriptedJudge, refused, said, user_text
 
+from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.mt_bench.grading import Grade, read_rating
 from dar.evaluate.mt_bench.prompts import JudgePrompts, prompt_name
 from dar.evaluate.mt_bench.questions import Question, read_questions
-from dar.evaluate.mt_bench.run import Answering, Files, run_mt_bench
-from dar.evaluate.mt_bench.scores import Score, mt_bench, score
+from dar.evaluate.mt_bench.run import Files, run_mt_bench
+from dar.evaluate.mt_bench.scores import MeanRating, mean_rating, mt_bench
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 7, "category": "writing", "turns": ["say {a}", "again"]},
@@ -42,21 +44,16 @@ PROMPTS: list[dict[str, Any]] = [
         "prompt_template": "{ref_answer_1}|{ref_answer_2}|{question_1}|{answer_1}|{question_2}|{answer_2}",
     },
 ]
-TINY = Answering(max_tokens=6)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+TINY = EvalSamplingSpec(max_tokens=6, temperature=None)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     prompts = [{"output_format": "[[rating]]", **row} for row in PROMPTS]
     return Files(
-        write(tmp_path / "question.jsonl", QUESTIONS),
-        write(tmp_path / "gpt-4.jsonl", REFERENCES),
-        write(tmp_path / "judge_prompts.jsonl", prompts),
+        write_rows(tmp_path / "question.jsonl", QUESTIONS),
+        write_rows(tmp_path / "gpt-4.jsonl", REFERENCES),
+        write_rows(tmp_path / "judge_prompts.jsonl", prompts),
     )
 
 
@@ -97,20 +94,22 @@ def test_a_rating_is_the_first_number_in_brackets(text: str, rating: float | Non
 
 
 def test_scores_are_means_with_questions_as_clusters():
-    found = score([Grade("1", "a", 1, 2.0), Grade("1", "a", 2, 4.0), Grade("2", "a", 1, 6.0), Grade("2", "a", 2, 8.0)])
+    found = mean_rating(
+        [Grade("1", "a", 1, 2.0), Grade("1", "a", 2, 4.0), Grade("2", "a", 1, 6.0), Grade("2", "a", 2, 8.0)]
+    )
     # Questions' means 3 and 7: s = √8, se = √8/√2 = 2. Four independent ratings would have 2.58/2 = 1.29.
-    assert found == Score(5.0, 2.0, 4, 0)
+    assert found == MeanRating(5.0, 2.0, 4, 0)
     # One rating of each: the plain s/√n. Ratings 1, 4, 7: s = 3.
-    assert score([Grade(str(n), "a", 1, 1.0 + 3 * n) for n in range(3)]).standard_error == pytest.approx(
+    assert mean_rating([Grade(str(n), "a", 1, 1.0 + 3 * n) for n in range(3)]).standard_error == pytest.approx(
         3 / math.sqrt(3)
     )
     # Unequal: ratings 2 and 4 of one question, 9 of another. m = 5; sums of deviations −4 and 4; √(2 · 32)/3.
     unequal = [Grade("1", "a", 1, 2.0), Grade("1", "a", 2, 4.0), Grade("2", "a", 1, 9.0), Grade("2", "a", 2, None)]
-    assert score(unequal) == Score(5.0, 8 / 3, 3, 1)
+    assert mean_rating(unequal) == MeanRating(5.0, 8 / 3, 3, 1)
 
 
 def test_what_is_not_rated_is_counted_and_never_a_zero():
-    assert score([Grade("1", "a", 1, None)]) == Score(None, None, 0, 1)
+    assert mean_rating([Grade("1", "a", 1, None)]) == MeanRating(None, None, 0, 1)
     grades = [
         Grade("1", "writing", 1, 8.0),
         Grade("1", "writing", 2, None),
@@ -119,10 +118,10 @@ def test_what_is_not_rated_is_counted_and_never_a_zero():
     ]
     found = mt_bench(grades)
     assert list(found.categories) == ["writing", "math"]
-    assert found.overall.both == Score(6.0, 2.0, 2, 2)
+    assert found.overall.both == MeanRating(6.0, 2.0, 2, 2)
     assert (found.overall.first.mean, found.overall.second.mean) == (8.0, 4.0)
-    assert found.categories["writing"].second == Score(None, None, 0, 1)
-    assert found.categories["math"].both == Score(4.0, None, 1, 1)
+    assert found.categories["writing"].second == MeanRating(None, None, 0, 1)
+    assert found.categories["math"].both == MeanRating(4.0, None, 1, 1)
     assert (found.num_unreadable, found.num_unanswered) == (1, 1)
 
 
@@ -154,13 +153,13 @@ def test_questions_know_their_references_and_temperatures(files: Files):
     ],
 )
 def test_a_question_that_is_none_is_refused(files: Files, changes: dict[str, Any], message: str):
-    write(files.questions, [QUESTIONS[0] | changes, *QUESTIONS[1:]])
+    write_rows(files.questions, [QUESTIONS[0] | changes, *QUESTIONS[1:]])
     with pytest.raises(DataError, match=message):
         read_questions(files.questions, files.references)
 
 
 def test_a_reference_without_two_answers_is_refused(files: Files):
-    write(files.references, [{"question_id": 8, "choices": [{"turns": ["ref one"]}]}])
+    write_rows(files.references, [{"question_id": 8, "choices": [{"turns": ["ref one"]}]}])
     with pytest.raises(DataError, match=r"gpt-4\.jsonl: row 0: choices\[0\]\.turns: expected a list of two texts"):
         read_questions(files.questions, files.references)
 
@@ -179,7 +178,7 @@ def test_a_reference_without_two_answers_is_refused(files: Files):
 )
 def test_a_judge_prompt_that_is_none_is_refused(files: Files, changes: dict[str, Any], message: str):
     rows = [{"output_format": "[[rating]]", **row} for row in PROMPTS]
-    write(files.judge_prompts, [*rows[:1], rows[1] | changes, *rows[2:]])
+    write_rows(files.judge_prompts, [*rows[:1], rows[1] | changes, *rows[2:]])
     with pytest.raises(DataError, match=message):
         JudgePrompts.read(files.judge_prompts)
 
@@ -218,8 +217,8 @@ def test_a_model_is_rated_by_category_and_turn_and_continues(tiny_folder: Path, 
         found = run(server.url)
         assert len(server.bodies) == 6
         assert {name: row.both.mean for name, row in found.categories.items()} == {"writing": 6, "math": 4, "stem": 6}
-        assert found.overall.first == Score(4.0, 0.0, 3, 0)
-        assert found.overall.second == Score(8.0, 0.0, 2, 1)
+        assert found.overall.first == MeanRating(4.0, 0.0, 3, 0)
+        assert found.overall.second == MeanRating(8.0, 0.0, 2, 1)
         assert (found.num_unreadable, found.num_unanswered) == (1, 0)
         assert json.loads((out / "result.json").read_text()) == dataclasses.asdict(found)
         assert {body["temperature"] for body in server.bodies} == {0.0}
@@ -239,7 +238,7 @@ def test_a_model_is_rated_by_category_and_turn_and_continues(tiny_folder: Path, 
     assert f"Q=one R=ref one A={first['completion']}" in asked
     assert f"ref one|ref two|one|{first['completion']}|two|{second['completion']}" in asked
     # Two judgements and the last answer are lost: they, and nothing else, are made again, the same as before.
-    write(out / "model.jsonl", [row for row in rows if row["key"] != "5"])
+    write_rows(out / "model.jsonl", [row for row in rows if row["key"] != "5"])
     judgements = (out / "judgements.jsonl").read_text().splitlines(keepends=True)
     (out / "judgements.jsonl").write_text("".join(judgements[:4]))
     with ScriptedJudge(by_turn) as server:
@@ -264,7 +263,7 @@ def test_what_the_judge_did_not_answer_is_asked_again(tiny_folder: Path, files: 
 
     found, asked = run(refuses_stem)
     assert (asked, found.num_unanswered, found.num_unreadable) == (6, 2, 1)
-    assert found.categories["stem"].both == Score(None, None, 0, 2)
+    assert found.categories["stem"].both == MeanRating(None, None, 0, 2)
     assert "2 answers were not rated" in notes[-1]
     assert "400: too long" in notes[-1]
     found, asked = run(by_turn)
@@ -286,7 +285,7 @@ def test_a_judge_whose_thoughts_took_all_tokens_is_named(tiny_folder: Path, file
     notes: list[str] = []
     with ScriptedJudge(thinks) as server:
         found = run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / "e", TINY, notes.append)
-    assert found.categories["stem"].both == Score(None, None, 0, 2)
+    assert found.categories["stem"].both == MeanRating(None, None, 0, 2)
     told = [note for note in notes if "was cut off at its limit of tokens" in note]
     assert len(told) == 2
     assert told[0].startswith("question 9, turn ")
@@ -307,12 +306,12 @@ def test_a_key_in_a_judgement_is_not_written(
 def test_temperatures_are_those_of_the_category(tiny_folder: Path, files: Files, tmp_path: Path):
     """Greedy answers do not depend on the seed; sampled ones do."""
     same = [QUESTIONS[0] | {"question_id": n, "category": "writing" if n % 2 else "extraction"} for n in range(8)]
-    write(files.questions, same)
+    write_rows(files.questions, same)
 
     def answers(out: str, **changes: Any) -> list[str]:
-        answering = dataclasses.replace(TINY, **changes)
+        sampling = TINY.model_copy(update=changes)
         with ScriptedJudge(lambda body, before: said("[[5]]")) as server:
-            run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / out, answering, quiet)
+            run_mt_bench(str(tiny_folder), files, endpoint(server.url), tmp_path / out, sampling, quiet)
         rows = [json.loads(line) for line in (tmp_path / out / "model.jsonl").read_text().splitlines()]
         return [row["completion"] for row in sorted(rows, key=lambda row: int(row["key"]))]
 
@@ -326,8 +325,8 @@ def test_temperatures_are_those_of_the_category(tiny_folder: Path, files: Files,
 
 def test_two_answers_must_fit_before_anything_is_sampled(tiny_folder: Path, files: Files, tmp_path: Path):
     def run(max_tokens: int) -> None:
-        answering = Answering(max_tokens=max_tokens)
-        run_mt_bench(str(tiny_folder), files, endpoint("http://127.0.0.1:1/v1"), tmp_path / "e", answering, quiet)
+        sampling = EvalSamplingSpec(max_tokens=max_tokens, temperature=None)
+        run_mt_bench(str(tiny_folder), files, endpoint("http://127.0.0.1:1/v1"), tmp_path / "e", sampling, quiet)
 
     with pytest.raises(ConfigError, match=r"--max-tokens is 128, 2 times, but .* reads at most 256 tokens"):
         run(128)

@@ -27,7 +27,9 @@ from transformers import (
     T5Config,
 )
 
+from dar.assembly.loop import build_loop
 from dar.config.model import LoraSpec, ModelSpec
+from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
 from dar.policies.text.loading import (
     add_lora,
@@ -322,6 +324,22 @@ def test_gguf_file_is_converted_once_and_again_when_it_changes(gguf_file: Path, 
     write_gguf(gguf_file, make_model(seed=1, vocab_size=262, tie_word_embeddings=False))
     assert Path(resolve_model(spec)) != folder
     assert [entry.name for entry in (cache / "gguf").iterdir() if entry.name.startswith(".")] == []
+
+
+def test_a_start_of_a_run_reads_a_gguf_file_for_its_digest_once(
+    gguf_file: Path, cache: Path, write_recipe: Any, monkeypatch: pytest.MonkeyPatch
+):
+    digest, read = hashlib.file_digest, []
+
+    def counting(stream: Any, kind: Any) -> Any:
+        read.append(stream.name)
+        return digest(stream, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    prompts = gguf_file.with_name("plain.jsonl")
+    prompts.write_text('{"prompt": "say a"}\n' * 2)
+    build_loop(load_recipe(write_recipe(model=str(gguf_file), data=str(prompts))), quiet=True)
+    assert read.count(str(gguf_file)) == 1
 
 
 def test_gguf_file_with_another_digest_is_refused(gguf_file: Path, cache: Path):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dar.assembly.judge import build_endpoint
 from dar.batch import Prompt
+from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
 from dar.errors import RewardError
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
@@ -18,7 +18,7 @@ from dar.evaluate.mt_bench.grading import grade
 from dar.evaluate.mt_bench.prompts import JudgePrompts
 from dar.evaluate.mt_bench.questions import Question, Turns, read_questions
 from dar.evaluate.mt_bench.scores import MTBench, mt_bench
-from dar.judge import Budget, Client, Counts
+from dar.judge import Client
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,8 @@ class Files:
     judge_prompts: Path
 
 
-@dataclass(frozen=True)
-class Answering:
-    """How answers are drawn.
-
-    max_tokens: of each of the two.
-    temperature: of all categories; None = the one published for each.
-    num_questions: only the first ones; None = all.
-    """
-
-    max_tokens: int = 1024
-    temperature: float | None = None
-    seed: int = 0
-    num_questions: int | None = None
-
-    def temperature_of(self, question: Question) -> float:
-        """What an answer to the question is sampled at."""
-        return question.temperature if self.temperature is None else self.temperature
-
-
 def run_mt_bench(
-    model: str, files: Files, judge: JudgeEndpointSpec, out: Path, answering: Answering, note: Note
+    model: str, files: Files, judge: JudgeEndpointSpec, out: Path, sampling: EvalSamplingSpec, note: Note
 ) -> MTBench:
     """A model's answers to questions of two turns, each rated from 1 to 10 by a judging model.
 
@@ -59,7 +40,7 @@ def run_mt_bench(
         files: see `Files`.
         judge: where it is and how it is asked.
         out: folder, continued if it is there.
-        answering: see `Answering`.
+        sampling: of both answers to a question.
         note: told how far it is.
 
     Raises:
@@ -67,9 +48,9 @@ def run_mt_bench(
         DataError: a file is not as MT-Bench's.
         RewardError: not one answer was rated.
     """
-    questions = read_questions(files.questions, files.references, first=answering.num_questions)
+    questions = read_questions(files.questions, files.references, first=sampling.num_prompts)
     prompts = JudgePrompts.read(files.judge_prompts)
-    client = Client(build_endpoint(judge), Budget(), Counts())
+    client = Client(judge)
     folder = EvaluationFolder(
         out,
         {
@@ -77,10 +58,11 @@ def run_mt_bench(
             "model": model,
             **{field.name: file_digest(getattr(files, field.name)) for field in dataclasses.fields(files)},
             "judge": judge.model_dump(exclude=set(judge.decides_nothing)),
-            **dataclasses.asdict(answering),
+            **sampling.model_dump(exclude={"is_plain", "num_prompts"}),
+            "num_questions": sampling.num_prompts,
         },
     )
-    answers = _answers(model, questions, folder.lines("model", key=("key",)), answering, note)
+    answers = _answers(model, questions, folder.lines("model", key=("key",)), sampling, note)
     lines = folder.lines("judgements", key=("question_id", "turn"))
     result = mt_bench(grade(questions, answers, prompts, client, lines, note))
     if result.overall.both.num_ratings == 0:
@@ -93,7 +75,9 @@ def run_mt_bench(
     return result
 
 
-def _answers(model: str, questions: Sequence[Question], lines: Lines, answering: Answering, note: Note) -> list[Turns]:
+def _answers(
+    model: str, questions: Sequence[Question], lines: Lines, sampling: EvalSamplingSpec, note: Note
+) -> list[Turns]:
     """Both answers to every question; those that are missing are sampled, the second ones after the first."""
 
     def answer(row: int, turn: int) -> str:
@@ -101,14 +85,13 @@ def _answers(model: str, questions: Sequence[Question], lines: Lines, answering:
 
     if any(_key(row, turn) not in lines for row in range(len(questions)) for turn in (1, 2)):
         # The longest there can be, so that no second answer turns out to have no room.
-        _prompts(model, questions, [("",)] * len(questions), answering, num_completions=2)
-        temperatures = [answering.temperature_of(question) for question in questions]
-        generators = build_generators(
-            model, sorted(set(temperatures)), max_completion_length=answering.max_tokens, seed=answering.seed
-        )
+        _prompts(model, questions, [("",)] * len(questions), sampling, num_completions=2)
+        one = sampling.temperature
+        temperatures = [question.temperature if one is None else one for question in questions]
+        generators = build_generators(model, sampling, sorted(set(temperatures)))
         for turn in (1, 2):
             given = [tuple(answer(row, before) for before in range(1, turn)) for row in range(len(questions))]
-            prompts = _prompts(model, questions, given, answering, num_completions=1)
+            prompts = _prompts(model, questions, given, sampling, num_completions=1)
             for temperature, generator in generators.items():
                 chosen = [prompt for prompt, own in zip(prompts, temperatures, strict=True) if own == temperature]
                 prefix = f"turn {turn}, temperature {temperature:g}"
@@ -120,7 +103,7 @@ def _prompts(
     model: str,
     questions: Sequence[Question],
     given: Sequence[Sequence[str]],
-    answering: Answering,
+    sampling: EvalSamplingSpec,
     *,
     num_completions: int,
 ) -> list[Prompt]:
@@ -131,9 +114,8 @@ def _prompts(
     prompts = read_prompts(
         model,
         rows,
+        sampling,
         prompt_column="conversation",
-        max_completion_length=answering.max_tokens,
-        is_plain=False,
         where="the questions",
         num_completions=num_completions,
     )

@@ -11,7 +11,7 @@ from dar.evaluate.mt_bench.grading import Grade
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanRating:
     """A mean of ratings.
 
     mean: from 1 to 10; None without a rating.
@@ -29,9 +29,9 @@ class Score:
 class TurnScores:
     """Scores of the first answers, of the second ones, and of both together."""
 
-    both: Score
-    first: Score
-    second: Score
+    both: MeanRating
+    first: MeanRating
+    second: MeanRating
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def mt_bench(grades: Sequence[Grade]) -> MTBench:
     )
 
 
-def score(grades: Sequence[Grade]) -> Score:
+def mean_rating(grades: Sequence[Grade]) -> MeanRating:
     """Mean of the ratings r_qt of questions q, and its standard error with questions as clusters.
 
         m = Σ r_qt / N,    se = √( n/(n−1) · Σ_q (Σ_t (r_qt − m))² ) / N
@@ -82,15 +82,15 @@ def score(grades: Sequence[Grade]) -> Score:
             ratings[grade.question_id].append(grade.rating)
     n, total = len(ratings), sum(map(len, ratings.values()))
     if n == 0:
-        return Score(None, None, 0, len(grades))
+        return MeanRating(None, None, 0, len(grades))
     mean = math.fsum(rating for values in ratings.values() for rating in values) / total
     error = None
     if n > 1:
         squares = math.fsum(math.fsum(rating - mean for rating in values) ** 2 for values in ratings.values())
         error = math.sqrt(n / (n - 1) * squares) / total
-    return Score(mean, error, total, len(grades) - total)
+    return MeanRating(mean, error, total, len(grades) - total)
 
 
 def _turns(grades: Sequence[Grade]) -> TurnScores:
     first, second = ([grade for grade in grades if grade.turn == turn] for turn in (1, 2))
-    return TurnScores(score(grades), score(first), score(second))
+    return TurnScores(mean_rating(grades), mean_rating(first), mean_rating(second))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError, require_package
-from dar.files.atomic import written
 from dar.files.intake import sha256_of
-from dar.files.paths import cache_root
+from dar.policies.text.cached import made_once
 
 
 def converted(file: Path, *, sha256: str | None = None) -> Path:
@@ -23,28 +23,17 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         ConfigError: the digest is another one, the file cannot be read as a causal language model, or the cache
             folder cannot be written.
     """
-    try:
-        digest = sha256_of(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read the model file {file}: {error}") from error
+    digest = _sha256(file)
     if sha256 and digest != sha256.lower():
         raise ConfigError(
             f"{file} ({file.stat().st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
             f"{sha256}. It may be a truncated download or another version; fetch it again or drop model.sha256."
         )
-    target = cache_root() / "gguf" / f"{file.stem}-{digest[:16]}"
-    if (target / "config.json").exists():
-        return target
-    require_package("gguf", str(file))
-    try:
-        with written(target) as scratch:
-            _convert(file, scratch)
-    except OSError as error:
-        raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    return target
+    return made_once(f"gguf/{file.stem}-{digest[:16]}", lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
+    require_package("gguf", str(file))
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -55,3 +44,17 @@ def _convert(file: Path, folder: Path) -> None:
     delattr(model.config, "quantization_config")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        found = file.stat()
+        return _digest(file.absolute(), found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model file {file}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(file: Path, _mtime_ns: int, _size: int) -> str:
+    """SHA-256 of a file; a start asks for its configuration, tokenizer and weights, and reads gigabytes once."""
+    return sha256_of(file)

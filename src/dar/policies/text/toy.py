@@ -8,9 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dar.errors import ConfigError
-from dar.files.atomic import written
-from dar.files.paths import cache_root
+from dar.policies.text.cached import made_once
 
 TOY = "toy:letters"
 """What a recipe calls it."""
@@ -24,16 +22,12 @@ def toy_folder() -> Path:
     Raises:
         ConfigError: the cache folder cannot be written.
     """
-    target = cache_root() / "toy" / "letters-1"
-    if (target / "config.json").exists():
-        return target
-    try:
-        with written(target) as scratch:
-            _model().save_pretrained(scratch)
-            _tokenizer().save_pretrained(scratch)
-    except OSError as error:
-        raise ConfigError(f"cannot write the model cache {target.parent}: {error}; set DAR_CACHE") from error
-    return target
+    return made_once("toy/letters-1", _make)
+
+
+def _make(folder: Path) -> None:
+    _model().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
 
 
 def _model() -> LlamaForCausalLM:

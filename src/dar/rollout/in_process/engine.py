@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
+from dar.config.data import DecodingSpec
 from dar.errors import RolloutError
 from dar.policies.text.head import logits_of
 from dar.policies.text.logprobs import unwrapped
@@ -19,7 +20,7 @@ from dar.policies.text.rotary import require_fixed
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.sampling import SamplingKey, inverse_cdf
-from dar.rollout.truncation import PLAIN, Decoding
+from dar.rollout.truncation import PLAIN, constrained, first_stop
 
 Progress = Callable[[int], None]
 """Called with the number of tokens just sampled."""
@@ -36,7 +37,7 @@ class Engine(Protocol):
         max_completion_length: int,
         key: SamplingKey,
         progress: Progress | None = None,
-        decoding: Decoding = PLAIN,
+        decoding: DecodingSpec = PLAIN,
     ) -> Rollouts:
         """Samples `num_generations` completions of each prompt.
 
@@ -82,7 +83,7 @@ class InProcessEngine:
         max_completion_length: int,
         key: SamplingKey,
         progress: Progress | None = None,
-        decoding: Decoding = PLAIN,
+        decoding: DecodingSpec = PLAIN,
     ) -> Rollouts:
         longest = max(len(prompt.token_ids) for prompt in prompts) + max_completion_length
         require_fixed(unwrapped(self.policy.model), longest)
@@ -103,7 +104,7 @@ class InProcessEngine:
             written.has_eos[at] = torch.isin(tokens[running], eos)
             if decoding.stop:
                 written.has_stop[at] = torch.tensor(
-                    [decoding.first_stop(text) is not None for text in self._texts(written, at)], dtype=torch.bool
+                    [first_stop(decoding, text) is not None for text in self._texts(written, at)], dtype=torch.bool
                 )
             if progress is not None:
                 progress(len(at))
@@ -114,13 +115,15 @@ class InProcessEngine:
             self.decoder.run(prompts, num_generations, max_completion_length, sample)
         return self._rollouts(prompts, num_generations, written, decoding)
 
-    def _draw(self, states: Tensor, uniforms: Tensor, positions: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self, states: Tensor, uniforms: Tensor, positions: Tensor, decoding: DecodingSpec
+    ) -> tuple[Tensor, Tensor]:
         """One token per row and its log-probability, on the CPU."""
         module = self.policy.module
         logits = logits_of(unwrapped(module.model), states)
         if module.temperature != 1.0:
             logits = logits / module.temperature
-        logits = decoding.apply(logits, positions, self.policy.eos_token_ids)
+        logits = constrained(decoding, logits, positions, self.policy.eos_token_ids)
         probabilities = torch.softmax(logits, dim=-1)
         if not torch.isfinite(probabilities.amax(-1)).all():
             raise RolloutError(
@@ -142,7 +145,7 @@ class InProcessEngine:
         return self.policy.tokenizer.batch_decode(contents)
 
     def _rollouts(
-        self, prompts: Sequence[Prompt], num_generations: int, written: _Written, decoding: Decoding
+        self, prompts: Sequence[Prompt], num_generations: int, written: _Written, decoding: DecodingSpec
     ) -> Rollouts:
         width = int(written.lengths.max())
         texts = self._texts(written, torch.arange(len(written.ids)))
@@ -157,7 +160,7 @@ class InProcessEngine:
             groups=groups,
             texts=tuple(
                 opened_tag(self.policy.tokenizer, prompts[row // num_generations].token_ids, text)
-                + text[: decoding.first_stop(text)]
+                + text[: first_stop(decoding, text)]
                 for row, text in enumerate(texts)
             ),
             logprobs=written.logprobs[:, :width],
