@@ -202,7 +202,7 @@ def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
         text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(per_row, rollouts.texts, strict=True)
     ]
-    lengths = rollouts.groups.lengths().tolist()
+    lengths = rollouts.groups.lengths.tolist()
     ids = [row[:length] for row, length in zip(rollouts.groups.completion_ids.tolist(), lengths, strict=True)]
     names = dict.fromkeys(name for prompt in rollouts.prompts for name in prompt.columns)
     columns = {name: [prompt.columns.get(name) for prompt in per_row] for name in names}
