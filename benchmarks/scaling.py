@@ -39,7 +39,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dar.algorithms.regression import DAR
-from dar.batch import Prompt, TokenGroups, Weighted
+from dar.batch import Batch, Prompt, TokenGroups
 from dar.config.optim import AdamWSpec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec
@@ -233,14 +233,14 @@ def prepare(point: Point, phase: str, *, packed: bool, precision: str) -> Callab
         max_tokens=10**9,
         max_grad_norm=1.0,
     )
-    batch = Weighted(
+    scored = Batch(
         groups=groups,
         old_logprobs=torch.zeros(shape),
         ref_logprobs=torch.zeros(shape),
-        advantages=torch.linspace(-1, 1, num_rows),
-        weights=torch.ones(num_rows),
-        denominator=float(num_rows),
+        rewards=torch.zeros(point.num_prompts, point.num_generations),
+        has_eos=torch.ones(num_rows, dtype=torch.bool),
     )
+    batch = scored.weighted(torch.linspace(-1, 1, num_rows), torch.ones(num_rows))
     algorithm = DAR(DARSpec())
     return lambda: updater.step(algorithm, batch, on_policy=True, where="the benchmark")
 

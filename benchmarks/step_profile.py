@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
-from dar.batch import Weighted, pad_rows
+from dar.batch import pad_rows
 from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.packing import packed_length
@@ -112,14 +112,9 @@ def measure(loop: Loop) -> dict[str, Any]:
         )
 
     rollouts = rollout()
-    rows = Weighted(
-        groups=rollouts.groups,
-        old_logprobs=rollouts.logprobs,
-        ref_logprobs=rollouts.logprobs,
-        advantages=torch.linspace(-1, 1, rollouts.groups.num_rows),
-        weights=torch.ones(rollouts.groups.num_rows),
-        denominator=float(rollouts.groups.num_rows),
-    )
+    scored = rollouts.scored(torch.zeros(len(prompts), spec.num_generations), {}, ref_logprobs=rollouts.logprobs)
+    num_rows = rollouts.groups.num_rows
+    rows = scored.weighted(torch.linspace(-1, 1, num_rows), torch.ones(num_rows))
     packed = sum(packed_length(rollouts.groups))
     completion = int(rollouts.groups.mask.sum())
     body, head = sizes(unwrapped(loop.policy.model))

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import few, golden_experience, make_experience, make_groups, random_rewards, random_rows
+from support.builders import few, golden_scored, make_groups, make_scored, random_rewards, random_rows
+from support.handmade import make_rollouts
 
-from dar.batch import Experience, Prompt, Rollouts, TokenGroups, Weighted, pad_rows, split_by_tokens
-
-
-def weighted(
-    experience: Experience, advantages: torch.Tensor, weights: torch.Tensor, denominator: float = 4.0
-) -> Weighted:
-    return Weighted(
-        groups=experience.groups,
-        old_logprobs=experience.old_logprobs,
-        ref_logprobs=experience.ref_logprobs,
-        advantages=advantages,
-        weights=weights,
-        denominator=denominator,
-    )
+from dar.batch import Prompt, Rollouts, TokenGroups, Weighted, joined, pad_rows
 
 
 def golden_weighted() -> Weighted:
-    return weighted(golden_experience(), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    advantages, weights = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    return golden_scored().weighted(advantages, weights, tokens={"returns": golden_scored().old_logprobs - 1})
 
 
 # Rows of lengths (2, 4), (1), (3, 1, 2) under prompts of 3, 5 and 2 tokens.
@@ -42,7 +32,16 @@ def test_every_row_knows_its_prompt_and_its_length():
     first, second, third = RAGGED.prompt_ids
     assert RAGGED.num_rows == 6
     assert list(RAGGED.row_prompts()) == [first, first, second, third, third, third]
-    assert RAGGED.lengths().tolist() == [2, 4, 1, 3, 1, 2]
+    assert RAGGED.lengths.tolist() == [2, 4, 1, 3, 1, 2]
+
+
+def test_a_row_is_as_long_as_what_is_in_it_and_not_as_what_the_policy_chose():
+    mask = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    ids = torch.arange(8).reshape(2, 4)
+    assert TokenGroups(((1,),), (2,), ids, mask).lengths.tolist() == [3, 2]
+    longer = TokenGroups(((1,),), (2,), ids, mask, torch.tensor([4, 2]))
+    assert longer.select(torch.tensor([True, False])).mask.shape == (1, 4)
+    assert longer.select(torch.tensor([False, True])).mask.tolist() == [[False, True]]
 
 
 def test_groups_that_do_not_match_their_sizes_are_an_error():
@@ -75,72 +74,84 @@ def test_selecting_nothing_is_an_error():
         RAGGED.select(torch.zeros(6, dtype=torch.bool))
 
 
-# --- rollouts and experience -----------------------------------------------------------------------------------------
+# --- rollouts and scored -----------------------------------------------------------------------------------------
 
 
 def test_rollouts_say_how_many_completions_a_prompt_has_and_which_ended():
     rollouts = Rollouts(
         prompts=tuple(Prompt(position, "?", (1, 2), {}) for position in range(2)),
-        groups=golden_experience().groups,
+        groups=golden_scored().groups,
         texts=("a", "b", "c", "d"),
-        logprobs=golden_experience().old_logprobs,
+        logprobs=golden_scored().old_logprobs,
         finish_reasons=("eos", "length", "length", "eos"),
     )
     assert rollouts.num_generations == 2
     assert rollouts.has_eos.tolist() == [True, False, False, True]
 
 
+def test_rollouts_and_rewards_make_a_batch():
+    rollouts = make_rollouts([["a", "bb"], ["ccc", "d"]], finish_reasons=["eos", "length", "eos", "eos"])
+    rollouts = replace(rollouts, labels={"impact": torch.tensor([[1.0, 1.0], [2.0, 2.0]])})
+    rewards = torch.tensor([[1.0, math.nan], [3.0, 4.0]])
+    batch = rollouts.scored(rewards, {"length": rewards}, ref_logprobs=rollouts.logprobs - 1)
+    assert batch.groups is rollouts.groups
+    assert batch.mask is batch.groups.mask
+    assert batch.old_logprobs is rollouts.logprobs
+    assert batch.has_eos.tolist() == [True, False, True, True]
+    assert list(batch.labels) == ["length", "impact"]
+    assert batch.values is None
+    assert batch.places.tolist() == [0, 1, 2, 3]
+
+
+def test_joined_rows_are_padded_to_the_longest():
+    one = make_rollouts([["a", "bb"]], logprobs=[[-1], [-2, -3]])
+    other = make_rollouts([["ccc", "d"]], logprobs=[[-4, -5, -6], [-7]], finish_reasons=["length", "eos"])
+    one, other = (replace(each, labels={"x": each.logprobs[:, :1].T}) for each in (one, other))
+    both = joined([one, other])
+    assert both.groups.prompt_ids == ((1,), (1,))
+    assert both.groups.group_sizes == (2, 2)
+    assert both.groups.lengths.tolist() == [1, 2, 3, 1]
+    assert both.groups.mask.sum(1).tolist() == [1, 2, 3, 1]
+    assert both.logprobs.tolist() == [[-1, 0, 0], [-2, -3, 0], [-4, -5, -6], [-7, 0, 0]]
+    assert both.texts == ("a", "bb", "ccc", "d")
+    assert both.finish_reasons == ("eos", "eos", "length", "eos")
+    assert both.labels["x"].tolist() == [[-1, -2], [-4, -7]]
+    assert joined([None, None]) is None
+
+
 @pytest.mark.parametrize("denominator", [0.0, -1.0, math.nan])
 def test_denominator_must_be_positive(denominator: float):
     with pytest.raises(ValueError, match="denominator must be > 0"):
-        weighted(golden_experience(), torch.ones(4), torch.ones(4), denominator)
+        golden_scored().weighted(torch.ones(4), torch.ones(4), denominator=denominator)
 
 
-def test_weighted_slice_takes_every_field_of_its_rows():
-    part = golden_weighted().group_slice(1, 2)
-    assert part.ref_logprobs is not None
-    assert part.groups.completion_ids.tolist() == [[200, 201, 202], [300, 301, -1]]
-    assert part.old_logprobs.tolist() == [[-1, -2, -5], [-7, -8, 0]]
-    assert part.ref_logprobs.tolist() == [[-3, -1, -4], [-16, -4, 0]]
-    assert part.advantages.tolist() == [3, 4]
-    assert part.weights.tolist() == pytest.approx([0.3, 0.4])
-
-
-def test_weighted_slice_keeps_the_global_denominator():
-    assert golden_weighted().group_slice(0, 1).denominator == 4.0
-
-
-def test_weighted_slice_trims_log_probabilities_with_the_tokens():
-    seen = golden_weighted().group_slice(0, 1)
-    assert seen.ref_logprobs is not None
-    assert seen.old_logprobs.tolist() == [[-4, -6], [-11, 0]]
-    assert seen.ref_logprobs.tolist() == [[-7, -5], [-10, 0]]
-    assert seen.mask.tolist() == [[True, True], [True, False]]
-
-
-def test_weighted_slice_without_a_reference():
-    whole = weighted(make_experience([[1, 2]], [[-1], [-2]]), torch.ones(2), torch.ones(2), 2.0)
-    assert whole.group_slice(0, 1).ref_logprobs is None
-
-
-@pytest.mark.parametrize("with_reference", [True, False])
-def test_moving_to_a_device_moves_every_tensor(with_reference: bool):
-    batch = golden_experience() if with_reference else make_experience([[1, 2]], [[-1], [-2]])
-    moved = weighted(batch, torch.ones(4), torch.ones(4)).to(torch.device("meta"))
-    records = [*vars(moved).values(), *vars(moved.groups).values()]
-    tensors = [value for value in records if isinstance(value, torch.Tensor)]
-    assert len(tensors) == (6 if with_reference else 5)
-    assert all(tensor.device.type == "meta" for tensor in tensors)
-    assert moved.denominator == 4.0
-    assert moved.groups.prompt_ids == batch.groups.prompt_ids
-
-
-def test_moving_to_the_same_device_changes_nothing():
+def test_selecting_takes_every_field_of_the_rows_and_keeps_what_is_the_batches():
     whole = golden_weighted()
-    same = whole.to(torch.device("cpu"))
-    for name in ("weights", "advantages", "old_logprobs", "ref_logprobs", "mask"):
-        assert torch.equal(getattr(same, name), getattr(whole, name))
-    assert torch.equal(same.groups.completion_ids, whole.groups.completion_ids)
+    part = whole.select(torch.tensor([False, False, False, True]))
+    assert part.ref_logprobs is not None
+    assert part.groups.completion_ids.tolist() == [[300, 301]]
+    assert part.groups.lengths.tolist() == [2]
+    assert part.old_logprobs.tolist() == [[-7, -8]]
+    assert part.ref_logprobs.tolist() == [[-16, -4]]
+    assert part.tokens["returns"].tolist() == [[-8, -9]]
+    assert part.advantages.tolist() == [4]
+    assert part.weights.tolist() == pytest.approx([0.4])
+    assert part.has_eos.tolist() == [False]
+    # The reward is still where it was.
+    assert part.denominator == 4.0
+    assert part.rewards is whole.rewards
+    assert part.to_rows(part.rewards).tolist() == [2.5]
+    assert part.to_table(part.advantages, absent=0.0).tolist() == [[0, 0], [0, 4]]
+
+
+def test_moving_to_a_device_moves_every_tensor():
+    moved = replace(golden_weighted(), labels={"x": torch.ones(2, 2)}).to(torch.device("meta"))
+    groups = moved.groups
+    tensors = [moved.tokens["returns"], moved.labels["x"], *vars(moved).values(), *vars(groups).values()]
+    kinds = [tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    assert kinds == ["meta"] * 12
+    assert moved.denominator == 4.0
+    assert groups.prompt_ids == golden_scored().groups.prompt_ids
 
 
 LOADS = torch.tensor([[0.1, 0.2, 0.0], [0.1, 0.0, 0.0], [2.0, 0.0, 1.0], [0.0, 4.0, 0.0]])
@@ -158,13 +169,13 @@ def test_rows_that_together_move_a_negligible_share_are_left_out():
 
 @pytest.mark.parametrize("loads", [LOADS, None])
 def test_rows_of_weight_zero_carry_nothing(loads: torch.Tensor | None):
-    batch = weighted(golden_experience(), torch.ones(4), torch.tensor([0.0, 1.0, 0.0, 2.0]))
+    batch = golden_scored().weighted(torch.ones(4), torch.tensor([0.0, 1.0, 0.0, 2.0]))
     assert batch.carries_weight(loads, 0.0).tolist() == [False, True, False, True]
     assert batch.carries_weight(loads, 1e-6).tolist() == [False, True, False, True]
 
 
 def test_what_is_not_a_number_is_kept_for_the_loss_to_refuse():
-    batch = weighted(golden_experience(), torch.ones(4), torch.tensor([0.0, math.nan, 1.0, 1.0]))
+    batch = golden_scored().weighted(torch.ones(4), torch.tensor([0.0, math.nan, 1.0, 1.0]))
     assert batch.carries_weight(None, 1e-4).tolist() == [False, True, True, True]
     assert batch.carries_weight(LOADS * math.nan, 1e-4).tolist() == [False, True, True, True]
 
@@ -172,26 +183,29 @@ def test_what_is_not_a_number_is_kept_for_the_loss_to_refuse():
 # --- micro-batches ---------------------------------------------------------------------------------------------------
 
 
+def parts(groups: TokenGroups, max_tokens: int) -> list[int]:
+    """How many groups each micro-batch has."""
+    return [len(groups.select(rows).group_sizes) for rows in groups.split(max_tokens)]
+
+
 @pytest.mark.parametrize(
-    ("max_tokens", "bounds"),
-    [
-        # Each prompt once: group 0 has 3+2+4 = 9 tokens, group 1 has 5+1 = 6, group 2 has 2+3+1+2 = 8.
-        (1, [(0, 1), (1, 2), (2, 3)]),
-        (13, [(0, 1), (1, 2), (2, 3)]),
-        (14, [(0, 1), (1, 3)]),
-        (15, [(0, 2), (2, 3)]),
-        (22, [(0, 2), (2, 3)]),
-        (23, [(0, 3)]),
-    ],
+    ("max_tokens", "sizes"),
+    # Each prompt once: group 0 has 3+2+4 = 9 tokens, group 1 has 5+1 = 6, group 2 has 2+3+1+2 = 8.
+    [(1, [1, 1, 1]), (13, [1, 1, 1]), (14, [1, 2]), (15, [2, 1]), (22, [2, 1]), (23, [3])],
 )
-def test_micro_batches_at_known_budgets(max_tokens: int, bounds: list[tuple[int, int]]):
-    assert split_by_tokens(RAGGED, max_tokens) == bounds
+def test_micro_batches_at_known_budgets(max_tokens: int, sizes: list[int]):
+    assert parts(RAGGED, max_tokens) == sizes
 
 
 def test_a_closed_micro_batch_does_not_count_against_the_next():
     # After the long group 0 (1+9 = 10) is closed, 1 and 2 are 4 together, not 14.
-    groups = make_groups([9, 1, 1], [1, 1, 1], [1, 1, 1])
-    assert split_by_tokens(groups, 10) == [(0, 1), (1, 3)]
+    assert parts(make_groups([9, 1, 1], [1, 1, 1], [1, 1, 1]), 10) == [1, 2]
+
+
+def test_what_others_said_takes_room_too():
+    mask = RAGGED.mask.clone()
+    mask[1, 1:3] = False
+    assert parts(replace(RAGGED, mask=mask), 14) == [1, 2]
 
 
 @few
@@ -208,9 +222,9 @@ def test_micro_batches_are_whole_groups_in_order_within_the_budget(
     def tokens(start: int, stop: int) -> int:
         return sum(prompts[start:stop]) + 2 * sum(lengths[start:stop])
 
-    bounds = split_by_tokens(groups, max_tokens)
-    assert [bounds[0][0], bounds[-1][1]] == [0, len(lengths)]
-    assert all(left[1] == right[0] for left, right in pairwise(bounds))
+    bounds = list(pairwise(accumulate(parts(groups, max_tokens), initial=0)))
+    assert torch.equal(torch.stack(groups.split(max_tokens)).sum(0), torch.ones(groups.num_rows, dtype=torch.int64))
+    assert bounds[-1][1] == len(lengths)
     assert all(stop - start == 1 or tokens(start, stop) <= max_tokens for start, stop in bounds)
     # Greedy: the next group would not have fitted.
     assert all(tokens(start, stop + 1) > max_tokens for start, stop in bounds[:-1])
@@ -220,23 +234,20 @@ def test_micro_batches_are_whole_groups_in_order_within_the_budget(
 @given(seed=st.integers(0, 10_000), num_prompts=st.integers(1, 5), max_tokens=st.integers(1, 100))
 def test_micro_batches_together_are_the_whole(seed: int, num_prompts: int, max_tokens: int):
     _, old, ref = random_rows(seed, 3 * num_prompts)
-    batch = make_experience(random_rewards(seed, num_prompts, 3), old, ref)
     rows = torch.arange(3.0 * num_prompts)
-    parts = weighted(batch, rows, rows + 100, 7.0).split_by_tokens(max_tokens)
-    assert torch.equal(torch.cat([part.advantages for part in parts]), rows)
-    assert torch.equal(torch.cat([part.weights for part in parts]), rows + 100)
-    assert [ids for part in parts for ids in part.groups.prompt_ids] == list(batch.groups.prompt_ids)
-    for name in ("old_logprobs", "ref_logprobs"):
-        kept = [getattr(part, name)[part.mask] for part in parts]
-        assert torch.equal(torch.cat(kept), getattr(batch, name)[batch.mask])
-    tokens = [part.groups.completion_ids[part.mask] for part in parts]
-    assert torch.equal(torch.cat(tokens), batch.groups.completion_ids[batch.mask])
-    assert {part.denominator for part in parts} == {7.0}
+    batch = make_scored(random_rewards(seed, num_prompts, 3), old, ref).weighted(rows, rows + 100)
+    parts = [batch.select(rows) for rows in batch.groups.split(max_tokens)]
+    groups = joined([part.groups for part in parts])
+    assert groups.prompt_ids == batch.groups.prompt_ids
+    assert torch.equal(groups.completion_ids[groups.mask], batch.groups.completion_ids[batch.mask])
+    for name in ("old_logprobs", "ref_logprobs", "advantages", "weights", "places", "has_eos"):
+        assert torch.equal(joined([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert {part.denominator for part in parts} == {batch.denominator}
 
 
 def test_budget_must_be_positive():
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
-        split_by_tokens(RAGGED, 0)
+        RAGGED.split(0)
 
 
 # --- padding ---------------------------------------------------------------------------------------------------------
@@ -247,8 +258,3 @@ def test_pad_rows_pads_on_the_right():
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9], [9, 9, 9]]
     assert mask.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
     assert ids.dtype == torch.int64
-
-
-def test_mask_of_an_experience_is_that_of_its_tokens():
-    batch: Experience = golden_experience()
-    assert batch.mask is batch.groups.mask

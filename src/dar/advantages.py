@@ -114,7 +114,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     Args:
         rewards: [B, T] per-token rewards; what stands where the mask is False is not read.
         values: [B, T] the critic's V(s_t), in reward units.
-        mask: [B, T] bool, True on sampled tokens (a prefix of each row). V after the last token is 0.
+        mask: [B, T] bool, True on sampled tokens. V after the last one is 0.
         gamma: discount in [0, 1].
         lam: λ in [0, 1]; 0 gives the one-step δ, 1 (with γ = 1) the return minus V.
 
@@ -136,10 +136,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     following_advantage = rewards.new_zeros(rewards.shape[0])
     for t in range(rewards.shape[1] - 1, -1, -1):
         delta = rewards[:, t] + gamma * following_value - values[:, t]
-        following_advantage = torch.where(mask[:, t], delta + gamma * lam * following_advantage, 0.0)
-        following_value = values[:, t]
-        advantages[:, t] = following_advantage
-    return advantages
+        advantages[:, t] = delta + gamma * lam * following_advantage
+        # What the policy did not choose lies between one of its choices and the next, and takes no time.
+        following_advantage = torch.where(mask[:, t], advantages[:, t], following_advantage)
+        following_value = torch.where(mask[:, t], values[:, t], following_value)
+    return advantages.masked_fill(~mask, 0.0)
 
 
 def tied_groups(rewards: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """The frozen records that flow through a step, one type per stage.
 
-    Prompt → Rollouts (sampled) → Experience (scored) → Weighted (ready to train on)
+    Prompt → Rollouts (sampled) → Batch (scored) → Weighted (what a method decided about it)
 
-Shapes: P prompts, K completions per prompt, B = P·K rows, group-major (row p·K + k), T completion tokens,
-right-padded.
+Shapes: P prompts, K completions per prompt, B rows, group-major (row p·K + k; B = P·K unless rows were left out), T
+completion tokens, right-padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +23,12 @@ Message = dict[str, Any]
 FinishReason = Literal["eos", "length", "stop"]
 """Why a completion ended: it sampled an end-of-sequence token, it ran out of room, or its text held a stop string
 (training has none)."""
+
+DERIVED: Tensor = cast("Tensor", None)
+"""Default of a field that the others determine."""
+
+TABLE = {"is_table": True}
+"""Marks a field that speaks of the whole batch, [P, K] whichever rows are here."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,80 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TokenGroups:
+class Rows:
+    """A record of tensors whose first dimension is rows and whose second, if any, is tokens; and of further such
+    records, tensors by name, and whatever else, which stays as it is."""
+
+    def map(self, rows: Callable[[Tensor], Tensor], tables: Callable[[Tensor], Tensor] = lambda table: table) -> Self:
+        """The same record with other tensors: each of rows, and each [P, K] table."""
+        return replace(
+            self,
+            **{
+                each.name: _mapped(getattr(self, each.name), tables if each.metadata == TABLE else rows)
+                for each in fields(self)
+            },
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on another device."""
+        return self.map(lambda rows: rows.to(device), lambda table: table.to(device))
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    match value:
+        case Tensor():
+            return change(value)
+        case Rows():
+            return value.map(change)
+        case Mapping():
+            return {name: change(each) for name, each in value.items()}
+    return value
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Tensors of rows, and tuples, mappings and records of such (rollouts, say), one behind the other as one.
+
+    Padded to the longest completion. None stays None.
+    """
+    first = parts[0]
+    match first:
+        case Tensor() if first.ndim > 1:
+            width = max(part.shape[1] for part in parts)
+            return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+        case Tensor():
+            return torch.cat(list(parts))
+        case tuple():
+            return tuple(each for part in parts for each in part)
+        case Mapping():
+            return {name: joined([part[name] for part in parts]) for name in first}
+        case Rows():
+            names = [each.name for each in fields(first)]
+            return replace(first, **{name: joined([getattr(part, name) for part in parts]) for name in names})
+    return first
+
+
+@dataclass(frozen=True)
+class TokenGroups(Rows):
     """Prompts and their completions as tokens: all that a log-prob pass needs.
 
     prompt_ids: one tuple of token ids per group.
     group_sizes: completions of each group; they sum to B.
     completion_ids: [B, T] int64, right-padded (what the padding holds is never read).
-    mask: [B, T] bool, True on sampled tokens, EOS included; at least one per row.
+    mask: [B, T] bool, True on the policy's own choices, EOS included, and nowhere else: not on what a tool or a user
+        said in between; at least one per row.
+    lengths: [B] int64, how many tokens of a row exist, whosesoever; by default up to the policy's last one.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
     group_sizes: tuple[int, ...]
     completion_ids: Tensor
     mask: Tensor
+    lengths: Tensor = DERIVED
+
+    def __post_init__(self) -> None:
+        if self.lengths is DERIVED:
+            places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+            object.__setattr__(self, "lengths", (self.mask * places).amax(1))
 
     @property
     def num_rows(self) -> int:
@@ -63,10 +132,6 @@ class TokenGroups:
         for prompt, size in zip(self.prompt_ids, self.group_sizes, strict=True):
             for _ in range(size):
                 yield prompt
-
-    def lengths(self) -> Tensor:
-        """[B] completion tokens per row."""
-        return self.mask.sum(1)
 
     def rows_of(self, start: int, stop: int) -> Tensor:
         """[B] bool: the rows of groups start…stop−1."""
@@ -83,25 +148,47 @@ class TokenGroups:
         if not keep.any():
             raise ValueError("a batch needs at least one row")
         sizes = [int(part.sum()) for part in keep.split(list(self.group_sizes))]
-        mask = self.mask[keep]
-        longest = int(mask.sum(1).max())
-        return TokenGroups(
-            prompt_ids=tuple(ids for ids, size in zip(self.prompt_ids, sizes, strict=True) if size),
-            group_sizes=tuple(size for size in sizes if size),
-            completion_ids=self.completion_ids[keep, :longest],
-            mask=mask[:, :longest],
-        )
+        prompts = tuple(ids for ids, size in zip(self.prompt_ids, sizes, strict=True) if size)
+        kept = self.map(_selecting(keep, int(self.lengths[keep].max())))
+        return replace(kept, prompt_ids=prompts, group_sizes=tuple(size for size in sizes if size))
+
+    def split(self, max_tokens: int) -> list[Tensor]:
+        """[B] bool each: the rows of micro-batches of whole groups, in order, by greedy choice.
+
+        Each has at most `max_tokens` tokens, every prompt counted once. A group larger than that stands alone: its
+        completions share a prompt and are not torn apart.
+
+        Raises:
+            ValueError: max_tokens < 1.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        bounds, total = [0], 0
+        per_group = self.lengths.split(list(self.group_sizes))
+        for index, (prompt, lengths) in enumerate(zip(self.prompt_ids, per_group, strict=True)):
+            tokens = len(prompt) + int(lengths.sum())
+            if total and total + tokens > max_tokens:
+                bounds.append(index)
+                total = 0
+            total += tokens
+        return [self.rows_of(*each) for each in pairwise([*bounds, len(self.group_sizes)])]
+
+
+def _selecting(keep: Tensor, width: int) -> Callable[[Tensor], Tensor]:
+    return lambda rows: rows[keep] if rows.ndim == 1 else rows[keep, :width]
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """What π_t sampled.
+class Rollouts(Rows):
+    """What π_t sampled, or what the data brings in its place.
 
     prompts: P prompts.
     groups: the tokens, K completions per prompt.
     texts: B decoded completions, special tokens removed.
-    logprobs: [B, T] fp32 nats under the distribution that sampled (temperature included), 0 where masked.
+    logprobs: [B, T] fp32 nats under the distribution that sampled (temperature included), 0 where masked; NaN of the
+        data's completions.
     finish_reasons: B of them.
+    labels: [P, K] numbers that the data says of its completions, by name.
     """
 
     prompts: tuple[Prompt, ...]
@@ -109,6 +196,7 @@ class Rollouts:
     texts: tuple[str, ...]
     logprobs: Tensor
     finish_reasons: tuple[FinishReason, ...]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_generations(self) -> int:
@@ -118,6 +206,26 @@ class Rollouts:
     def has_eos(self) -> Tensor:
         """[B] bool: the completion ended by itself."""
         return torch.tensor([reason == "eos" for reason in self.finish_reasons])
+
+    def scored(
+        self,
+        rewards: Tensor,
+        parts: Mapping[str, Tensor],
+        *,
+        ref_logprobs: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Batch:
+        """With their rewards [P, K] (NaN where there is none), the parts these are made of, and what frozen passes
+        said."""
+        return Batch(
+            groups=self.groups,
+            old_logprobs=self.logprobs,
+            ref_logprobs=ref_logprobs,
+            rewards=rewards,
+            has_eos=self.has_eos,
+            values=values,
+            labels={**parts, **self.labels},
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +246,7 @@ class TokenOutputs:
 
 
 @dataclass(frozen=True)
-class Experience:
+class Batch(Rows):
     """A scored batch: everything fixed before the update, nothing of it carries a gradient.
 
     groups: the tokens.
@@ -148,134 +256,108 @@ class Experience:
     has_eos: [B] bool.
     values: [B, T] fp32, the critic's V(s_t) before each token in reward units, or None for a method without a critic.
     labels: further [P, K] numbers of each completion by name: its single rewards, or what the data says of it.
+    places: [B] int64, where in a [P, K] table each row is, counted row by row; by default all of it in order.
 
-    A method is given only the rows that have a reward (`scored_only`): B then counts the rewards, NaN left out.
+    A method is given only the rows that have a reward (`rewarded`). Tables are of the whole batch, whichever rows are
+    here.
     """
 
     groups: TokenGroups
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
-    rewards: Tensor
+    rewards: Tensor = field(metadata=TABLE)
     has_eos: Tensor
     values: Tensor | None = None
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Tensor] = field(default_factory=dict, metadata=TABLE)
+    places: Tensor = DERIVED
+
+    def __post_init__(self) -> None:
+        if self.places is DERIVED:
+            object.__setattr__(self, "places", torch.arange(self.groups.num_rows))
 
     @property
     def mask(self) -> Tensor:
         return self.groups.mask
 
     def to_rows(self, table: Tensor) -> Tensor:
-        """[P, K] → [B]: the entries of completions that have a reward."""
-        return table[~self.rewards.isnan()]
+        """[P, K] → [B]."""
+        return table.flatten()[self.places]
 
-    def to_table(self, rows: Tensor) -> Tensor:
-        """[B] → [P, K], NaN where a completion has no reward."""
-        table = rows.new_full(self.rewards.shape, torch.nan)
-        table[~self.rewards.isnan()] = rows
+    def to_table(self, rows: Tensor, *, absent: float = torch.nan) -> Tensor:
+        """[B] → [P, K], `absent` where a row is not here."""
+        table = rows.new_full(self.rewards.shape, absent)
+        table.view(-1)[self.places] = rows
         return table
 
-    def scored_only(self) -> Experience:
-        """Without the rows that have no reward; the table of rewards stays as it is.
+    def select(self, keep: Tensor) -> Self:
+        """Only the rows where `keep` [B] is True; a denominator stays that of the global batch.
 
         Raises:
-            ValueError: no row has a reward.
+            ValueError: no row is kept.
         """
-        keep = ~self.rewards.isnan().reshape(-1)
-        if keep.all():
-            return self
         groups = self.groups.select(keep)
-        width = groups.mask.shape[1]
-        return replace(
-            self,
-            groups=groups,
-            old_logprobs=self.old_logprobs[keep, :width],
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
-            has_eos=self.has_eos[keep],
-            values=None if self.values is None else self.values[keep, :width],
+        return replace(self.map(_selecting(keep, groups.mask.shape[1])), groups=groups)
+
+    def rewarded(self) -> Self:
+        """Only the rows that have a reward.
+
+        Raises:
+            ValueError: no row has one.
+        """
+        keep = ~self.to_rows(self.rewards).isnan()
+        return self if keep.all() else self.select(keep)
+
+    def weighted(
+        self,
+        advantages: Tensor,
+        weights: Tensor,
+        *,
+        denominator: float | None = None,
+        roles: Tensor | None = None,
+        tokens: Mapping[str, Tensor] | None = None,
+    ) -> Weighted:
+        """With what a method decided, in the words of `Weighted`; by default the rows' losses are averaged."""
+        return Weighted(
+            **vars(self),
+            advantages=advantages,
+            weights=weights,
+            denominator=float(len(weights)) if denominator is None else denominator,
+            roles=roles,
+            tokens=tokens or {},
         )
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """What an objective consumes: rows with fixed quantities, ready to train on.
+class Role(IntEnum):
+    """What a row is to a method that does not treat all alike."""
 
-    groups, old_logprobs, ref_logprobs: as in the experience (perhaps fewer rows).
+    NONE = 0
+    CHOSEN = 1
+    REJECTED = -1
+    HELD = 2
+    """To stay near π₀."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Batch):
+    """A batch and what a method decided about it: ready to train on.
+
     advantages: [B] fp32, or [B, T] where every token has its own.
     weights: [B] fp32 ≥ 0, the factor of the row's loss; a row of weight 0 contributes nothing.
     denominator: what the summed loss of the **global** batch is divided by; fixed before any backward pass.
+    roles: [B] `Role` of each row, or None for a method that treats all alike.
     tokens: further [B, T] quantities a method has fixed, by name (PPO's returns, say).
     """
 
-    groups: TokenGroups
-    old_logprobs: Tensor
-    ref_logprobs: Tensor | None
     advantages: Tensor
     weights: Tensor
     denominator: float
+    roles: Tensor | None = None
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.denominator > 0:
             raise ValueError(f"denominator must be > 0, got {self.denominator}")
-
-    @property
-    def mask(self) -> Tensor:
-        return self.groups.mask
-
-    def to(self, device: torch.device) -> Weighted:
-        """The same batch with its tensors on another device."""
-        groups = replace(
-            self.groups, completion_ids=self.groups.completion_ids.to(device), mask=self.groups.mask.to(device)
-        )
-        return replace(
-            self,
-            groups=groups,
-            old_logprobs=self.old_logprobs.to(device),
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
-            advantages=self.advantages.to(device),
-            weights=self.weights.to(device),
-            tokens={name: values.to(device) for name, values in self.tokens.items()},
-        )
-
-    def select(self, keep: Tensor) -> Weighted:
-        """Only the rows where `keep` [B] is True (the denominator stays that of the global batch)."""
-        groups = self.groups.select(keep)
-        width = groups.mask.shape[1]
-        return replace(
-            self,
-            groups=groups,
-            old_logprobs=self.old_logprobs[keep, :width],
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[keep, :width],
-            advantages=self.advantages[keep] if self.advantages.ndim == 1 else self.advantages[keep, :width],
-            weights=self.weights[keep],
-            tokens={name: values[keep, :width] for name, values in self.tokens.items()},
-        )
-
-    def among(self, experience: Experience) -> Weighted:
-        """These rows among all rows of the batch they were scored in: the others get weight and advantage 0."""
-        keep = ~experience.rewards.isnan().reshape(-1)
-        if keep.all():
-            return self
-        shape = experience.mask.shape
-
-        def spread(rows: Tensor) -> Tensor:
-            full = rows.new_zeros(shape[: rows.ndim])
-            full[(keep,) if rows.ndim == 1 else (keep, slice(rows.shape[1]))] = rows
-            return full
-
-        return replace(
-            self,
-            groups=experience.groups,
-            old_logprobs=experience.old_logprobs,
-            ref_logprobs=experience.ref_logprobs,
-            advantages=spread(self.advantages),
-            weights=spread(self.weights),
-            tokens={name: spread(values) for name, values in self.tokens.items()},
-        )
-
-    def group_slice(self, start: int, stop: int) -> Weighted:
-        """Groups start…stop−1."""
-        return self.select(self.groups.rows_of(start, stop))
 
     def carries_weight(self, loads: Tensor | None, negligible_share: float) -> Tensor:
         """[B] bool: all rows but those of weight 0, and but the lightest by what they move.
@@ -295,34 +377,6 @@ class Weighted:
         order = rows.argsort()
         keep[order] &= ~(rows[order].cumsum(0) <= negligible_share * loads.double().norm())
         return keep
-
-    def split_by_tokens(self, max_tokens: int) -> list[Weighted]:
-        """Micro-batches of whole groups, in order, as `split_by_tokens` says."""
-        return [self.group_slice(start, stop) for start, stop in split_by_tokens(self.groups, max_tokens)]
-
-
-def split_by_tokens(groups: TokenGroups, max_tokens: int) -> list[tuple[int, int]]:
-    """Greedy (start, stop) ranges of whole groups with at most `max_tokens` tokens, each prompt counted once.
-
-    A group larger than the budget stands alone: its completions share a prompt and are not torn apart.
-
-    Raises:
-        ValueError: max_tokens < 1.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    bounds: list[tuple[int, int]] = []
-    start, total, row = 0, 0, 0
-    lengths = groups.lengths().tolist()
-    for index, (prompt, size) in enumerate(zip(groups.prompt_ids, groups.group_sizes, strict=True)):
-        tokens = len(prompt) + sum(lengths[row : row + size])
-        row += size
-        if total and total + tokens > max_tokens:
-            bounds.append((start, index))
-            start, total = index, 0
-        total += tokens
-    bounds.append((start, len(groups.group_sizes)))
-    return bounds
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

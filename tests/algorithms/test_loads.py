@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.builders import assert_close, make_experience
+from support.builders import assert_close, make_scored
 from torch import Tensor
 
 from dar.assembly.algorithm import build_algorithm
-from dar.batch import Experience
+from dar.batch import Batch
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
@@ -26,13 +26,13 @@ A = 0.5 / (0.5**0.5 + 1e-4)
 """The standardised advantage of the first completion."""
 
 
-def experience() -> Experience:
-    return make_experience(REWARDS, OLD, REF, dtype=torch.float64)
+def scored() -> Batch:
+    return make_scored(REWARDS, OLD, REF, dtype=torch.float64)
 
 
-def loads_of(spec: Any, given: Experience | None = None) -> Tensor | None:
+def loads_of(spec: Any, given: Batch | None = None) -> Tensor | None:
     algorithm = build_algorithm(spec, max_completion_length=8)
-    batch, _ = algorithm.weigh(given or experience())
+    batch, _ = algorithm.weigh(given or scored())
     return algorithm.loads(batch)
 
 
@@ -71,7 +71,7 @@ def test_a_tied_row_moves_what_its_kl_does():
 
 def test_a_weighted_row_moves_its_weight():
     algorithm = build_algorithm(DARSpec(beta=0.5), max_completion_length=8)
-    batch, _ = algorithm.weigh(experience())
+    batch, _ = algorithm.weigh(scored())
     loads = algorithm.loads(batch)
     assert loads is not None
     assert_close(loads, expected([[w] * len(old) for w, old in zip(batch.weights.tolist(), OLD, strict=True)]),
@@ -101,19 +101,19 @@ def test_a_logit_moves_by_itself():
     ids=lambda spec: spec.type,
 )
 def test_what_is_not_known_is_not_guessed(spec: Any):
-    full = experience()
+    full = scored()
     assert loads_of(spec, replace(full, values=torch.zeros_like(full.old_logprobs))) is None
 
 
 def test_nobody_knows_what_data_was_sampled_with():
-    full = experience()
+    full = scored()
     unknown = replace(full, old_logprobs=torch.full_like(full.old_logprobs, torch.nan))
     for name in ("sft", "var"):
         assert loads_of(ALGORITHM_SPECS[name](), unknown) is None
 
 
 def test_what_the_padding_holds_is_not_read():
-    ragged = make_experience(REWARDS, OLD, REF, padding=torch.nan, extra=2, dtype=torch.float64)
+    ragged = make_scored(REWARDS, OLD, REF, padding=torch.nan, extra=2, dtype=torch.float64)
     found, wanted = loads_of(GRPOSpec(), ragged), loads_of(GRPOSpec())
     assert found is not None
     assert wanted is not None

@@ -10,7 +10,7 @@ import torch
 from support.scripted_judge import ScriptedJudge, between, refused, said, user_text
 from test_judge import length_script, make_judge, prefers_longer
 
-from dar.algorithms.preference import pair_signs
+from dar.algorithms.preference import pair_roles
 from dar.errors import RewardError
 from dar.judge import ScoreReward, WinsReward
 from dar.judge.reward import group_pairs, groups_of
@@ -128,7 +128,7 @@ def test_with_two_completions_the_pair_is_the_judges(said_first: str, signs: lis
     script = prefers_longer if said_first == "longer" else lambda body, before: said("A")
     with ScriptedJudge(script) as server:
         shares = call(WinsReward(make_judge(server.url, "pairwise")), ["p", "p"], ["aa", "a"])
-    assert pair_signs(torch.tensor([shares])).tolist() == [signs]
+    assert pair_roles(torch.tensor([shares])).tolist() == [signs]
 
 
 def test_failed_comparisons_are_left_out_and_none_left_is_a_failure():

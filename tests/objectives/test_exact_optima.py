@@ -16,7 +16,7 @@ from support.builders import assert_close, few
 from torch import Tensor
 
 from dar.algorithms.policy_gradient import RLOO
-from dar.batch import Experience, TokenGroups, TokenOutputs
+from dar.batch import Batch, TokenGroups, TokenOutputs
 from dar.config.policy_gradient import RLOOSpec
 from dar.objectives.regression import clip_log_weights, dar_log_weights, weighted_nll
 from dar.ops import kl_k1
@@ -284,7 +284,7 @@ def test_first_order_of_dar_is_the_policy_gradient_with_kl_coefficient_alpha_bet
     assert relative_error(50.0) / relative_error(100.0) == pytest.approx(2.0, rel=0.02)
 
 
-def pairs_experience(policy: Tensor, pi_0: Tensor, rewards: Tensor) -> tuple[Experience, Tensor]:
+def pairs_scored(policy: Tensor, pi_0: Tensor, rewards: Tensor) -> tuple[Batch, Tensor]:
     """Every pair of outcomes as a group of K = 2 one-token completions, and its outcomes as [B] indices."""
     size = len(policy)
     outcomes = torch.cartesian_prod(torch.arange(size), torch.arange(size))
@@ -295,14 +295,14 @@ def pairs_experience(policy: Tensor, pi_0: Tensor, rewards: Tensor) -> tuple[Exp
         completion_ids=rows.unsqueeze(1),
         mask=torch.ones(len(rows), 1, dtype=torch.bool),
     )
-    experience = Experience(
+    scored = Batch(
         groups=groups,
         old_logprobs=policy.log()[rows].unsqueeze(1),
         ref_logprobs=pi_0.log()[rows].unsqueeze(1),
         rewards=rewards[outcomes],
         has_eos=torch.ones(len(rows), dtype=torch.bool),
     )
-    return experience, rows
+    return scored, rows
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.05, 0.7])
@@ -314,8 +314,8 @@ def test_rloo_gradient_is_unbiased(beta: float):
     (expected,) = torch.autograd.grad(exact, logits)
 
     algorithm = RLOO(RLOOSpec(beta=beta))
-    experience, rows = pairs_experience(PI_T, PI_0, ADVANTAGES)
-    weighted, _ = algorithm.weigh(experience)
+    scored, rows = pairs_scored(PI_T, PI_0, ADVANTAGES)
+    weighted, _ = algorithm.weigh(scored)
     log_policy = torch.log_softmax(logits, 0)
     losses = algorithm.terms(TokenOutputs(log_policy[rows].unsqueeze(1)), weighted).losses.reshape(-1, 2)
     probability = PI_T[rows].reshape(-1, 2).prod(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, few, golden_experience, padded, random_rewards, random_rows
+from support.builders import assert_close, few, golden_scored, padded, random_rewards, random_rows
 
 from dar.advantages import batch_standardized, group_mean
 from dar.objectives.regression import (
@@ -28,7 +28,7 @@ ADVANTAGES = [-1.3719886811400708, 1.3719886811400708, -0.3429971702850177, 0.34
 
 
 def golden_log_weights(*, alpha: float = 0.1, beta: float) -> torch.Tensor:
-    batch = golden_experience()
+    batch = golden_scored()
     assert batch.ref_logprobs is not None
     advantages = batch_standardized(group_mean(batch.rewards)).flatten()
     return dar_log_weights(batch.old_logprobs, batch.ref_logprobs, advantages, batch.mask, alpha=alpha, beta=beta)
@@ -63,7 +63,7 @@ def test_weights_are_a_gate_around_a_threshold():
 
 
 def test_alpha_zero_does_not_read_the_reference():
-    batch = golden_experience()
+    batch = golden_scored()
     nowhere = torch.full_like(batch.old_logprobs, NAN)
     advantages = torch.tensor(ADVANTAGES)
     weights = dar_log_weights(batch.old_logprobs, nowhere, advantages, batch.mask, alpha=0.0, beta=0.05)
@@ -72,16 +72,16 @@ def test_alpha_zero_does_not_read_the_reference():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
 def test_reference_equal_to_the_behaviour_policy_leaves_only_the_advantage(alpha: float):
-    old = golden_experience().old_logprobs
+    old = golden_scored().old_logprobs
     advantages = torch.tensor(ADVANTAGES)
-    weights = dar_log_weights(old, old, advantages, golden_experience().mask, alpha=alpha, beta=2.0)
+    weights = dar_log_weights(old, old, advantages, golden_scored().mask, alpha=alpha, beta=2.0)
     assert_close(weights, advantages / 2.0, rtol=0)
 
 
 def test_alpha_weighs_the_drift_of_the_whole_sequence():
     # A sum over tokens and not a mean: with the mean, α would shrink with length.
     zeros = torch.zeros(4)
-    batch = golden_experience()
+    batch = golden_scored()
     assert batch.ref_logprobs is not None
     weights = dar_log_weights(batch.old_logprobs, batch.ref_logprobs, zeros, batch.mask, alpha=1.0, beta=0.05)
     assert_close(weights, [-2.0, 1.0, 0.0, -5.0], rtol=0)
@@ -233,7 +233,7 @@ def test_best_of_n_takes_the_first_of_equals():
     ],
 )
 def test_loss_of_the_golden_batch(beta: float, loss: float):
-    batch = golden_experience()
+    batch = golden_scored()
     weights = clip_log_weights(golden_log_weights(beta=beta), 20.0)
     assert_close(weighted_nll(batch.old_logprobs, weights, batch.mask).mean(), loss, rtol=1e-6)
 

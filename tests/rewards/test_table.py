@@ -99,6 +99,5 @@ def test_joined_tables_keep_failures_and_logged_rewards() -> None:
         RewardTable(torch.ones(1, 2), {}, {"rewards/j/failed_fraction": x, "rewards/j/requests": x}) for x in (0.5, 0)
     ]
     assert join_tables(shares).reported == {"rewards/j/failed_fraction": 0.25, "rewards/j/requests": 0.5}
-    logged = RewardTable(torch.tensor([[3.0, 1.0]]), {"impact": torch.tensor([[5.0, 5.0]])})
+    logged = RewardTable(torch.tensor([[3.0, 1.0]]))
     assert join_tables([logged, logged]).total.tolist() == [[3.0, 1.0], [3.0, 1.0]]
-    assert join_tables([logged, logged]).parts["impact"].tolist() == [[5.0, 5.0], [5.0, 5.0]]

@@ -230,12 +230,12 @@ def test_logprobs_are_those_of_transformers_processed_logits(decoding: DecodingS
 def test_no_eos_before_the_minimum():
     engine = make_engine(num_eos=8)
     plain = sampled(engine)
-    assert plain.groups.lengths().min() < 6
+    assert plain.groups.lengths.min() < 6
     rollouts = sampled(engine, DecodingSpec(min_new_tokens=5))
     ended = rollouts.has_eos
     assert ended.any()
     # Five tokens and then the EOS.
-    assert rollouts.groups.lengths()[ended].min() >= 6
+    assert rollouts.groups.lengths[ended].min() >= 6
     # As many as there is room for: no EOS at all.
     assert sampled(engine, DecodingSpec(min_new_tokens=14)).finish_reasons == ("length",) * 9
 
@@ -330,7 +330,7 @@ def test_finished_rows_are_counted_once_and_leave_when_they_are_an_eighth(monkey
     monkeypatch.setattr(engine, "_draw", counting)
     rollouts = engine.generate(PROMPTS[:1], 40, max_completion_length=30, key=SamplingKey(3), progress=told.append)
     assert sum(told) == int(rollouts.groups.mask.sum())
-    lengths = rollouts.groups.lengths().tolist()
+    lengths = rollouts.groups.lengths.tolist()
     expected, batch = [], lengths
     for t in range(30):
         expected.append(len(batch))

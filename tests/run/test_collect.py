@@ -15,7 +15,7 @@ from dar.config.data import DataSpec, SourceSpec
 from dar.config.reward import RewardSpec
 from dar.data.logged import LoggedSet, prepare_logged
 from dar.data.prompts import PromptStream, prepare_prompts
-from dar.learn.ranks import Scored, concatenate
+from dar.learn.ranks import join_scored
 from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet, RewardTable
@@ -117,18 +117,18 @@ def test_shares_of_the_ranks_make_up_the_whole(make: Any, cuts: tuple[int, ...])
     collector = make()
     bounds = [0, *cuts, 3]
     parts = [collect(collector, 2, *bounds[index : index + 2]) for index in range(len(bounds) - 1)]
-    joined = concatenate([Scored(rollouts, rewards, None) for rollouts, rewards in parts])
+    joined, table, *_ = join_scored([(rollouts, rewards, None, None) for rollouts, rewards in parts])
     rollouts, rewards = collect(collector, 2)
-    assert joined.rollouts.prompts == rollouts.prompts
-    assert joined.rollouts.groups.prompt_ids == rollouts.groups.prompt_ids
-    assert joined.rollouts.groups.group_sizes == rollouts.groups.group_sizes == (2, 2, 2)
-    assert joined.rollouts.texts == rollouts.texts
-    assert joined.rollouts.finish_reasons == rollouts.finish_reasons
-    assert torch.equal(joined.rollouts.groups.completion_ids, rollouts.groups.completion_ids)
-    assert torch.equal(joined.rollouts.groups.mask, rollouts.groups.mask)
+    assert joined.prompts == rollouts.prompts
+    assert joined.groups.prompt_ids == rollouts.groups.prompt_ids
+    assert joined.groups.group_sizes == rollouts.groups.group_sizes == (2, 2, 2)
+    assert joined.texts == rollouts.texts
+    assert joined.finish_reasons == rollouts.finish_reasons
+    assert torch.equal(joined.groups.completion_ids, rollouts.groups.completion_ids)
+    assert torch.equal(joined.groups.mask, rollouts.groups.mask)
     # Other prompts beside it change the order of a row's sums, and so the last bits of its log-probabilities.
-    torch.testing.assert_close(joined.rollouts.logprobs, rollouts.logprobs, rtol=1e-4, atol=1e-5, equal_nan=True)
-    assert torch.equal(joined.rewards.total, rewards.total)
+    torch.testing.assert_close(joined.logprobs, rollouts.logprobs, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert torch.equal(table.total, rewards.total)
 
 
 @pytest.mark.parametrize("make", [online, logged])

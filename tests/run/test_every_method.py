@@ -20,9 +20,8 @@ from torch import Tensor
 
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
-from dar.batch import Weighted
+from dar.batch import Batch, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
-from dar.learn.ranks import Scored
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.run.loop import Loop
 from dar.trainer import run_loop
@@ -110,9 +109,9 @@ def test_sft_learns_its_demonstrations(tmp_path: Path):
 def test_var_learns_the_better_completions_more(tmp_path: Path):
     loop = make_loop(tmp_path / "run", {"type": "var", "temperature": 0.5})
     scored = collected(loop)
-    before = loop.policy.logprobs(scored.rollouts.groups, max_tokens=4096).sum(1)
+    before = loop.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
     rows = [loop.step(step) for step in range(1, 7)]
-    after = loop.policy.logprobs(scored.rollouts.groups, max_tokens=4096).sum(1)
+    after = loop.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
     best, worst = ((after - before).reshape(4, 3)[:, column].mean() for column in (0, 1))
     assert best > worst + 5
@@ -121,7 +120,7 @@ def test_var_learns_the_better_completions_more(tmp_path: Path):
 # --- micro-batches ---------------------------------------------------------------------------------------------------
 
 
-def collected(loop: Loop) -> Scored:
+def collected(loop: Loop) -> Batch:
     """The first step's completions with all a method may read."""
     rollouts, pending = loop.collector.collect(1, 0, loop.spec.prompts_per_step, phase=loop._phase)
     ref_logprobs = values = None
@@ -129,7 +128,8 @@ def collected(loop: Loop) -> Scored:
         ref_logprobs = loop.policy.ref_logprobs(rollouts.groups, max_tokens=4096)
     if loop.algorithm.needs_values:
         values = loop.policy.values(rollouts.groups, max_tokens=4096)
-    return Scored(rollouts, pending.finish(), ref_logprobs, values)
+    rewards = pending.finish()
+    return rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
 
 
 def gradients(loop: Loop) -> list[Tensor]:
@@ -254,8 +254,8 @@ def test_stopped_run_continues_to_the_same_bytes(tmp_path: Path, case: str):
 def test_truncated_completions_are_left_out_of_the_loss_only(tmp_path: Path):
     plain = make_loop(tmp_path / "plain", "dar")
     scored = collected(plain)
-    weighted, _ = plain.algorithm.weigh(scored.experience)
-    has_eos = scored.rollouts.has_eos
+    weighted, _ = plain.algorithm.weigh(scored)
+    has_eos = scored.has_eos
     assert has_eos.any()
     assert not has_eos.all()
 
@@ -315,8 +315,8 @@ def test_correction_scales_gradients_by_the_capped_ratio_to_the_sampler(tmp_path
     sampling = {"max_completion_length": 8, "correction": correction, "correction_cap": cap}
     loop = make_loop(tmp_path / "run", {"type": "dar", "beta": 1.0}, sampling=sampling, optim=SMOOTH)
     scored = collected(loop)
-    groups = scored.rollouts.groups
-    weighted, _ = loop.algorithm.weigh(scored.experience)
+    groups = scored.groups
+    weighted, _ = loop.algorithm.weigh(scored)
     generator = torch.Generator().manual_seed(0)
     # log π_t − log π_sampler of each token; garbage in the padding.
     gap = 0.3 * torch.randn(groups.mask.shape, generator=generator)
@@ -347,7 +347,7 @@ def test_rows_without_a_sampler_are_not_corrected(tmp_path: Path):
     settings: dict[str, dict[str, Any]] = {"corrected": {"sampling": sampling}, "plain": {}}
     for name, keys in settings.items():
         loop = make_loop(tmp_path / name, "dar", optim=SMOOTH, **keys)
-        weighted, _ = loop.algorithm.weigh(collected(loop).experience)
+        weighted, _ = loop.algorithm.weigh(collected(loop))
         grads = gradients(loop)
         loop.updater.step(loop.algorithm, weighted, on_policy=False, where="here")
         found.append(grads[0])
@@ -384,7 +384,7 @@ def test_correction_reaches_methods_on_logits(tmp_path: Path, correction: str):
     """A sampler that gave every token e^½ less probability, capped at 1.25: 1.25 times the gradient."""
     sampling = {"max_completion_length": 8, "correction": correction, "correction_cap": 1.25}
     loop = make_loop(tmp_path / "run", {"type": "lco", "loss": "mse"}, sampling=sampling, optim=SMOOTH)
-    weighted, _ = loop.algorithm.weigh(collected(loop).experience)
+    weighted, _ = loop.algorithm.weigh(collected(loop))
     outputs = loop.policy.module(weighted.groups, with_logits=True)
     loss = loop.algorithm.terms(outputs, weighted).losses.sum() / weighted.denominator
     plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, loop.updater.parameters)])

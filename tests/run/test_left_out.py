@@ -13,7 +13,7 @@ from torch import nn
 
 from dar.algorithms.base import UpdateTokens
 from dar.algorithms.realignment import IMPACT
-from dar.batch import Experience, TokenGroups, pad_rows
+from dar.batch import Batch, TokenGroups, pad_rows
 from dar.errors import ConfigError
 from dar.rollout.in_process.engine import SamplingKey
 from dar.run.loop import Loop
@@ -21,7 +21,7 @@ from dar.run.loop import Loop
 EOS = 0
 
 
-def hostile_batch(loop: Loop, *, seed: int) -> Experience:
+def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     """The policy's own completions of 1 to 60 tokens: a tenth is empty, and most of these have a reward of −5."""
     is_trace = loop.spec.algorithm.type == "trace"
     num_prompts, num_generations = (24, 2) if is_trace else (4, 12)
@@ -51,7 +51,7 @@ def hostile_batch(loop: Loop, *, seed: int) -> Experience:
     old, reference = loop.policy.logprobs(groups, max_tokens=4096), None
     if loop.policy.has_reference:
         reference = old + 0.3 * torch.randn(mask.shape, generator=generator) * mask
-    return Experience(
+    return Batch(
         groups=groups,
         old_logprobs=old * torch.nan if loop.spec.algorithm.logged else old,
         ref_logprobs=reference,
@@ -65,13 +65,13 @@ def hostile_batch(loop: Loop, *, seed: int) -> Experience:
 @pytest.mark.parametrize("algorithm", BRANCHES, ids=str)
 def test_leaving_rows_out_changes_every_gradient_by_a_thousandth_at_most(tmp_path: Path, algorithm: Any):
     """The docs' bound is ten times the share: for its default of 1e-4, and for one that leaves more out."""
-    found, skipped, experience = {}, {}, None
+    found, skipped, scored = {}, {}, None
     for share in (0.0, 1e-4, 1e-2):
         runtime = {"device": "cpu", "precision": "fp32", "negligible_share": share}
         loop = make_loop(tmp_path / str(share), algorithm, optim=SMOOTH, runtime=runtime)
-        experience = experience or hostile_batch(loop, seed=0)
+        scored = scored or hostile_batch(loop, seed=0)
         found[share] = gradients(loop)
-        metrics = loop.learner.learn(1, loop.algorithm.weigh(experience)[0])
+        metrics = loop.learner.learn(1, loop.algorithm.weigh(scored)[0])
         skipped[share] = metrics["rows/skipped_fraction"]
     for share in (1e-4, 1e-2):
         assert len(found[share]) == loop.algorithm.updates
@@ -99,12 +99,12 @@ def test_gspo_is_grpo_without_its_kl_in_runs_too(tmp_path: Path):
 def test_an_empty_answer_with_a_bad_reward_becomes_less_likely(tmp_path: Path, name: str):
     runtime = {"device": "cpu", "precision": "fp32", "negligible_share": 1e-2}
     loop = make_loop(tmp_path / "run", name, optim={"learning_rate": 1e-4}, runtime=runtime)
-    experience = hostile_batch(loop, seed=0)
-    empty = experience.groups.lengths() == 1
-    experience.rewards[:] = torch.where(empty.reshape(experience.rewards.shape), -5.0, 0.0)
-    before = loop.policy.logprobs(experience.groups, max_tokens=4096)[empty, 0]
-    loop.learner.learn(1, loop.algorithm.weigh(experience)[0])
-    assert (loop.policy.logprobs(experience.groups, max_tokens=4096)[empty, 0] < before).all()
+    scored = hostile_batch(loop, seed=0)
+    empty = scored.groups.lengths == 1
+    scored.rewards[:] = torch.where(empty.reshape(scored.rewards.shape), -5.0, 0.0)
+    before = loop.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0]
+    loop.learner.learn(1, loop.algorithm.weigh(scored)[0])
+    assert (loop.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0] < before).all()
 
 
 def test_a_correction_leaves_only_rows_of_weight_zero_out(tmp_path: Path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from dar.batch import Experience, TokenGroups, pad_rows
+from dar.batch import Batch, TokenGroups, pad_rows
 
 few = settings(max_examples=25, deadline=None)
 """Properties are checked on a few examples; the seeds in them are what hypothesis varies and shrinks."""
@@ -56,7 +56,7 @@ def make_groups(lengths: Sequence[int], sizes: Sequence[int], prompts: Sequence[
     )
 
 
-def make_experience(
+def make_scored(
     rewards: Sequence[Sequence[float]],
     old: Sequence[Sequence[float]],
     ref: Sequence[Sequence[float]] | None = None,
@@ -64,10 +64,10 @@ def make_experience(
     padding: float = 0.0,
     extra: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> Experience:
+) -> Batch:
     """A scored batch from ragged rows of token log-probabilities; padding and extra columns are not to be read."""
     num_prompts, num_generations = len(rewards), len(rewards[0])
-    return Experience(
+    return Batch(
         groups=make_groups(
             [len(row) for row in old], [num_generations] * num_prompts, range(1, num_prompts + 1), extra=extra
         ),
@@ -78,12 +78,12 @@ def make_experience(
     )
 
 
-def golden_experience() -> Experience:
+def golden_scored() -> Batch:
     """Two prompts with two completions each, of 2, 1, 3 and 2 tokens.
 
     LP_t = (−10, −11, −8, −15), LP_0 = (−12, −10, −8, −20), r = ((1, 3), (2, 2.5)).
     """
-    return make_experience(
+    return make_scored(
         rewards=[[1, 3], [2, 2.5]],
         old=[[-4, -6], [-11], [-1, -2, -5], [-7, -8]],
         ref=[[-7, -5], [-10], [-3, -1, -4], [-16, -4]],

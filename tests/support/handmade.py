@@ -71,12 +71,12 @@ def small_groups() -> TokenGroups:
 
 
 def plain_logprobs(model: Any, groups: TokenGroups, temperature: float) -> torch.Tensor:
-    """By definition: one row at a time, the model's own logits, no padding."""
+    """By definition: one row at a time, the model's own logits, no padding; 0 where the policy chose nothing."""
     result = torch.zeros(groups.mask.shape)
     for row, prompt in enumerate(groups.row_prompts()):
-        length = int(groups.mask[row].sum())
+        length = int(groups.lengths[row])
         completion = groups.completion_ids[row, :length]
         ids = torch.cat([torch.tensor(prompt), completion]).unsqueeze(0)
         logprobs = (model(input_ids=ids, use_cache=False).logits[0].float() / temperature).log_softmax(-1)
         result[row, :length] = logprobs[len(prompt) - 1 : -1].gather(1, completion.unsqueeze(1)).squeeze(1)
-    return result
+    return result * groups.mask

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dar import advantages as adv
-from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
+from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.actor_critic import ActorCriticSpec, AnyActorCritic, DualPPOSpec, PPOSpec
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.ratio import clipped_surrogate, clipped_tokens, kl_to_old
@@ -25,26 +25,25 @@ class _ActorCritic(Algorithm):
         self.updates = spec.updates
         self.needs_reference = kl_coef > 0
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        spec, mask, values = self.spec, experience.mask, experience.values
-        require_reference(self, experience)
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        spec, mask, values = self.spec, batch.mask, batch.values
+        require_reference(self, batch)
         if values is None:
-            raise ValueError(f"{type(self).__name__} reads a critic, but the experience has no values")
+            raise ValueError(f"{type(self).__name__} reads a critic, but the batch has no values")
         rewards = token_rewards(
-            experience.to_rows(experience.rewards),
-            experience.old_logprobs,
-            experience.ref_logprobs,
+            batch.to_rows(batch.rewards),
+            batch.old_logprobs,
+            batch.ref_logprobs,
             mask,
             kl_coef=self.kl_coef,
         )
         advantages = adv.gae(rewards, values, mask, gamma=spec.gamma, lam=spec.lam)
         returns = advantages + values
-        batch = weighted(
-            experience,
+        weighted = batch.weighted(
             whitened(advantages, mask),
-            torch.ones(experience.groups.num_rows),
+            torch.ones(batch.groups.num_rows),
             denominator=float(mask.sum()),
-            tokens={"returns": returns, "old_values": values},
+            tokens={"returns": returns},
         )
         residual = (returns - values)[mask].double()
         spread = returns[mask].double().var(correction=0)
@@ -54,16 +53,16 @@ class _ActorCritic(Algorithm):
         }
         if spread > 0:
             metrics["value/explained_variance"] = 1.0 - float(residual.var(correction=0) / spread)
-        return batch, metrics
+        return weighted, metrics
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         spec, mask, logprobs = self.spec, batch.mask, outputs.logprobs
-        if outputs.values is None:
+        if outputs.values is None or batch.values is None:
             raise ValueError(f"{type(self).__name__} trains a critic, but the module returned no values")
         bounds = {"clip_low": spec.clip_low, "clip_high": spec.clip_high}
         policy = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, mask, **bounds)
         value = clipped_value_loss(
-            outputs.values, batch.tokens["old_values"], batch.tokens["returns"], mask, clip_value=spec.clip_value
+            outputs.values, batch.values, batch.tokens["returns"], mask, clip_value=spec.clip_value
         )
         per_token = policy + spec.value_coef * value + self._penalty(logprobs, batch)
         clipped = clipped_tokens((logprobs.detach() - batch.old_logprobs)[mask], batch.advantages[mask], **bounds)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.base import Spec
 from dar.ops import Mean, kl_k1, kl_k3, masked_sum
 
@@ -52,7 +52,7 @@ class Algorithm(ABC):
     replay: int = 0
 
     @abstractmethod
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         """Fixes advantages, weights and denominator from the global batch; no gradient."""
 
     @abstractmethod
@@ -117,30 +117,10 @@ class UpdateTokens:
     old_logprobs: Tensor
 
 
-def require_reference(algorithm: Algorithm, experience: Experience) -> None:
-    """Raises ValueError where the method reads π₀ and the experience has none: its KL would silently be 0."""
-    if algorithm.needs_reference and experience.ref_logprobs is None:
-        raise ValueError(f"{type(algorithm).__name__} reads the reference, but the experience has no ref_logprobs")
-
-
-def weighted(
-    experience: Experience,
-    advantages: Tensor,
-    weights: Tensor,
-    *,
-    denominator: float | None = None,
-    tokens: Mapping[str, Tensor] | None = None,
-) -> Weighted:
-    """Rows of an experience, by default to be averaged over the global batch."""
-    return Weighted(
-        groups=experience.groups,
-        old_logprobs=experience.old_logprobs,
-        ref_logprobs=experience.ref_logprobs,
-        advantages=advantages,
-        weights=weights,
-        denominator=float(len(weights)) if denominator is None else denominator,
-        tokens=tokens or {},
-    )
+def require_reference(algorithm: Algorithm, batch: Batch) -> None:
+    """Raises ValueError where the method reads π₀ and the batch has none: its KL would silently be 0."""
+    if algorithm.needs_reference and batch.ref_logprobs is None:
+        raise ValueError(f"{type(algorithm).__name__} reads the reference, but the batch has no ref_logprobs")
 
 
 def kl_metrics(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor, *, name: str) -> Metrics:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dar import advantages as adv
-from dar.algorithms.base import Algorithm, Metrics, Terms, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms
+from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.logits import AnyLogits, LCOSpec
 from dar.objectives.logits import lco_kld_on_policy, lco_logcosh, lco_mse
 from dar.ops import masked_sum
@@ -20,10 +20,10 @@ class LCO(Algorithm):
         self.spec = spec
         self.needs_logits = spec.loss != "kld"
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = experience.to_rows(adv.group_standardized(experience.rewards, ddof=1, eps=1e-4))
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = batch.to_rows(adv.group_standardized(batch.rewards, ddof=1, eps=1e-4))
         # Without an advantage the target is where the policy is.
-        return weighted(experience, rows, (rows != 0).float(), denominator=float(experience.mask.sum())), {}
+        return batch.weighted(rows, (rows != 0).float(), denominator=float(batch.mask.sum())), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         spec, mask = self.spec, batch.mask

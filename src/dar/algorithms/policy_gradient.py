@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dar import advantages as adv
-from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms, UpdateTokens, require_reference
+from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.policy_gradient import (
     AnyPolicyGradient,
     BAPOSpec,
@@ -50,15 +50,15 @@ class RLOO(Algorithm):
         self.updates = spec.updates
         self.needs_reference = spec.beta > 0
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        require_reference(self, experience)
-        rewards = experience.rewards
-        if experience.ref_logprobs is not None:
-            drift = masked_sum(kl_k1(experience.old_logprobs, experience.ref_logprobs), experience.mask)
-            rewards = rewards - self.spec.beta * experience.to_table(drift)
-        rows = experience.to_rows(adv.leave_one_out(rewards))
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        rewards = batch.rewards
+        if batch.ref_logprobs is not None:
+            drift = masked_sum(kl_k1(batch.old_logprobs, batch.ref_logprobs), batch.mask)
+            rewards = rewards - self.spec.beta * batch.to_table(drift)
+        rows = batch.to_rows(adv.leave_one_out(rewards))
         # A row without advantage has a loss that is 0 whatever the policy does.
-        return weighted(experience, rows, (rows != 0).float()), {}
+        return batch.weighted(rows, (rows != 0).float()), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         spec, mask, logprobs = self.spec, batch.mask, outputs.logprobs
@@ -81,13 +81,13 @@ class DAO(Algorithm):
         self.updates = spec.updates
         self.needs_reference = spec.alpha > 0
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        require_reference(self, experience)
-        advantages = adv.group_mean(experience.rewards)
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        advantages = adv.group_mean(batch.rewards)
         if self.spec.normalize == "batch":
             advantages = adv.batch_standardized(advantages)
-        rows = experience.to_rows(advantages)
-        return weighted(experience, rows, torch.ones_like(rows)), {}
+        rows = batch.to_rows(advantages)
+        return batch.weighted(rows, torch.ones_like(rows)), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         spec = self.spec
@@ -99,7 +99,10 @@ class DAO(Algorithm):
 
 
 class _GroupRelative(Algorithm):
-    """A group-standardised advantage shared by a completion's tokens, and the clipped surrogate on the token ratio."""
+    """A group-standardised advantage shared by a completion's tokens, and the clipped surrogate on the token ratio.
+
+    The mean is over all tokens of the batch, unless a subclass says otherwise.
+    """
 
     def __init__(self, *, beta: float, clip_low: float, clip_high: float, updates: int) -> None:
         self.beta = beta
@@ -107,6 +110,10 @@ class _GroupRelative(Algorithm):
         self.clip_high = clip_high
         self.updates = updates
         self.needs_reference = beta > 0
+
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(batch)
+        return batch.weighted(rows, self._carrying(rows), denominator=float(batch.mask.sum())), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         logprobs, mask = outputs.logprobs, batch.mask
@@ -123,10 +130,10 @@ class _GroupRelative(Algorithm):
         losses = batch.weights * masked_sum(per_token, mask)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
 
-    def _standardized(self, experience: Experience) -> Tensor:
+    def _standardized(self, batch: Batch) -> Tensor:
         """[B]; the sample standard deviation (ddof 1) and ε = 1e-4 are TRL's."""
-        require_reference(self, experience)
-        return experience.to_rows(adv.group_standardized(experience.rewards, ddof=1, eps=1e-4))
+        require_reference(self, batch)
+        return batch.to_rows(adv.group_standardized(batch.rewards, ddof=1, eps=1e-4))
 
     def _carrying(self, advantages: Tensor) -> Tensor:
         """[B] 1.0 where a row has a loss: without a KL term the rows of a tied group have none."""
@@ -145,10 +152,10 @@ class GRPO(_GroupRelative):
     def __init__(self, spec: GRPOSpec) -> None:
         super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(experience)
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(batch)
         # The row's weight carries the 1/|y| of the objective.
-        return weighted(experience, rows, self._carrying(rows) / experience.groups.lengths().float()), {}
+        return batch.weighted(rows, self._carrying(rows) / batch.mask.sum(1).float()), {}
 
 
 class BNPO(_GroupRelative):
@@ -159,10 +166,6 @@ class BNPO(_GroupRelative):
 
     def __init__(self, spec: BNPOSpec) -> None:
         super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
-
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(experience)
-        return weighted(experience, rows, self._carrying(rows), denominator=float(experience.mask.sum())), {}
 
 
 class DAPO(_GroupRelative):
@@ -179,18 +182,18 @@ class DAPO(_GroupRelative):
         self.overlong_tokens = spec.overlong_tokens
         self.max_completion_length = max_completion_length
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rewards, metrics = experience.rewards, Metrics()
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rewards, metrics = batch.rewards, Metrics()
         if self.overlong_tokens is not None:
-            room = self.max_completion_length - self.overlong_tokens - experience.groups.lengths()
+            room = self.max_completion_length - self.overlong_tokens - batch.mask.sum(1)
             penalty = (room / self.overlong_tokens).clamp(min=-1.0, max=0.0)
-            rewards = rewards + experience.to_table(penalty).to(rewards)
+            rewards = rewards + batch.to_table(penalty).to(rewards)
             metrics["rewards/overlong_penalty"] = float(penalty.mean())
-        rows = experience.to_rows(adv.group_standardized(rewards, ddof=1, eps=1e-4))
-        tied = experience.to_rows(adv.tied_groups(rewards).unsqueeze(1).expand_as(rewards))
-        counted = float(experience.mask[~tied].sum())
+        rows = batch.to_rows(adv.group_standardized(rewards, ddof=1, eps=1e-4))
+        tied = batch.to_rows(adv.tied_groups(rewards).unsqueeze(1).expand_as(rewards))
+        counted = float(batch.mask[~tied].sum())
         # A batch of nothing but ties has no token to average over, and no loss either.
-        return weighted(experience, rows, self._carrying(rows), denominator=counted or 1.0), metrics
+        return batch.weighted(rows, self._carrying(rows), denominator=counted or 1.0), metrics
 
 
 class DrGRPO(_GroupRelative):
@@ -203,11 +206,11 @@ class DrGRPO(_GroupRelative):
         super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
         self.max_completion_length = max_completion_length
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        require_reference(self, experience)
-        rows = experience.to_rows(adv.group_mean(experience.rewards))
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        rows = batch.to_rows(adv.group_mean(batch.rewards))
         tokens = float(len(rows) * self.max_completion_length)
-        return weighted(experience, rows, self._carrying(rows), denominator=tokens), {}
+        return batch.weighted(rows, self._carrying(rows), denominator=tokens), {}
 
 
 class GSPO(_GroupRelative):
@@ -219,9 +222,9 @@ class GSPO(_GroupRelative):
     def __init__(self, spec: GSPOSpec) -> None:
         super().__init__(beta=0.0, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(experience)
-        return weighted(experience, rows, self._carrying(rows)), {}
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = self._standardized(batch)
+        return batch.weighted(rows, self._carrying(rows)), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         bounds = {"clip_low": self.clip_low, "clip_high": self.clip_high}
@@ -242,10 +245,6 @@ class BAPO(_GroupRelative):
     def __init__(self, spec: BAPOSpec) -> None:
         super().__init__(beta=0.0, clip_low=1 - spec.low_start, clip_high=spec.high_start - 1, updates=spec.updates)
         self.spec = spec
-
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(experience)
-        return weighted(experience, rows, self._carrying(rows), denominator=float(experience.mask.sum())), {}
 
     def begin_update(self, tokens: UpdateTokens) -> Metrics:
         spec = self.spec
@@ -280,10 +279,10 @@ class R2VPO(Algorithm):
         self.replay = spec.replay
         self.penalty = spec.penalty
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rows = experience.to_rows(adv.group_standardized(experience.rewards, ddof=1, eps=1e-4))
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = batch.to_rows(adv.group_standardized(batch.rewards, ddof=1, eps=1e-4))
         ones = torch.ones_like(rows)
-        return weighted(experience, rows, ones, denominator=float(experience.mask.sum())), {}
+        return batch.weighted(rows, ones, denominator=float(batch.mask.sum())), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         tensors = (outputs.logprobs, batch.old_logprobs)

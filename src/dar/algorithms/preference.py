@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
+from dar.batch import Batch, Role, TokenOutputs, Weighted
 from dar.config.preference import (
     AnyPreference,
     ChiPOSpec,
@@ -31,8 +31,8 @@ PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class PairedPreference(Algorithm):
     """A preference loss on one pair per prompt, averaged over pairs.
 
-    A row's advantage says what it is: +1 chosen, −1 rejected; every other row has weight 0. A prompt whose two
-    completions have equal rewards gives no pair.
+    Rows that are neither chosen nor rejected have weight 0. A prompt whose two completions have equal rewards gives no
+    pair.
 
     Args:
         loss: of the pairs.
@@ -50,19 +50,21 @@ class PairedPreference(Algorithm):
         self.pairs = pairs
         self.updates = updates
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        require_reference(self, experience)
-        signs = pair_signs(experience.rewards if self.pairs == "best_vs_worst" else experience.rewards[:, :2])
-        missing = experience.rewards.shape[1] - signs.shape[1]
-        rows = experience.to_rows(torch.nn.functional.pad(signs, (0, missing)))
-        num_pairs = float((rows > 0).sum())
-        metrics = {"pairs/tied_fraction": 1.0 - num_pairs / len(signs)}
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        table = pair_roles(batch.rewards if self.pairs == "best_vs_worst" else batch.rewards[:, :2])
+        missing = batch.rewards.shape[1] - table.shape[1]
+        roles = batch.to_rows(torch.nn.functional.pad(table, (0, missing)))
+        num_pairs = float((roles == Role.CHOSEN).sum())
+        metrics = {"pairs/tied_fraction": 1.0 - num_pairs / len(table)}
         # A batch of ties has no pair to average over, and no loss either.
-        return weighted(experience, rows, rows.abs(), denominator=num_pairs or 1.0), metrics
+        signs = roles.float()
+        return batch.weighted(signs, signs.abs(), denominator=num_pairs or 1.0, roles=roles), metrics
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         assert batch.ref_logprobs is not None
-        chosen, rejected = batch.advantages > 0, batch.advantages < 0
+        assert batch.roles is not None
+        chosen, rejected = (batch.roles == role for role in (Role.CHOSEN, Role.REJECTED))
         current = masked_sum(outputs.logprobs, batch.mask)
         reference = masked_sum(batch.ref_logprobs, batch.mask)
         # One chosen and one rejected row in each group, so the i-th of each are a pair.
@@ -78,8 +80,8 @@ class PairedPreference(Algorithm):
         return Terms(torch.zeros_like(current).masked_scatter(chosen, losses.to(current.dtype)), means)
 
 
-def pair_signs(rewards: Tensor) -> Tensor:
-    """[P, K] rewards → [P, K] of +1 at the best completion, −1 at the worst (the first of equals), 0 elsewhere.
+def pair_roles(rewards: Tensor) -> Tensor:
+    """[P, K] rewards → [P, K] roles: the best completion is chosen, the worst rejected (the first of equals).
 
     A group whose best equals its worst has no pair; a completion without a reward (NaN) is in none.
     """
@@ -88,8 +90,9 @@ def pair_signs(rewards: Tensor) -> Tensor:
     lowest = rewards.masked_fill(absent, torch.inf).amin(1, keepdim=True)
     best = (rewards == highest).to(torch.uint8).argmax(1, keepdim=True)
     worst = (rewards == lowest).to(torch.uint8).argmax(1, keepdim=True)
-    signs = torch.zeros_like(rewards, dtype=torch.float32).scatter_(1, best, 1.0).scatter_(1, worst, -1.0)
-    return signs.masked_fill(highest <= lowest, 0.0)
+    roles = torch.zeros(rewards.shape, dtype=torch.int64)
+    roles = roles.scatter(1, best, Role.CHOSEN).scatter(1, worst, Role.REJECTED)
+    return roles.masked_fill(highest <= lowest, Role.NONE)
 
 
 def build(spec: AnyPreference) -> Algorithm:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
+from dar.batch import Batch, Role, TokenOutputs, Weighted
 from dar.config.realignment import AnyRealignment, TRACESpec
 from dar.objectives.realignment import Triage, conflict_losses, triage
 from dar.ops import Mean, masked_sum
 
 IMPACT = "impact"
-"""Name among an experience's labels of w_i · N, the pairs' impact weights times the number of conflicting pairs."""
+"""Name among a batch's labels of w_i · N, the pairs' impact weights times the number of conflicting pairs."""
+
+ROLES = {
+    Triage.INVERT: (Role.REJECTED, Role.CHOSEN),
+    Triage.PUNISH: (Role.REJECTED, Role.REJECTED),
+    Triage.RETAIN: (Role.HELD, Role.NONE),
+}
+"""What becomes of a pair's two completions, in the old order."""
 
 
 class TRACE(Algorithm):
@@ -26,8 +33,8 @@ class TRACE(Algorithm):
     (1/N) Σ_i N w_i ℓ_i, which is the sum. A batch without such pairs has no first term, one without retained pairs no
     second.
 
-    A row's advantage says what it is: +1 to be preferred, −1 to be pushed down, 0 retained. The KL is of the chosen
-    completion alone; a retained pair's rejected one has weight 0 and is left out.
+    A row's role says what it is: chosen, to be pushed down, or held to π₀. The KL is of the chosen completion alone; a
+    retained pair's rejected one has weight 0 and is left out.
 
     arXiv:2511.02623. In the authors' code the KL terms of all retained pairs are added up, not averaged: it then
     outweighs the first sum by their number. The mean is chosen here, the counterpart of weights that sum to 1.
@@ -39,41 +46,42 @@ class TRACE(Algorithm):
     def __init__(self, spec: TRACESpec) -> None:
         self.spec = spec
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        require_reference(self, experience)
-        complies = experience.rewards > 0
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        complies = batch.rewards > 0
         if complies.shape[1] != 2:
             raise ValueError(f"TRACE needs the verdicts on two completions per prompt, got {complies.shape[1]}")
-        actions = [triage(chosen, rejected) for chosen, rejected in complies.tolist()]
-        kinds = (Triage.INVERT, Triage.PUNISH, Triage.RETAIN)
-        is_inverted, is_punished, is_retained = (torch.tensor([each is kind for each in actions]) for kind in kinds)
-        impact = experience.labels[IMPACT][:, 0]
+        roles = torch.tensor([ROLES[triage(chosen, rejected)] for chosen, rejected in complies.tolist()])
+        is_retained = roles[:, 0] == Role.HELD
+        is_inverted, is_punished = (roles[:, 1] == role for role in (Role.CHOSEN, Role.REJECTED))
+        impact = batch.labels[IMPACT][:, 0]
         conflict = torch.where(is_retained, 0.0, impact) / (~is_retained).sum().clamp(min=1)
         held = is_retained * (self.spec.kl_coef / is_retained.sum().clamp(min=1))
         weights = torch.stack([conflict + held, conflict], dim=1)
-        pushed_down = torch.where(is_retained, 0.0, -1.0)
-        signs = torch.stack([pushed_down, torch.where(is_inverted, 1.0, pushed_down)], dim=1)
         metrics = {
             "trace/invert_fraction": float(is_inverted.float().mean()),
             "trace/punish_fraction": float(is_punished.float().mean()),
             "trace/retain_fraction": float(is_retained.float().mean()),
         }
         # The two means are in the weights already.
-        return weighted(experience, signs.flatten(), weights.flatten(), denominator=1.0), metrics
+        roles = roles.flatten()
+        signs = roles.masked_fill(roles == Role.HELD, 0).float()
+        return batch.weighted(signs, weights.flatten(), denominator=1.0, roles=roles), metrics
 
     def held_rows(self, batch: Weighted) -> Tensor:
-        return (batch.weights > 0) & (batch.advantages == 0)
+        return (batch.weights > 0) & (batch.roles == Role.HELD)
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         assert batch.ref_logprobs is not None
+        assert batch.roles is not None
         current = masked_sum(outputs.logprobs, batch.mask)
         reference = masked_sum(batch.ref_logprobs, batch.mask)
         # Rows that only take part so that every rank does have weight 0: no loss, but still a graph.
         losses, means = current * 0.0, dict[str, Mean]()
-        conflict = (batch.weights > 0) & (batch.advantages != 0)
+        conflict = (batch.weights > 0) & (batch.roles.abs() == Role.CHOSEN)
         if conflict.any():
             # The two rows of such a pair have the same weight, and stand one after the other.
-            is_inverted = batch.advantages[conflict].reshape(-1, 2)[:, 1] > 0
+            is_inverted = batch.roles[conflict].reshape(-1, 2)[:, 1] == Role.CHOSEN
             pairs, ref_pairs = (each[conflict].reshape(-1, 2) for each in (current, reference))
             found = conflict_losses(pairs, ref_pairs, is_inverted, beta=self.spec.beta).flatten()
             losses = losses.masked_scatter(conflict, (batch.weights[conflict] * found).to(losses.dtype))

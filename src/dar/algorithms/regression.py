@@ -7,8 +7,8 @@ import math
 from torch import Tensor
 
 from dar import advantages as adv
-from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference, weighted
-from dar.batch import Experience, TokenOutputs, Weighted
+from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
+from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.regression import (
     AnyRegression,
     AWRSpec,
@@ -51,19 +51,19 @@ class DAR(_Regression):
         self.updates = spec.updates
         self.needs_reference = spec.alpha > 0
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         spec = self.spec
         baseline = adv.group_mean if spec.baseline == "group_mean" else adv.leave_one_out
-        advantages = baseline(experience.rewards)
+        advantages = baseline(batch.rewards)
         if spec.normalize == "batch":
             advantages = adv.batch_standardized(advantages)
-        rows = experience.to_rows(advantages)
-        require_reference(self, experience)
+        rows = batch.to_rows(advantages)
+        require_reference(self, batch)
         # With α = 0 the reference plays no part: w_reg is 1 whatever stands here.
-        ref = experience.old_logprobs if experience.ref_logprobs is None else experience.ref_logprobs
-        log_w_reg = spec.alpha * masked_sum(ref - experience.old_logprobs, experience.mask)
+        ref = batch.old_logprobs if batch.ref_logprobs is None else batch.ref_logprobs
+        log_w_reg = spec.alpha * masked_sum(ref - batch.old_logprobs, batch.mask)
         beta, metrics = _beta(spec.beta, rows, log_w_reg)
-        log_weights = dar_log_weights(experience.old_logprobs, ref, rows, experience.mask, alpha=spec.alpha, beta=beta)
+        log_weights = dar_log_weights(batch.old_logprobs, ref, rows, batch.mask, alpha=spec.alpha, beta=beta)
         weights = clip_log_weights(log_weights, spec.w_clip)
         metrics |= weight_metrics(weights, log_weights, w_clip=spec.w_clip)
         if spec.alpha > 0:
@@ -78,7 +78,7 @@ class DAR(_Regression):
             case "mean":
                 # An all-zero batch has nothing to normalise; every weight then stays 0.
                 scale = float(weights.mean()) or 1.0
-        return weighted(experience, rows, weights / scale), metrics
+        return batch.weighted(rows, weights / scale), metrics
 
 
 def awr(spec: AWRSpec) -> DAR:
@@ -101,12 +101,12 @@ class BestOfN(_Regression):
     def __init__(self, spec: BestOfNSpec) -> None:
         self.updates = spec.updates
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        weights = best_of_n_weights(experience.rewards)
-        rows = adv.group_mean(experience.rewards)
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        weights = best_of_n_weights(batch.rewards)
+        rows = adv.group_mean(batch.rewards)
         # One 1 for each prompt.
         denominator = float(weights.sum())
-        return weighted(experience, experience.to_rows(rows), experience.to_rows(weights), denominator=denominator), {}
+        return batch.weighted(batch.to_rows(rows), batch.to_rows(weights), denominator=denominator), {}
 
 
 class VAR(_Regression):
@@ -118,13 +118,13 @@ class VAR(_Regression):
     def __init__(self, spec: VARSpec) -> None:
         self.spec = spec
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        rewards = experience.rewards
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rewards = batch.rewards
         if self.spec.normalize == "batch":
             rewards = adv.batch_standardized(rewards)
-        weights = experience.to_rows(var_weights(rewards, temperature=self.spec.temperature))
-        rows = experience.to_rows(adv.group_mean(experience.rewards))
-        return weighted(experience, rows, weights), {
+        weights = batch.to_rows(var_weights(rewards, temperature=self.spec.temperature))
+        rows = batch.to_rows(adv.group_mean(batch.rewards))
+        return batch.weighted(rows, weights), {
             "weights/ess_fraction": float(effective_sample_size(weights)) / len(weights)
         }
 
@@ -132,9 +132,9 @@ class VAR(_Regression):
 class SFT(_Regression):
     """Supervised fine-tuning: the mean of −log π_θ(y_t) over all tokens of the batch."""
 
-    def weigh(self, experience: Experience) -> tuple[Weighted, Metrics]:
-        ones = experience.rewards.new_ones(experience.groups.num_rows)
-        return weighted(experience, ones, ones, denominator=float(experience.mask.sum())), {}
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        ones = batch.rewards.new_ones(batch.groups.num_rows)
+        return batch.weighted(ones, ones, denominator=float(batch.mask.sum())), {}
 
 
 def _beta(spec: float | TargetKLSpec | TargetESSSpec, advantages: Tensor, log_w_reg: Tensor) -> tuple[float, Metrics]:

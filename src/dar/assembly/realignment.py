@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,14 +57,8 @@ class TriagedPairs:
 
     def labelled(self) -> LoggedSet:
         """The pairs with w_i · N on both completions, N being the number of conflicting pairs."""
-        scale = len(self.conflict)
-        groups = tuple(
-            replace(
-                group, completions=tuple(replace(each, labels={IMPACT: weight * scale}) for each in group.completions)
-            )
-            for group, weight in zip(self.logged.groups, self.weights, strict=True)
-        )
-        return replace(self.logged, groups=groups)
+        scaled = (weight * len(self.conflict) for weight in self.weights)
+        return _changed(self.logged, ({"labels": {IMPACT: weight}} for weight in scaled for _ in range(2)))
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """A table for the run folder, one row per pair."""
@@ -193,9 +187,13 @@ def _arguments(logged: LoggedSet) -> Mapping[str, Any]:
 
 def _with_verdicts(logged: LoggedSet, verdicts: Sequence[bool]) -> LoggedSet:
     """The pairs with one verdict per completion as its reward."""
-    found = iter(verdicts)
+    return _changed(logged, ({"reward": float(verdict)} for verdict in verdicts))
+
+
+def _changed(logged: LoggedSet, changes: Iterator[Mapping[str, Any]]) -> LoggedSet:
+    """The pairs with other fields of each completion, in order."""
     groups = tuple(
-        replace(group, completions=tuple(replace(each, reward=float(next(found))) for each in group.completions))
+        replace(group, completions=tuple(replace(each, **next(changes)) for each in group.completions))
         for group in logged.groups
     )
     return replace(logged, groups=groups)

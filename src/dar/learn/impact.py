@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dar.batch import TokenGroups, split_by_tokens
+from dar.batch import TokenGroups
 from dar.data.logged import LoggedGroup, token_groups
 from dar.errors import NonFiniteError
 from dar.objectives.preference import dpo
@@ -81,8 +81,7 @@ def _gradient(policy: Policy, groups: TokenGroups, loss: Loss, max_tokens: int) 
     reference = masked_sum(policy.ref_logprobs(groups, max_tokens=max_tokens), groups.mask)
     # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
     policy.module.train()
-    for start, stop in split_by_tokens(groups, max_tokens):
-        rows = groups.rows_of(start, stop)
+    for rows in groups.split(max_tokens):
         part = groups.select(rows)
         with policy.precision.compute():
             logprobs = policy.module(part, with_values=False).logprobs

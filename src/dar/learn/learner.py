@@ -50,7 +50,9 @@ class Learner:
         # A correction scales tokens' gradients by factors that only the trainer's pass will know.
         loads = self.algorithm.loads(weighted) if self.spec.sampling.correction == "none" else None
         carrying = weighted.carries_weight(loads, self.spec.runtime.negligible_share)
-        metrics: Metrics = {"rows/skipped_fraction": float((~carrying).float().mean())}
+        # Of all that the batch had, those without a reward among them.
+        num_rows = weighted.rewards.numel()
+        metrics: Metrics = {"rows/skipped_fraction": float((num_rows - carrying.sum()) / num_rows)}
         metrics |= self._update(step, self._own_rows(weighted, carrying), where)
         for earlier in self.replay.batches:
             metrics |= self._replayed(earlier, where)
@@ -108,10 +110,12 @@ class Learner:
 
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
         """This rank's rows that carry weight; where none does, its first at weight 0, so that every rank takes part."""
-        own = batch.groups.rows_of(*own_groups(len(batch.groups.group_sizes), self.accelerator))
+        num_prompts, num_generations = batch.rewards.shape
+        first, stop = own_groups(num_prompts, self.accelerator)
+        own = (batch.places >= first * num_generations) & (batch.places < stop * num_generations)
         chosen = own & carrying
         if chosen.any():
             return batch.select(chosen)
-        chosen[int(own.nonzero()[0])] = True
+        chosen[own.int().argmax()] = True
         row = batch.select(chosen)
         return replace(row, weights=torch.zeros_like(row.weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,35 +45,29 @@ class ReplayBuffer:
 def _tensors(batch: Weighted) -> dict[str, Tensor]:
     groups = batch.groups
     found = {
+        **vars(batch),
         "prompt_ids": torch.tensor([token for ids in groups.prompt_ids for token in ids]),
         "prompt_lengths": torch.tensor([len(ids) for ids in groups.prompt_ids]),
         "group_sizes": torch.tensor(groups.group_sizes),
-        "completion_ids": groups.completion_ids.contiguous(),
-        "mask": groups.mask.contiguous(),
-        "old_logprobs": batch.old_logprobs.contiguous(),
-        "advantages": batch.advantages.contiguous(),
-        "weights": batch.weights.contiguous(),
         "denominator": torch.tensor(batch.denominator, dtype=torch.float64),
+        **{f"groups.{name}": value for name, value in vars(groups).items()},
+        **{f"labels.{name}": value for name, value in batch.labels.items()},
+        **{f"tokens.{name}": value for name, value in batch.tokens.items()},
     }
-    if batch.ref_logprobs is not None:
-        found["ref_logprobs"] = batch.ref_logprobs.contiguous()
-    # A copy: a quantity may be the very tensor another field holds, which safetensors refuses to write.
-    return found | {f"tokens.{name}": values.contiguous().clone() for name, values in batch.tokens.items()}
+    # Copies: a quantity may be the very tensor another field holds, which safetensors refuses to write.
+    return {name: value.contiguous().clone() for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def _batch(tensors: Mapping[str, Tensor]) -> Weighted:
-    prompts = tensors["prompt_ids"].split(tensors["prompt_lengths"].tolist())
-    return Weighted(
-        groups=TokenGroups(
-            prompt_ids=tuple(tuple(ids.tolist()) for ids in prompts),
-            group_sizes=tuple(tensors["group_sizes"].tolist()),
-            completion_ids=tensors["completion_ids"],
-            mask=tensors["mask"],
-        ),
-        old_logprobs=tensors["old_logprobs"],
-        ref_logprobs=tensors.get("ref_logprobs"),
-        advantages=tensors["advantages"],
-        weights=tensors["weights"],
-        denominator=float(tensors["denominator"]),
-        tokens={name.removeprefix("tokens."): values for name, values in tensors.items() if name.startswith("tokens.")},
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    own: dict[str, Any] = {"ref_logprobs": None} | {name: each for name, each in tensors.items() if "." not in name}
+    prompts = own.pop("prompt_ids").split(own.pop("prompt_lengths").tolist())
+    groups = TokenGroups(
+        prompt_ids=tuple(tuple(ids.tolist()) for ids in prompts),
+        group_sizes=tuple(own.pop("group_sizes").tolist()),
+        **part("groups."),
     )
+    denominator = float(own.pop("denominator"))
+    return Weighted(**own, groups=groups, denominator=denominator, labels=part("labels."), tokens=part("tokens."))

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm
-from dar.batch import TokenGroups, TokenOutputs, Weighted
+from dar.batch import TokenGroups, TokenOutputs, Weighted, joined
 from dar.errors import ConfigError, NonFiniteError
 from dar.learn.null_space import NullSpaceConstraint
 from dar.learn.optim import clipped_step
@@ -121,7 +121,7 @@ class Updater:
     ) -> tuple[float, dict[str, Mean], Tensor]:
         """Adds every micro-batch's gradient; (loss, the objective's statistics, [b, T] log-probabilities)."""
         total, means, parts = 0.0, dict[str, Mean](), []
-        micro_batches = batch.split_by_tokens(self.max_tokens)
+        micro_batches = [batch.select(rows) for rows in batch.groups.split(self.max_tokens)]
         for index, micro in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
@@ -149,7 +149,7 @@ class Updater:
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
-        return total, means, _stacked(parts, batch)
+        return total, means, joined(parts)
 
     def _held(self, algorithm: Algorithm, micro: Weighted) -> HeldTokens | None:
         """What π₀ says at the rows a method holds to it over the whole vocabulary."""
@@ -182,11 +182,6 @@ class Updater:
         names = dict.fromkeys(name for _, part in gathered for name in part)
         summed = {name: sum((part.get(name, Mean()) for _, part in gathered), Mean()) for name in names}
         return math.fsum(part for part, _ in gathered), summed
-
-
-def _stacked(parts: list[Tensor], batch: Weighted) -> Tensor:
-    width = batch.mask.shape[1]
-    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _non_finite(losses: Tensor, where: str) -> NonFiniteError:

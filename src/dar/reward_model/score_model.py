@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from dar.batch import TokenGroups, pad_rows
 from dar.policies.precision import Precision
-from dar.policies.text.logprobs import can_pack, flat_hidden_states, hidden_states, unwrapped
-from dar.policies.text.packing import pack
+from dar.policies.text.logprobs import can_pack, hidden_states, packed_states, unwrapped
 from dar.policies.text.rotary import require_fixed
 
 log = logging.getLogger(__name__)
@@ -57,9 +56,9 @@ class ScoreModel(nn.Module):
         require_fixed(unwrapped(self.model), max(map(len, rows)))
         match self.way:
             case "packed":
-                return self._head(self._packed_states(regrouped(rows, map(len, units))))
+                return self._head(packed_states(unwrapped(self.model), regrouped(rows, map(len, units)))[0])
             case "padded":
-                return self._head(self._padded_states(rows))
+                return self._head(padded_last_states(unwrapped(self.model), rows))
             case "whole":
                 ids, mask = pad_rows(rows, pad_id=self.pad_id or 0)
                 device = self.model.device
@@ -104,16 +103,6 @@ class ScoreModel(nn.Module):
             length -= 1
         return row[:length]
 
-    def _packed_states(self, groups: TokenGroups) -> Tensor:
-        model = unwrapped(self.model)
-        packed = pack(groups).to(model.device)
-        # Every row was given one token more than it has, so its last source is the state of its last own token.
-        ends = (groups.lengths().cumsum(0) - 1).to(packed.sources.device)
-        return flat_hidden_states(model, packed.ids, packed.positions, packed=packed)[packed.sources[ends]]
-
-    def _padded_states(self, rows: Sequence[TokenRow]) -> Tensor:
-        return padded_last_states(unwrapped(self.model), rows)
-
     def _head(self, states: Tensor) -> Tensor:
         # In fp32 whatever the rest runs in: bf16 has steps of 0.03 at a score of 5.
         with torch.autocast(states.device.type, enabled=False):
@@ -129,7 +118,9 @@ def padded_last_states(model: Any, rows: Sequence[TokenRow]) -> Tensor:
 
 
 def regrouped(rows: Sequence[TokenRow], sizes: Iterable[int]) -> TokenGroups:
-    """Rows as groups that share what they begin with, each row with one more token that nothing reads.
+    """Rows as groups that share what they begin with, each row with one more token, which alone is asked for.
+
+    Nothing reads that token: the state before it is that of the row's own last one.
 
     Args:
         rows: token ids, at least one each.
@@ -147,7 +138,8 @@ def regrouped(rows: Sequence[TokenRow], sizes: Iterable[int]) -> TokenGroups:
             prefixes.append(group[0][:length])
             group_sizes.append(len(group))
             own += [(*row[length:], 0) for row in group]
-    ids, mask = pad_rows(own, pad_id=0)
+    ids, exists = pad_rows(own, pad_id=0)
+    mask = torch.arange(ids.shape[1]) == exists.sum(1, keepdim=True) - 1
     return TokenGroups(tuple(prefixes), tuple(group_sizes), ids, mask)
 
 

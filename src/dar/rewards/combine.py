@@ -205,7 +205,7 @@ def keyword_arguments(
 def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
     """What a reward may name of a batch."""
     per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
-    lengths = rollouts.groups.lengths().tolist()
+    lengths = rollouts.groups.lengths.tolist()
     return keyword_arguments(
         [prompt.content for prompt in per_row],
         [prompt.columns for prompt in per_row],

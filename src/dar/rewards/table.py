@@ -54,7 +54,7 @@ class RewardTable:
     """
 
     total: Tensor
-    parts: dict[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict)
     reported: dict[str, float] = field(default_factory=dict)
     contributions: dict[str, Tensor] = field(default_factory=dict)
     specs: Mapping[str, RewardSpec] = field(default_factory=dict)

@@ -137,13 +137,13 @@ class LoggedCollector:
             texts=tuple(completion.text for group in groups for completion in group.completions),
             logprobs=torch.full(mask.shape, torch.nan).masked_fill(~mask, 0.0),
             finish_reasons=tuple(completion.finish_reason for group in groups for completion in group.completions),
+            labels={
+                name: torch.tensor([[completion.labels[name] for completion in group.completions] for group in groups])
+                for name in groups[0].completions[0].labels
+            },
         )
-        tables = [[completion.reward for completion in group.completions] for group in groups]
-        labels = {
-            name: torch.tensor([[completion.labels[name] for completion in group.completions] for group in groups])
-            for name in groups[0].completions[0].labels
-        }
-        return rollouts, _Known(RewardTable(total=torch.tensor(tables), parts=labels))
+        rewards = torch.tensor([[completion.reward for completion in group.completions] for group in groups])
+        return rollouts, _Known(RewardTable(rewards))
 
     def state(self) -> dict[str, float]:
         return {}

@@ -74,7 +74,7 @@ class HeldoutEvaluation:
         rewards = self.rewards.score(rollouts, where=where)
         gold = None if self.gold is None else self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
         metrics = rewards.metrics() | completion_metrics(rollouts) | _gold_metrics(gold)
-        metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths())
+        metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
             metrics["entropy"] = sampled_entropy(rollouts)
         current = reference = None

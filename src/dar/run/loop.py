@@ -22,15 +22,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, kl_metrics
-from dar.batch import TokenGroups, Weighted
+from dar.batch import Rollouts, TokenGroups, Weighted
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, DarError
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
 from dar.learn.learner import Learner
-from dar.learn.ranks import Scored, failing_together, gather_scored, own_groups
+from dar.learn.ranks import failing_together, gather_scored, own_groups
 from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS, Updater
 from dar.policies.text.policy import Policy
+from dar.rewards import RewardTable
 from dar.rollout.in_process.engine import Engine
 from dar.run.alerts import Alert
 from dar.run.best import BestPolicy
@@ -162,12 +163,13 @@ class Loop:
             except BaseException:
                 pending.cancel()
                 raise
-            own = Scored(rollouts, pending.finish(), ref_logprobs, values)
-        scored = gather_scored(self.accelerator, own)
-        weighted, weight_metrics = self.algorithm.weigh(scored.experience.scored_only())
-        weighted = self._adjusted(weighted.among(scored.experience), scored)
-        metrics = self._batch_metrics(step, scored) | weight_metrics
+            scored = rollouts, pending.finish(), ref_logprobs, values
         probe = self._old_kl_probe(rollouts.groups)
+        rollouts, rewards, ref_logprobs, values = gather_scored(self.accelerator, scored)
+        batch = rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
+        weighted, weight_metrics = self.algorithm.weigh(batch.rewarded())
+        weighted = self._adjusted(weighted)
+        metrics = self._batch_metrics(step, rollouts, rewards, ref_logprobs) | weight_metrics
         with self._phase("update"):
             metrics |= self.learner.learn(step, weighted)
         with self._phase("diagnostics"):
@@ -175,7 +177,7 @@ class Loop:
         if spec.reference_sync is not None and _due(step, spec.reference_sync.every):
             self.policy.sync_reference(spec.reference_sync.mix)
         if _due(step, spec.logging.completions_every):
-            self.recorder.completions(step, scored, weighted)
+            self.recorder.completions(step, rollouts, rewards, ref_logprobs, weighted)
         self.num_tokens = int(metrics["num_tokens"])
         # Taken last, so that the parts and the rest add up to the whole.
         metrics["step_time"] = time.perf_counter() - started
@@ -196,14 +198,13 @@ class Loop:
     def _max_tokens(self) -> int:
         return self.spec.runtime.max_tokens_per_microbatch
 
-    def _adjusted(self, weighted: Weighted, scored: Scored) -> Weighted:
+    def _adjusted(self, weighted: Weighted) -> Weighted:
         """The batch with what the recipe's sampling settings add to any method."""
         sampling = self.spec.sampling
         if sampling.mask_truncated:
-            weighted = replace(weighted, weights=weighted.weights * scored.rollouts.has_eos)
+            weighted = replace(weighted, weights=weighted.weights * weighted.has_eos)
         if sampling.correction != "none":
-            tokens = {**weighted.tokens, SAMPLER_LOGPROBS: scored.rollouts.logprobs}
-            weighted = replace(weighted, tokens=tokens)
+            weighted = replace(weighted, tokens={**weighted.tokens, SAMPLER_LOGPROBS: weighted.old_logprobs})
         return weighted
 
     def _old_kl_probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
@@ -226,18 +227,19 @@ class Loop:
         groups, before = probe
         return kl_metrics(before, self.policy.logprobs(groups, max_tokens=self._max_tokens), groups.mask, name="old")
 
-    def _batch_metrics(self, step: int, scored: Scored) -> Metrics:
-        groups = scored.rollouts.groups
+    def _batch_metrics(
+        self, step: int, rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None
+    ) -> Metrics:
+        groups = rollouts.groups
         prompt_tokens = sum(len(prompt) for prompt in groups.prompt_ids)
-        completion_tokens = int(groups.mask.sum())
         metrics: Metrics = {
             "epoch": self.collector.stream.epoch(step),
-            "num_tokens": self.num_tokens + prompt_tokens * scored.rollouts.num_generations + completion_tokens,
+            "num_tokens": self.num_tokens + prompt_tokens * rollouts.num_generations + int(groups.lengths.sum()),
             "tokens/prompt": prompt_tokens,
-            "tokens/completion": completion_tokens,
+            "tokens/completion": int(groups.mask.sum()),
             "memory/peak_gb": peak_memory_gb(),
         }
-        return metrics if self.spec.algorithm.logged else metrics | sample_metrics(scored)
+        return metrics if self.spec.algorithm.logged else metrics | sample_metrics(rollouts, rewards, ref_logprobs)
 
     def end(self) -> None:
         """Finishes the trackers; the loop takes no step after this."""

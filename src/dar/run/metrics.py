@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
-from dar.learn.ranks import Scored
+from dar.batch import Rollouts
+from dar.rewards import RewardTable
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
 
-def sample_metrics(scored: Scored) -> Metrics:
+def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None) -> Metrics:
     """Rewards, lengths, endings, repetition, entropy and, where the reference was read, KL to π₀."""
-    rollouts, rewards = scored.rollouts, scored.rewards.total
     metrics: Metrics = {
-        **scored.rewards.metrics(),
-        "frac_reward_zero_std": float(tied_groups(rewards).float().mean()),
+        **rewards.metrics(),
+        "frac_reward_zero_std": float(tied_groups(rewards.total).float().mean()),
         "entropy": sampled_entropy(rollouts),
         **completion_metrics(rollouts),
-        **reward_length_metrics(rewards, rollouts.groups.lengths()),
+        **reward_length_metrics(rewards.total, rollouts.groups.lengths),
     }
-    if scored.ref_logprobs is not None:
-        metrics |= kl_metrics(rollouts.logprobs, scored.ref_logprobs, rollouts.groups.mask, name="ref")
+    if ref_logprobs is not None:
+        metrics |= kl_metrics(rollouts.logprobs, ref_logprobs, rollouts.groups.mask, name="ref")
         metrics["kl"] = metrics["kl/ref_k3_per_token"]  # TRL's name for it
     return metrics

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Message, Rollouts, TokenGroups, Weighted
-from dar.learn.ranks import Scored
 from dar.rewards import RewardTable
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -57,25 +56,28 @@ class Recorder:
         said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:3] if one.key in found)
         self.display.note(f"held-out after step {step}: {said} ({seconds:.0f} s)")
 
-    def completions(self, step: int, scored: Scored, weighted: Weighted) -> None:
+    def completions(
+        self, step: int, rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None, weighted: Weighted
+    ) -> None:
         """The completions of a training step, with all that decided about them; one is shown."""
         if not self.accelerator.is_main_process:
             return
-        columns = completion_columns(scored.rollouts, scored.rewards)
+        columns = completion_columns(rollouts, rewards)
         advantages = weighted.advantages
         # Where every token has its own, the row shows their mean.
-        rows = advantages if advantages.ndim == 1 else advantages.sum(1) / weighted.groups.lengths()
-        columns["advantage"] = rows.tolist()
-        columns["weight"] = weighted.weights.tolist()
+        rows = advantages if advantages.ndim == 1 else advantages.sum(1) / weighted.mask.sum(1)
+        # A completion without a reward has neither.
+        columns["advantage"] = weighted.to_table(rows, absent=0.0).flatten().tolist()
+        columns["weight"] = weighted.to_table(weighted.weights, absent=0.0).flatten().tolist()
         # What completions from the data were sampled with is nobody's knowledge, and NaN.
-        logprobs = scored.rollouts.logprobs if scored.rollouts.logprobs.isfinite().all() else None
-        if scored.ref_logprobs is not None and logprobs is not None:
-            columns["kl_ref"] = (logprobs - scored.ref_logprobs).sum(1).tolist()
-        columns |= token_columns(scored.rollouts.groups, logprobs, scored.ref_logprobs, self.tokenizer)
+        logprobs = rollouts.logprobs if rollouts.logprobs.isfinite().all() else None
+        if ref_logprobs is not None and logprobs is not None:
+            columns["kl_ref"] = (logprobs - ref_logprobs).sum(1).tolist()
+        columns |= token_columns(rollouts.groups, logprobs, ref_logprobs, self.tokenizer)
         self.folder.write_completions(f"step-{step}", columns)
-        best = int(scored.rewards.total[0].argmax())
-        prompt = prompt_text(scored.rollouts.prompts[0].content)
-        self.display.completion(prompt, scored.rollouts.texts[best], float(scored.rewards.total[0, best]))
+        best = int(rewards.total[0].argmax())
+        prompt = prompt_text(rollouts.prompts[0].content)
+        self.display.completion(prompt, rollouts.texts[best], float(rewards.total[0, best]))
 
     def _metrics(self, step: int, metrics: Mapping[str, float], *, tracked: bool) -> None:
         if not self.accelerator.is_main_process:
@@ -91,16 +93,17 @@ class Recorder:
 
 
 def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:
-    """One row per completion: prompt, text, length, ending, total reward and its parts."""
+    """One row per completion: prompt, text, length, ending, total reward, its parts and what the data says of it."""
     prompts = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
+    known = {**rewards.parts, **rollouts.labels}
     return {
         "position": [prompt.position for prompt in prompts],
         "prompt": [prompt_text(prompt.content) for prompt in prompts],
         "completion": list(rollouts.texts),
-        "length": rollouts.groups.lengths().tolist(),
+        "length": rollouts.groups.lengths.tolist(),
         "finish_reason": list(rollouts.finish_reasons),
         "reward": rewards.total.flatten().tolist(),
-        **{f"reward/{name}": values.flatten().tolist() for name, values in rewards.parts.items()},
+        **{f"reward/{name}": values.flatten().tolist() for name, values in known.items()},
         **{f"contribution/{name}": values.flatten().tolist() for name, values in rewards.contributions.items()},
     }
 

@@ -19,7 +19,7 @@ def completion_metrics(rollouts: Rollouts) -> dict[str, float]:
     `completions/clipped_ratio` is the share that ran out of room, the missing-EOS rate. What does not exist is left
     out: the length of those that ended, where none did; the overlap within a group of one.
     """
-    lengths = rollouts.groups.lengths().float()
+    lengths = rollouts.groups.lengths.float()
     ended = rollouts.has_eos
     rows = token_rows(rollouts)
     metrics = {

@@ -84,12 +84,14 @@ def build(name: str) -> Any:
 
 
 def ragged_groups() -> TokenGroups:
-    """Prompts of 7, 1 and 12 tokens with 3, 1 and 2 completions of 1 to 9 tokens."""
+    """Prompts of 7, 1 and 12 tokens with 3, 1 and 2 completions of 1 to 9 tokens, some of them not the policy's."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([9, 1, 4, 6, 2, 9])
     ids = torch.randint(2, 97, (6, 9), generator=generator)
     prompts = tuple(tuple(torch.randint(2, 97, (n,), generator=generator).tolist()) for n in (7, 1, 12))
-    return TokenGroups(prompts, (3, 1, 2), ids, torch.arange(9) < lengths.unsqueeze(1))
+    mask = torch.arange(9) < lengths.unsqueeze(1)
+    mask[0, 3:6] = mask[2, 0] = mask[3, 4:] = False
+    return TokenGroups(prompts, (3, 1, 2), ids, mask, lengths)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

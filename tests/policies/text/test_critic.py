@@ -54,7 +54,7 @@ def test_values_are_the_head_on_the_state_before_each_token(kind: Kind):
     assert critic is not None
     values = policy.values(groups, max_tokens=1000)
     for row, prompt in enumerate(groups.row_prompts()):
-        length = int(groups.lengths()[row])
+        length = int(groups.lengths[row])
         ids = torch.tensor([[*prompt, *groups.completion_ids[row, :length].tolist()]])
         with torch.no_grad():
             states = plain.model(input_ids=ids).last_hidden_state[0]

@@ -41,7 +41,7 @@ def by_definition(model: Any, reference: Any, groups: TokenGroups) -> Tensor:
     """[B, T] from the plain models' whole logits, one row at a time."""
     found = torch.zeros(groups.mask.shape)
     for row, prompt in enumerate(groups.row_prompts()):
-        length = int(groups.lengths()[row])
+        length = int(groups.lengths[row])
         ids = torch.tensor([[*prompt, *groups.completion_ids[row, :length].tolist()]])
         after = slice(len(prompt) - 1, len(prompt) - 1 + length)
         own = (model(input_ids=ids).logits[0, after] / TEMPERATURE).log_softmax(-1)

@@ -104,7 +104,7 @@ class LogprobModel(nn.Module):
     def states(self, model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
         """([M, D] hidden states before each sampled token, [M] those tokens), by the layout this module uses."""
         prompts = (len(prompt) for prompt in groups.row_prompts())
-        require_fixed(model, max(map(sum, zip(prompts, groups.lengths().tolist()))))
+        require_fixed(model, max(map(sum, zip(prompts, groups.lengths.tolist()))))
         return packed_states(model, groups) if self.is_packed else padded_states(model, groups)
 
 
@@ -147,7 +147,7 @@ def packed_states(model: Any, groups: TokenGroups, **layout: Any) -> tuple[Tenso
 def padded_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:
     """As `packed_states`, each completion with its own copy of the prompt, padded to the longest row."""
     prompts = list(groups.row_prompts())
-    lengths = groups.lengths().tolist()
+    lengths = groups.lengths.tolist()
     completions = groups.completion_ids.tolist()
     rows = [[*prompt, *row[:length]] for prompt, row, length in zip(prompts, completions, lengths, strict=True)]
     # The pad id is never read: padding is masked, and stands to the right of everything that counts.

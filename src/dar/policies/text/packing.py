@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dar.batch import TokenGroups
+from dar.batch import Rows, TokenGroups
 
 Sight = Callable[[Tensor, Tensor], Tensor]
 """(positions of queries, of keys) -> which keys they see in their own row. In its place, None: all up to themselves."""
 
 
 @dataclass(frozen=True)
-class Segments:
+class Segments(Rows):
     """Some stretches of the flat row as a right-padded batch.
 
     gather: [S, L] index into the flat row; padding points at the stretch's first token (its value is never used).
@@ -37,12 +37,9 @@ class Segments:
         """[N, …] → [S, L, …]."""
         return flat[self.gather]
 
-    def to(self, device: torch.device) -> Segments:
-        return Segments(self.gather.to(device), self.valid.to(device))
-
 
 @dataclass(frozen=True)
-class PackedGroups:
+class PackedGroups(Rows):
     """A `TokenGroups` laid out as one row.
 
     ids, positions: [N] token ids and position ids.
@@ -65,19 +62,6 @@ class PackedGroups:
     def num_tokens(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> PackedGroups:
-        if device.type == "cpu":
-            return self
-        return PackedGroups(
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            prompts=self.prompts.to(device),
-            completions=self.completions.to(device),
-            group_rows=self.group_rows,
-            sources=self.sources.to(device),
-            targets=self.targets.to(device),
-        )
-
 
 def pack(groups: TokenGroups) -> PackedGroups:
     """Lays prompts and completions out as one row.
@@ -88,7 +72,7 @@ def pack(groups: TokenGroups) -> PackedGroups:
     Returns:
         N = Σ_p |prompt_p| + Σ_i (|y_i| − 1) tokens.
     """
-    lengths = groups.lengths().tolist()
+    lengths, masks = groups.lengths.tolist(), groups.mask.tolist()
     completions = groups.completion_ids.tolist()
     ids: list[int] = []
     positions: list[int] = []
@@ -110,7 +94,7 @@ def pack(groups: TokenGroups) -> PackedGroups:
             ids += completions[row][:fed]
             positions += range(len(prompt), len(prompt) + fed)
             # The prompt's last state predicts the first token, each fed token's state the one after it.
-            sources += [prompt_end, *range(start, start + fed)]
+            sources += itertools.compress([prompt_end, *range(start, start + fed)], masks[row])
             row += 1
     return PackedGroups(
         ids=torch.tensor(ids),
@@ -140,7 +124,7 @@ def pack_prompts(prompts: Sequence[Sequence[int]]) -> PackedGroups:
 
 def packed_length(groups: TokenGroups) -> list[int]:
     """Tokens each group takes in the packed layout."""
-    lengths, row, result = groups.lengths().tolist(), 0, []
+    lengths, row, result = groups.lengths.tolist(), 0, []
     for prompt, size in zip(groups.prompt_ids, groups.group_sizes, strict=True):
         result.append(len(prompt) + sum(lengths[row : row + size]) - size)
         row += size

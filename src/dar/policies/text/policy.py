@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dar.batch import TokenGroups, split_by_tokens
+from dar.batch import TokenGroups
 from dar.policies.precision import Precision
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
@@ -175,8 +175,7 @@ class Policy:
         what: Literal["logprobs", "values"] = "logprobs",
     ) -> Tensor:
         result = torch.zeros(groups.mask.shape, dtype=torch.float32)
-        for start, stop in split_by_tokens(groups, max_tokens):
-            rows = groups.rows_of(start, stop)
+        for rows in groups.split(max_tokens):
             part = groups.select(rows)
             with self.precision.compute():
                 result[rows, : part.mask.shape[1]] = getattr(module(part, with_values=what == "values"), what).cpu()
