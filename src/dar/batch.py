@@ -102,6 +102,7 @@ class Rollouts:
     texts: B decoded completions, special tokens removed.
     logprobs: [B, T] fp32 nats under the distribution that sampled (temperature included), 0 where masked.
     finish_reasons: B of them.
+    versions: B names of the weights that sampled, as the engine was given them; none where the data had them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -109,6 +110,7 @@ class Rollouts:
     texts: tuple[str, ...]
     logprobs: Tensor
     finish_reasons: tuple[FinishReason, ...]
+    versions: tuple[int, ...] = ()
 
     @property
     def num_generations(self) -> int:

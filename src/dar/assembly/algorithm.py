@@ -9,6 +9,8 @@ from dar.algorithms.policy_gradient import BAPO, BNPO, DAO, DAPO, GRPO, GSPO, R2
 from dar.algorithms.preference import offline_preference, online_preference
 from dar.algorithms.realignment import TRACE
 from dar.algorithms.regression import DAR, SFT, VAR, BestOfN, awr
+from dar.assembly.before import Before
+from dar.assembly.realignment import Realignment
 from dar.config.actor_critic import DualPPOSpec, PPOSpec
 from dar.config.alerts import KLAlertSpec
 from dar.config.algorithms import AnyAlgorithm
@@ -76,10 +78,16 @@ def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algori
             return TRACE(spec)
 
 
-def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> None:
-    """Raises ConfigError where the recipe moves or watches a reference that nothing reads."""
+def build_before(spec: RunSpec) -> Before:
+    """What the method does before its first step. Raises ConfigError where a function cannot be imported."""
+    method = spec.algorithm
+    return Realignment(spec, method) if isinstance(method, TRACESpec) else Before()
+
+
+def reads_reference(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> bool:
+    """Whether anything reads π₀. Raises ConfigError where the recipe moves or watches one that nothing reads."""
     if algorithm.needs_reference:
-        return
+        return True
     if spec.reference_sync is not None and not has_heldout:
         raise ConfigError(
             f"reference_sync moves π₀, but {spec.algorithm.type} as it is set does not read it, and no held-out "
@@ -90,3 +98,4 @@ def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldou
             f"the kl alert watches the training steps, but {spec.algorithm.type} as it is set does not read π₀ there: "
             "use samples: heldout"
         )
+    return has_heldout

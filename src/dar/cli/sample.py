@@ -43,11 +43,12 @@ def sample(
 ) -> None:
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
     from dar.assembly.data import build_prompts
+    from dar.assembly.engine import build_engine
     from dar.config.recipe import build_spec
     from dar.policies.precision import resolve_precision
     from dar.policies.text.loading import context_length, load_model, load_tokenizer
     from dar.policies.text.policy import Policy
-    from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+    from dar.rollout.sampling import SamplingKey
     from dar.rollout.truncation import Decoding
 
     hide_file_progress()
@@ -74,7 +75,8 @@ def sample(
     policy = Policy(
         causal_lm, tokenizer, resolve_precision(spec.runtime), temperature=temperature, with_reference=False
     )
-    engine = InProcessEngine(policy, max_tokens=spec.runtime.max_cache_tokens)
+    engine = build_engine(spec.engine)
+    engine.sync(policy, 0)
     started = time.perf_counter()
     rollouts = engine.generate(
         prompts.prompts,

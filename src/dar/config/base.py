@@ -33,7 +33,7 @@ class Spec(BaseModel):
     def _expand_and_check_keys(cls, value: Any) -> Any:
         if isinstance(value, str) and cls.shorthand:
             return {cls.shorthand: value}
-        if isinstance(value, dict):
+        if isinstance(value, dict) and cls.model_config.get("extra") == "forbid":
             unknown = [key for key in value if key not in cls.model_fields]
             if unknown:
                 more = f"; … and {len(unknown) - _MOST_KEYS:,} more" if len(unknown) > _MOST_KEYS else ""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dar.batch import Message, Prompt
 from dar.evaluate.folder import Lines
-from dar.rollout.in_process.engine import Engine, SamplingKey
+from dar.rollout.protocol import Engine
+from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import Decoding
 
 CHUNK = 16

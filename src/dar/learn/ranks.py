@@ -87,6 +87,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
             texts=tuple(text for rollout in rollouts for text in rollout.texts),
             logprobs=joined([rollout.logprobs for rollout in rollouts]),
             finish_reasons=tuple(reason for rollout in rollouts for reason in rollout.finish_reasons),
+            versions=tuple(version for rollout in rollouts for version in rollout.versions),
         ),
         rewards=join_tables([part.rewards for part in parts]),
         ref_logprobs=joined(references) if references else None,
