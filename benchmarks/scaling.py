@@ -40,16 +40,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dar.algorithms.regression import DAR
 from dar.batch import Batch, Prompt, TokenGroups
-from dar.config.optim import AdamWSpec
+from dar.config.recipe import build_spec
 from dar.config.regression import DARSpec
 from dar.config.run import RuntimeSpec
-from dar.learn.optim import build_optimizer
 from dar.learn.update import Updater
 from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine
+from dar.rollout.sampling import SamplingKey
 from dar.run.environment import settle_heap
 
 PHASES = (("rollout", True), ("reference", True), ("reference", False), ("update", True), ("update", False))
@@ -202,7 +202,8 @@ def prepare(point: Point, phase: str, *, packed: bool, precision: str) -> Callab
     if phase == "rollout":
         policy = Policy(model, NoText(), compute, temperature=1.0, with_reference=False)
         policy.eos_token_ids = (-1,)  # no token is that, so every completion has its full length
-        engine = InProcessEngine(policy, max_tokens=10**9)
+        engine = InProcessEngine(max_tokens=10**9)
+        engine.sync(policy, 0)
         prompts = [Prompt(index, "", tuple(ids), {}) for index, ids in enumerate(prompt_ids)]
         return lambda: engine.generate(
             prompts, point.num_generations, max_completion_length=point.completion_length, key=SamplingKey(0)
@@ -225,14 +226,16 @@ def prepare(point: Point, phase: str, *, packed: bool, precision: str) -> Callab
 
         return reference
     look_up_sparsely(model)
-    updater = Updater(
-        module=module,
-        optimizer=build_optimizer(AdamWSpec(), module.parameters()),
-        accelerator=Accelerator(cpu=True, mixed_precision="no"),
-        precision=compute,
-        max_tokens=10**9,
-        max_grad_norm=1.0,
-    )
+    attention: Any = model.config._attn_implementation
+    policy = Policy(model, NoText(), compute, temperature=1.0, with_reference=False)
+    # The policy packs where it can; what is measured is the module, with the attention it was made with.
+    model.set_attn_implementation(attention)
+    policy.trained = module
+    recipe = {"model": "-", "data": "-", "rewards": ["sentiment"], "steps": 1, "output_dir": "-"}
+    # What sampled the batch is made up, and no sampler is to be compared with.
+    runtime = {"max_tokens_per_microbatch": 10**9, "max_logprob_gap": 1e9}
+    spec = build_spec(recipe | {"runtime": runtime}, where="the benchmark")
+    updater = Updater(policy, Accelerator(cpu=True, mixed_precision="no"), spec)
     scored = Batch(
         groups=groups,
         old_logprobs=torch.zeros(shape),

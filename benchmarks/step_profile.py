@@ -31,7 +31,8 @@ from dar.batch import pad_rows
 from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.packing import packed_length
-from dar.rollout.in_process.engine import SamplingKey
+from dar.policies.text.policy import Policy
+from dar.rollout.sampling import SamplingKey
 from dar.run.loop import Loop
 
 KINDS = {
@@ -103,6 +104,8 @@ def measure(loop: Loop) -> dict[str, Any]:
     spec, prompts = loop.spec, loop.collector.stream.at(1)
     budget = spec.runtime.max_tokens_per_microbatch
 
+    loop.engine.sync(loop.learner.policy, 0)
+
     def rollout() -> Any:
         return loop.engine.generate(
             prompts,
@@ -117,15 +120,15 @@ def measure(loop: Loop) -> dict[str, Any]:
     rows = scored.weighted(torch.linspace(-1, 1, num_rows), torch.ones(num_rows))
     packed = sum(packed_length(rollouts.groups))
     completion = int(rollouts.groups.mask.sum())
-    body, head = sizes(unwrapped(loop.policy.model))
+    body, head = sizes(unwrapped(policy_of(loop).model))
     runs = {
         "rollout": (rollout, 2 * (completion * (body + head) + sum(map(len, rollouts.groups.prompt_ids)) * body)),
         "reference": (
-            lambda: loop.policy.ref_logprobs(rollouts.groups, max_tokens=budget),
+            lambda: loop.learner.policy.ref_logprobs(rollouts.groups, max_tokens=budget),
             2 * (packed * body + completion * head),
         ),
         "update": (
-            lambda: loop.updater.step(loop.algorithm, rows, on_policy=True, where="the profile"),
+            lambda: loop.learner.updater.step(loop.algorithm, rows, on_policy=True, where="the profile"),
             # The head's logits are computed again in the backward pass: 8 instead of 6.
             6 * packed * body + 8 * completion * head,
         ),
@@ -138,9 +141,16 @@ def measure(loop: Loop) -> dict[str, Any]:
     }
 
 
+def policy_of(loop: Loop) -> Policy:
+    """Its policy, which is one of text."""
+    policy = loop.learner.policy
+    assert isinstance(policy, Policy)
+    return policy
+
+
 def plain_generate(loop: Loop, prompts: Any) -> tuple[float, int]:
     """(median seconds, sampled tokens) of transformers' `generate` on the same prompts, K rows of each."""
-    spec, policy = loop.spec, loop.policy
+    spec, policy = loop.spec, policy_of(loop)
     reversed_ids, reversed_mask = pad_rows([prompt.token_ids[::-1] for prompt in prompts], pad_id=0)
     ids = reversed_ids.flip(1).repeat_interleave(spec.num_generations, 0)
     mask = reversed_mask.flip(1).long().repeat_interleave(spec.num_generations, 0)

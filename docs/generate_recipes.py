@@ -42,9 +42,10 @@ A recipe is a YAML file; [`recipes/quickstart.yaml`](../recipes/quickstart.yaml)
 * **Shorthands.** Where a table says "a bare string stands for `path`", `model: some/folder` is
   `model: {path: some/folder}`. In the lists `rewards` and `alerts`, a bare name is a `type`; among rewards, one with a
   colon is a function.
-* **Types.** `algorithm`, rewards and alerts are told apart by `type`. `algorithm` without one is `dar`, `optim` without
-  one is `adamw`, and a reward with a `function` needs none. A key that another method has is refused with the names of
-  those that do. [algorithms.md](algorithms.md) says what the methods compute and where their defaults come from.
+* **Types.** `algorithm`, `engine`, rewards and alerts are told apart by `type`. `algorithm` without one is `dar`,
+  `optim` is `adamw`, `engine` is `in_process`, and a reward with a `function` needs none. A key that another method has
+  is refused with the names of those that do. [algorithms.md](algorithms.md) says what the methods compute and where
+  their defaults come from.
 * **Numbers** may be written `1e-5`; infinity is `.inf` (where no table says "finite"), nothing is `null`.
 * **The resolved recipe**, every default written out, is `config.yaml` in the run folder.
 

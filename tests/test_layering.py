@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_reading_a_recipe_needs_no_torch(name: str):
     heavy = {"torch", "transformers", "accelerate", "peft", "datasets", "numpy"}
     for path in modules_of(name):
         assert not imported_packages(path) & heavy
+
+
+@pytest.mark.parametrize("name", ["learn", "run"])
+def test_the_loop_knows_of_a_policy_only_its_protocol(name: str):
+    for path in modules_of(name):
+        source = path.read_text(encoding="utf-8")
+        reached = set(re.findall(r"dar\.(?:policies|rollout\.in_process)[.\w]*", source))
+        assert reached <= {"dar.policies.protocol", "dar.policies.precision"}, path
 
 
 @pytest.mark.parametrize("name", ["ops.py", "advantages.py", "objectives"])

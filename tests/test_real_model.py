@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.engines import engine_of
 
 from dar.batch import Prompt
 from dar.config.model import ModelSpec
@@ -18,7 +19,7 @@ from dar.policies.precision import Precision
 from dar.policies.text.loading import load_model, load_tokenizer, resolve_model
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.sampling import SamplingKey
 
 pytestmark = [
     pytest.mark.real_model,
@@ -51,7 +52,7 @@ def test_packed_logprobs_are_the_plain_models_in_fp32(smollm: tuple[Any, Any]) -
     policy = Policy(
         model, tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=1.0, with_reference=False
     )
-    engine = InProcessEngine(policy, max_tokens=4096)
+    engine = engine_of(policy, max_tokens=4096)
     rollouts = engine.generate(chat_prompts(tokenizer), 3, max_completion_length=12, key=SamplingKey(0))
     assert policy.module.is_packed
     packed = policy.logprobs(rollouts.groups, max_tokens=4096)
@@ -66,7 +67,7 @@ def test_packed_logprobs_are_the_plain_models_in_fp32(smollm: tuple[Any, Any]) -
 def test_bf16_sampler_and_trainer_agree_and_step_zero_kl_is_exactly_zero(smollm: tuple[Any, Any]) -> None:
     model, tokenizer = smollm
     policy = Policy(model, tokenizer, Precision(torch.device("cpu"), torch.bfloat16), temperature=1.0)
-    engine = InProcessEngine(policy, max_tokens=4096)
+    engine = engine_of(policy, max_tokens=4096)
     rollouts = engine.generate(chat_prompts(tokenizer), 4, max_completion_length=16, key=SamplingKey(0))
     current = policy.logprobs(rollouts.groups, max_tokens=4096)
     assert torch.equal(current, policy.ref_logprobs(rollouts.groups, max_tokens=4096))
@@ -80,7 +81,7 @@ def test_end_of_turn_ends_a_completion(smollm: tuple[Any, Any]) -> None:
         model, tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=0.2, with_reference=False
     )
     assert tokenizer.convert_ids_to_tokens(list(policy.eos_token_ids)) == ["<|im_end|>"]
-    engine = InProcessEngine(policy, max_tokens=4096)
+    engine = engine_of(policy, max_tokens=4096)
     rollouts = engine.generate(chat_prompts(tokenizer)[:1], 4, max_completion_length=40, key=SamplingKey(1))
     assert "eos" in rollouts.finish_reasons
     assert all("<|im_end|>" not in text for text in rollouts.texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ from dar.config.preference import DPOSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
 from dar.config.rewards import reward_name
+from dar.policies.text.policy import Policy
+from dar.run.stopping import Control
 from dar.trainer import TrainResult
 
 ROWS = [{"prompt": [{"role": "user", "content": f"say {word}"}], "word": word} for word in ("a", "bee", "sea", "dee")]
@@ -104,9 +106,15 @@ def numbers(result: TrainResult) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith(moods)} for row in result.metrics]
 
 
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+def model_of(trainer: Trainer) -> Any:
     assert trainer.loop is not None
-    return {name: parameter.detach().clone() for name, parameter in trainer.loop.policy.model.named_parameters()}
+    policy = trainer.loop.learner.policy
+    assert isinstance(policy, Policy)
+    return policy.model
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model_of(trainer).named_parameters()}
 
 
 class Collector:
@@ -115,15 +123,26 @@ class Collector:
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_metrics(self, step: int, metrics: Mapping[str, float], control: Control) -> None:
         self.rows.append({"step": step, **metrics})
 
 
 class Spoiler:
     """Edits what it is told."""
 
-    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def on_metrics(self, step: int, metrics: dict[str, float], control: Control) -> None:
         metrics.clear()
+
+
+class Asks:
+    """Asks something of the run after a step."""
+
+    def __init__(self, step: int, ask: Callable[[Control], None]) -> None:
+        self.step, self.ask = step, ask
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float], control: Control) -> None:
+        if step == self.step and "loss" in metrics:
+            self.ask(control)
 
 
 class Crash(Exception):
@@ -134,7 +153,7 @@ class CrashAt:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_metrics(self, step: int, metrics: Mapping[str, float], control: Control) -> None:
         if step == self.step:
             raise Crash
 
@@ -159,6 +178,28 @@ def test_two_steps_on_objects_change_the_model_and_leave_a_run_folder(tmp_path: 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert tokenizer.chat_template == make_tokenizer().chat_template
     assert "aligned with DAR" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_callback_may_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    stops = Asks(1, lambda control: control.stop("it is good enough"))
+    result = make_trainer(tmp_path, settings={"max_steps": 3}, callbacks=[stops]).train()
+    assert (result.steps, result.stopped_by) == (1, None)
+    assert "stopped after step 1: it is good enough" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
+    assert not (run / "model").exists()
+    assert make_trainer(tmp_path, settings={"max_steps": 3}).train(resume_from_checkpoint=True).steps == 3
+
+
+def test_a_callback_may_have_the_run_saved_and_evaluated(tmp_path: Path):
+    def both(control: Control) -> None:
+        control.save()
+        control.evaluate()
+
+    settings = {"max_steps": 3, "save_steps": 0}
+    result = make_trainer(tmp_path, settings=settings, eval_dataset=ROWS[:1], callbacks=[Asks(1, both)]).train()
+    assert [row["step"] for row in result.metrics if "eval/reward" in row] == [0, 1, 3]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-1", "step-3"}
 
 
 def test_metrics_say_what_the_rewards_said(tmp_path: Path):
@@ -354,8 +395,7 @@ def test_adapter_is_trained_on_a_base_that_stays(tmp_path: Path):
     assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
     ids = torch.arange(8).unsqueeze(0)
     loaded = PeftModel.from_pretrained(make_model(), str(tmp_path / "run" / "model"))
-    assert trainer.loop is not None
-    torch.testing.assert_close(loaded(ids).logits, trainer.loop.policy.model(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, model_of(trainer)(ids).logits)
 
 
 def test_adapter_that_is_not_zero_at_the_start_is_refused(tmp_path: Path):

@@ -189,6 +189,7 @@ class Rollouts(Rows):
         data's completions.
     finish_reasons: B of them.
     labels: [P, K] numbers that the data says of its completions, by name.
+    versions: B names of the weights that sampled, as the engine was given them; none where the data had them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -197,6 +198,7 @@ class Rollouts(Rows):
     logprobs: Tensor
     finish_reasons: tuple[FinishReason, ...]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+    versions: tuple[int, ...] = ()
 
     @property
     def num_generations(self) -> int:

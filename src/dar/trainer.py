@@ -16,7 +16,6 @@ from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
 from dar.config.base import Spec
 from dar.config.recipe import build_spec
 from dar.errors import ConfigError
-from dar.policies.text.saving import save_policy
 from dar.rewards import RewardFunction
 from dar.rewards.foreign import ForeignCode
 from dar.run.alerts import Alert
@@ -62,7 +61,7 @@ class Trainer:
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
         peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
-        callbacks: told about every line of metrics.
+        callbacks: told about every line of metrics; may stop the run, save or evaluate.
 
     Raises:
         ConfigError: settings that do not fit together; the rest is checked when `train` begins.
@@ -184,7 +183,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     metrics = loop.folder.metrics()
     if done == loop.spec.steps and loop.accelerator.is_main_process:
         card = model_card(loop.spec, metrics, loop.folder.alerts(), command=command)
-        save_policy(loop.policy, loop.folder.model, card=card)
+        loop.learner.policy.save(loop.folder.model, card=card)
         show_before_after(loop, metrics)
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
 

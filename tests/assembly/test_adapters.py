@@ -18,6 +18,7 @@ from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, LoraRuntimeConfig
+from support.engines import engine_of
 
 from dar import ConfigError, DARConfig, DARTrainer, GRPOSpec, Trainer, TrainingConfig
 from dar.assembly.adapter import adapted, require_named_base
@@ -28,7 +29,7 @@ from dar.config.recipe import load_recipe
 from dar.policies.precision import Precision
 from dar.policies.text.loading import load_model
 from dar.policies.text.policy import Policy
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.sampling import SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (250, 2), {})]
@@ -201,7 +202,7 @@ def test_adapter_is_one_policy_for_all_or_refused(
     model = adapted(base, config, seed=0)
     assert torch.equal(torch.get_rng_state(), rng)
     policy = Policy(model, make_tokenizer(), FP32, temperature=1.0)
-    engine = InProcessEngine(policy, max_tokens=1000)
+    engine = engine_of(policy, max_tokens=1000)
     groups = engine.generate(PROMPTS, 2, max_completion_length=6, key=SamplingKey(0)).groups
     before, start = policy.ref_logprobs(groups, max_tokens=1000), policy.logprobs(groups, max_tokens=1000)
     # π₀ is the model that was given, and the policy starts there; one that does not is refused before the first step.
@@ -255,7 +256,7 @@ def trainer(folder: Path, model: Any, *, algorithm: Any = None, **others: Any) -
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:
     assert run.loop is not None
-    return {name: p.detach().clone() for name, p in run.loop.policy.trainable().items()}
+    return {name: p.detach().clone() for name, p in run.loop.learner.policy.trainable().items()}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -77,7 +77,7 @@ def test_factors_rise_to_one_and_never_leave_the_unit_interval(schedule: Schedul
 def test_set_learning_rate_reaches_every_group():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
-    set_learning_rate(optimizer, 0.25)
+    set_learning_rate(optimizer, AdamWSpec(learning_rate=0.25), 0, 1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_gone():
 def test_weights_that_a_step_has_overflowed_are_refused(spec: AdamWSpec | AdafactorSpec):
     weight = torch.nn.Parameter(torch.full((2, 2), -3.3e38))
     optimizer = build_optimizer(spec, [weight])
-    set_learning_rate(optimizer, 3e38)
+    set_learning_rate(optimizer, AdamWSpec(learning_rate=3e38), 0, 1)
     weight.grad = torch.ones(2, 2)
     with pytest.raises(NonFiniteError, match=r"the update at step 7 overflowed: weights or .* lower optim"):
         clipped_step(optimizer, [weight], 1.0, where="step 7")

@@ -120,13 +120,13 @@ def make_loop(folder: Path, **changes: Any) -> Loop:
 def test_run_trains_once_more_on_each_kept_batch(tmp_path: Path):
     loop = make_loop(tmp_path)
     trained: list[Weighted] = []
-    update = loop.updater.step
+    update = loop.learner.updater.step
 
     def spy(algorithm: Any, batch: Weighted, **others: Any) -> Any:
         trained.append(batch)
         return update(algorithm, batch, **others)
 
-    loop.updater.step = spy
+    loop.learner.updater.step = spy
     sampled: list[Weighted] = []
     metrics = {}
     for step in range(1, 5):

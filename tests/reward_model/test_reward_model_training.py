@@ -229,6 +229,26 @@ def test_command_prints_a_table_or_json(tmp_path: Path):
     assert (found["steps"], found["num_steps"]) == (1, 1)
 
 
+def test_an_error_between_two_checkpoints_saves_the_last_finished_step(tmp_path: Path):
+    recipe = write_recipe(tmp_path)
+    train(recipe, f"output_dir={tmp_path / 'whole'}")
+    loop = build_reward_model_loop(load_recipe(recipe, kind=RewardModelSpec), quiet=True)
+    backward = loop._backward
+
+    def failing(*arguments: Any, **others: Any) -> None:
+        if others["where"] == "step 4":
+            raise NonFiniteError("the loss is not finite at step 4")
+        backward(*arguments, **others)
+
+    loop._backward = failing
+    with pytest.raises(NonFiniteError, match="step 4"):
+        loop.run(resume=False)
+    assert sorted(path.name for path in loop.folder.checkpoints.iterdir()) == ["step-2", "step-3"]
+    train(recipe, resume=True)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import PeftModel
+from support.engines import engine_of
 
 from dar.batch import Prompt
 from dar.config.model import LoraSpec
@@ -17,8 +18,8 @@ from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import opened_tag
 from dar.rewards.verifiable import tag_format
 from dar.rollout.in_process import weights
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
 from dar.rollout.in_process.weights import sampling_weights
+from dar.rollout.sampling import SamplingKey
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 PROMPTS = [Prompt(0, "x", (5, 6, 7), {}), Prompt(1, "x", (8,), {})]
@@ -35,7 +36,7 @@ def with_trained_adapter() -> PeftModel:
 
 def test_merged_adapter_samples_what_the_trainer_scores(tokenizer: Any) -> None:
     policy = Policy(with_trained_adapter(), tokenizer, FP32, temperature=1.0)
-    engine = InProcessEngine(policy, max_tokens=1000)
+    engine = engine_of(policy, max_tokens=1000)
     rollouts = engine.generate(PROMPTS, 3, max_completion_length=9, key=SamplingKey(0))
     logprobs = policy.logprobs(rollouts.groups, max_tokens=1000)
     torch.testing.assert_close(rollouts.logprobs, logprobs, rtol=1e-4, atol=1e-5)
@@ -62,7 +63,7 @@ def test_tags_that_are_special_tokens_are_text_and_control_tokens_are_not(monkey
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<think>", "</think>", "<answer>", "</answer>"]})
     model = make_model(vocab_size=len(tokenizer))
-    engine = InProcessEngine(Policy(model, tokenizer, FP32, temperature=1.0), max_tokens=1000)
+    engine = engine_of(Policy(model, tokenizer, FP32, temperature=1.0), max_tokens=1000)
     said = "<|user|><think>a</think><pad><answer>b</answer><eos>"
     script = torch.tensor(tokenizer(said)["input_ids"])
     monkeypatch.setattr(engine, "_draw", lambda states, uniforms, at, _: (script[at], torch.zeros(len(at))))
@@ -74,7 +75,7 @@ def test_tags_that_are_special_tokens_are_text_and_control_tokens_are_not(monkey
 
 def test_a_tag_that_the_prompt_opens_is_the_beginning_of_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_tokenizer()
-    engine = InProcessEngine(Policy(make_model(), tokenizer, FP32, temperature=1.0), max_tokens=1000)
+    engine = engine_of(Policy(make_model(), tokenizer, FP32, temperature=1.0), max_tokens=1000)
     script = torch.tensor(tokenizer("a</think><answer>b</answer><eos>")["input_ids"])
     monkeypatch.setattr(engine, "_draw", lambda states, uniforms, at, _: (script[at], torch.zeros(len(at))))
     prompts = [Prompt(0, "x", tuple(tokenizer(text)["input_ids"]), {}) for text in ("<think>\n", "q", "<think> x")]

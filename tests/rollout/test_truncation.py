@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from pydantic import ValidationError
+from support.engines import engine_of
+from support.handmade import make_spec
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -31,7 +33,8 @@ from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet
 from dar.rollout.in_process.decode import PaddedDecoder
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.in_process.engine import InProcessEngine
+from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN, constrained, first_stop, truncate
 from dar.run.heldout import HeldoutEvaluation
 
@@ -172,7 +175,7 @@ def make_engine(*, temperature: float = 1.0, max_tokens: int = 10_000, num_eos: 
     """An engine over the tiny model; with `num_eos` of 8, tokens 0 to 7 end a completion."""
     policy = Policy(make_model(), make_tokenizer(), FP32, temperature=temperature, with_reference=False)
     policy.eos_token_ids = tuple(range(num_eos))
-    return InProcessEngine(policy, max_tokens=max_tokens)
+    return engine_of(policy, max_tokens=max_tokens)
 
 
 def sampled(engine: InProcessEngine, decoding: DecodingSpec = PLAIN, *, seed: int = 0, length: int = 14) -> Rollouts:
@@ -370,20 +373,17 @@ def heldout(decoding: DecodingSpec) -> HeldoutEvaluation:
     policy = Policy(make_model(), make_tokenizer(), FP32, temperature=1.0)
     lengths = Reward("length", lambda completions, **_: [float(len(text)) for text in completions])
     return HeldoutEvaluation(
-        prompts=PROMPTS,
-        policy=policy,
-        engine=InProcessEngine(policy, max_tokens=10_000),
-        rewards=RewardSet([lengths]),
-        num_generations=3,
-        max_completion_length=14,
-        max_tokens=10_000,
-        seed=0,
-        decoding=decoding,
+        make_spec(sampling={"max_completion_length": 14}, evaluation={"num_generations": 3}),
+        PROMPTS,
+        policy,
+        engine_of(policy, max_tokens=10_000),
+        RewardSet([lengths]),
+        decoding,
     )
 
 
 def test_greedy_evaluation_takes_one_completion_per_prompt():
-    found = heldout(DecodingSpec(greedy=True)).run(where="here")
+    found = heldout(DecodingSpec(greedy=True)).run(0)
     expected = make_engine().generate(
         PROMPTS, 1, max_completion_length=14, key=SamplingKey(7), decoding=DecodingSpec(greedy=True)
     )
@@ -392,7 +392,7 @@ def test_greedy_evaluation_takes_one_completion_per_prompt():
 
 
 def test_truncated_evaluation_leaves_out_what_only_plain_samples_estimate():
-    plain, truncated = heldout(PLAIN).run(where="here"), heldout(DecodingSpec(top_p=0.5)).run(where="here")
+    plain, truncated = heldout(PLAIN).run(0), heldout(DecodingSpec(top_p=0.5)).run(0)
     assert truncated.rollouts.num_generations == plain.rollouts.num_generations == 3
     assert truncated.rollouts.texts != plain.rollouts.texts
     estimates = {"entropy", "kl/ref", "kl/ref_per_token", "kl/ref_k3", "kl/ref_k3_per_token"}

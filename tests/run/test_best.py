@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,19 +30,17 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "best" / "best.json").read_text())
 
 
-def considered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: dict[str, str], values: list[float | None]
-) -> list[int]:
+def considered(tmp_path: Path, best: dict[str, str], values: list[float | None]) -> list[int]:
     """The steps that were saved, of evaluations 0, 1, … with these values (None: not measured)."""
     folder = RunFolder(tmp_path / "run")
 
-    def save(_policy: Any, target: Path, *, card: str, notes: dict[str, str]) -> None:
+    def save(target: Path, *, card: str, notes: dict[str, str]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         (target / "best.json").write_text(notes["best.json"])
 
-    monkeypatch.setattr("dar.run.best.save_policy", save)
     spec = make_spec(data={"train": "t.jsonl", "heldout": "h.jsonl"}, checkpoint={"best": best})
-    keeper = BestPolicy(spec, policy=None, folder=folder)  # pyright: ignore[reportArgumentType] - save is replaced
+    policy: Any = SimpleNamespace(save=save)
+    keeper = BestPolicy(spec, policy, folder)
     lines = [{} if value is None else {best["metric"]: value} for value in values]
     return [step for step, line in enumerate(lines) if keeper.consider(step, line)]
 
@@ -54,30 +53,28 @@ def considered(
         ("max", [None, -5.0, None, -4.0], [1, 3]),  # not measured is not best
     ],
 )
-def test_only_what_is_better_replaces_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, values: list[float | None], saved: list[int]
-):
-    assert considered(tmp_path, monkeypatch, {"metric": "eval/reward", "mode": mode}, values) == saved
+def test_only_what_is_better_replaces_the_best(tmp_path: Path, mode: str, values: list[float | None], saved: list[int]):
+    assert considered(tmp_path, {"metric": "eval/reward", "mode": mode}, values) == saved
     assert record(tmp_path / "run")["step"] == saved[-1]
 
 
-def test_record_of_another_metric_is_not_one_to_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    considered(tmp_path, monkeypatch, {"metric": "eval/reward", "mode": "max"}, [9.0])
+def test_record_of_another_metric_is_not_one_to_beat(tmp_path: Path):
+    considered(tmp_path, {"metric": "eval/reward", "mode": "max"}, [9.0])
     other = {"metric": "eval/rewards/sentiment/mean", "mode": "max"}
-    assert considered(tmp_path, monkeypatch, other, [0.5, 0.4]) == [0]
+    assert considered(tmp_path, other, [0.5, 0.4]) == [0]
     assert record(tmp_path / "run") == {"step": 0, "value": 0.5, **other}
 
 
-def test_the_card_of_the_best_lists_the_alerts_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_card_of_the_best_lists_the_alerts_so_far(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     alert = {"step": 1, "rule": "kl", "value": 26.0, "threshold": 25.0, "message": "KL is 26", "action": "mark"}
     (folder.path / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
     cards: list[str] = []
-    monkeypatch.setattr("dar.run.best.save_policy", lambda _policy, _target, *, card, notes: cards.append(card))
+    policy: Any = SimpleNamespace(save=lambda _target, *, card, notes: cards.append(card))
     best = {"metric": "eval/reward", "mode": "max"}
     spec = make_spec(data={"train": "t.jsonl", "heldout": "h.jsonl"}, checkpoint={"best": best})
-    keeper = BestPolicy(spec, policy=None, folder=folder)  # pyright: ignore[reportArgumentType] - save is replaced
+    keeper = BestPolicy(spec, policy, folder)
     assert keeper.consider(1, {"eval/reward": 1.0})
     assert "* step 1, kl (mark): KL is 26\n" in cards[0]
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from support.engines import engine_of
+from support.handmade import make_spec
 
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
@@ -19,7 +21,6 @@ from dar.learn.ranks import join_scored
 from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward, RewardSet, RewardTable
-from dar.rollout.in_process.engine import InProcessEngine
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 
 ROWS = [
@@ -41,12 +42,11 @@ def online(*, seed: int = 3, progress: Any = None) -> OnlineCollector:
     )
     prompts = prepare_prompts(ROWS, tokenizer, SPEC, max_prompt_length=None, where="rows.jsonl")
     return OnlineCollector(
-        engine=InProcessEngine(policy, max_tokens=1000),
+        spec=make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed),
+        policy=policy,
+        engine=engine_of(policy, max_tokens=1000),
         rewards=RewardSet([Reward("even", even_share, RewardSpec(weight=2.0))]),
         stream=PromptStream(prompts, prompts_per_step=3, seed=seed),
-        num_generations=2,
-        max_completion_length=6,
-        seed=seed,
         progress=progress or (lambda tokens: None),
     )
 

@@ -24,6 +24,7 @@ from dar.batch import Batch, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.run.loop import Loop
+from dar.run.stopping import Control
 from dar.trainer import run_loop
 
 ONLINE = [name for name, spec in ALGORITHM_SPECS.items() if not spec.logged]
@@ -109,9 +110,9 @@ def test_sft_learns_its_demonstrations(tmp_path: Path):
 def test_var_learns_the_better_completions_more(tmp_path: Path):
     loop = make_loop(tmp_path / "run", {"type": "var", "temperature": 0.5})
     scored = collected(loop)
-    before = loop.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
+    before = loop.learner.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
     rows = [loop.step(step) for step in range(1, 7)]
-    after = loop.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
+    after = loop.learner.policy.logprobs(scored.groups, max_tokens=4096).sum(1)
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
     best, worst = ((after - before).reshape(4, 3)[:, column].mean() for column in (0, 1))
     assert best > worst + 5
@@ -125,9 +126,9 @@ def collected(loop: Loop) -> Batch:
     rollouts, pending = loop.collector.collect(1, 0, loop.spec.prompts_per_step, phase=loop._phase)
     ref_logprobs = values = None
     if loop.algorithm.needs_reference:
-        ref_logprobs = loop.policy.ref_logprobs(rollouts.groups, max_tokens=4096)
+        ref_logprobs = loop.learner.policy.ref_logprobs(rollouts.groups, max_tokens=4096)
     if loop.algorithm.needs_values:
-        values = loop.policy.values(rollouts.groups, max_tokens=4096)
+        values = loop.learner.policy.values(rollouts.groups, max_tokens=4096)
     rewards = pending.finish()
     return rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
 
@@ -135,19 +136,19 @@ def collected(loop: Loop) -> Batch:
 def gradients(loop: Loop) -> list[Tensor]:
     """Every gradient that the loop's optimizer will step along, as one vector each; filled while it runs."""
     found: list[Tensor] = []
-    step = loop.updater.optimizer.step
+    step = loop.learner.updater.optimizer.step
 
     def capture(*arguments: Any) -> Any:
-        parts = [p.grad.flatten() for p in loop.updater.parameters if p.grad is not None]
+        parts = [p.grad.flatten() for p in loop.learner.updater.parameters if p.grad is not None]
         found.append(torch.cat(parts).clone())
         return step(*arguments)
 
-    loop.updater.optimizer.step = capture  # pyright: ignore[reportAttributeAccessIssue]
+    loop.learner.updater.optimizer.step = capture  # pyright: ignore[reportAttributeAccessIssue]
     return found
 
 
 def weights_of(loop: Loop) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in loop.policy.trainable().values()])
+    return torch.cat([p.detach().flatten() for p in loop.learner.policy.trainable().values()])
 
 
 def assert_near(one: Tensor, other: Tensor, *, share: float) -> None:
@@ -195,7 +196,7 @@ class StopAfter:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_metrics(self, step: int, metrics: Mapping[str, float], control: Control) -> None:
         if step == self.step:
             signal.raise_signal(signal.SIGTERM)
 
@@ -266,13 +267,13 @@ def test_truncated_completions_are_left_out_of_the_loss_only(tmp_path: Path):
         runtime={"device": "cpu", "precision": "fp32", "negligible_share": 0.0},
     )
     trained: list[Weighted] = []
-    update = loop.updater.step
+    update = loop.learner.updater.step
 
     def spy(algorithm: Any, batch: Weighted, **others: Any) -> Any:
         trained.append(batch)
         return update(algorithm, batch, **others)
 
-    loop.updater.step = spy
+    loop.learner.updater.step = spy
     metrics = loop.step(1)
     # Weights and advantages are those of the whole batch, and so is the denominator.
     kept = has_eos & (weighted.weights > 0)
@@ -327,13 +328,13 @@ def test_correction_scales_gradients_by_the_capped_ratio_to_the_sampler(tmp_path
         exponent = exponent.sum(1, keepdim=True).expand_as(gap)
     factor = exponent.exp().clamp(max=cap)
     assert (factor[groups.mask] == cap).any() == (cap == 1.2)
-    logprobs = loop.policy.module(groups).logprobs
+    logprobs = loop.learner.policy.trained(groups).logprobs
     loss = -(weighted.weights.unsqueeze(1) * factor * logprobs).sum() / weighted.denominator
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, loop.updater.parameters)])
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, loop.learner.updater.parameters)])
 
     grads = gradients(loop)
     batch = replace(weighted, tokens={SAMPLER_LOGPROBS: sampler})
-    result = loop.updater.step(loop.algorithm, batch, on_policy=True, where="here")
+    result = loop.learner.updater.step(loop.algorithm, batch, on_policy=True, where="here")
     assert_near(grads[0], expected, share=1e-4)
     # Values stay what they were: only the gradient is scaled.
     plain = -(weighted.weights.unsqueeze(1) * logprobs.detach()).sum() / weighted.denominator
@@ -349,7 +350,7 @@ def test_rows_without_a_sampler_are_not_corrected(tmp_path: Path):
         loop = make_loop(tmp_path / name, "dar", optim=SMOOTH, **keys)
         weighted, _ = loop.algorithm.weigh(collected(loop))
         grads = gradients(loop)
-        loop.updater.step(loop.algorithm, weighted, on_policy=False, where="here")
+        loop.learner.updater.step(loop.algorithm, weighted, on_policy=False, where="here")
         found.append(grads[0])
     assert torch.equal(found[0], found[1])
 
@@ -363,13 +364,13 @@ def test_pairs_are_not_torn_apart_by_leaving_light_rows_out(tmp_path: Path, name
     runtime = {"device": "cpu", "precision": "fp32", "negligible_share": 0.3}
     loop = make_loop(tmp_path / "run", name, runtime=runtime)
     trained: list[Weighted] = []
-    update = loop.updater.step
+    update = loop.learner.updater.step
 
     def spy(algorithm: Any, batch: Weighted, **others: Any) -> Any:
         trained.append(batch)
         return update(algorithm, batch, **others)
 
-    loop.updater.step = spy
+    loop.learner.updater.step = spy
     metrics = loop.step(1)
     row = 0
     for size in trained[0].groups.group_sizes:
@@ -385,10 +386,10 @@ def test_correction_reaches_methods_on_logits(tmp_path: Path, correction: str):
     sampling = {"max_completion_length": 8, "correction": correction, "correction_cap": 1.25}
     loop = make_loop(tmp_path / "run", {"type": "lco", "loss": "mse"}, sampling=sampling, optim=SMOOTH)
     weighted, _ = loop.algorithm.weigh(collected(loop))
-    outputs = loop.policy.module(weighted.groups, with_logits=True)
+    outputs = loop.learner.policy.trained(weighted.groups, with_logits=True)
     loss = loop.algorithm.terms(outputs, weighted).losses.sum() / weighted.denominator
-    plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, loop.updater.parameters)])
+    plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, loop.learner.updater.parameters)])
     grads = gradients(loop)
     batch = replace(weighted, tokens={SAMPLER_LOGPROBS: weighted.old_logprobs - 0.5})
-    loop.updater.step(loop.algorithm, batch, on_policy=True, where="here")
+    loop.learner.updater.step(loop.algorithm, batch, on_policy=True, where="here")
     assert_near(grads[0], 1.25 * plain, share=1e-4)

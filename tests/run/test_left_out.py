@@ -15,7 +15,7 @@ from dar.algorithms.base import UpdateTokens
 from dar.algorithms.realignment import IMPACT
 from dar.batch import Batch, TokenGroups, pad_rows
 from dar.errors import ConfigError
-from dar.rollout.in_process.engine import SamplingKey
+from dar.rollout.sampling import SamplingKey
 from dar.run.loop import Loop
 
 EOS = 0
@@ -26,6 +26,7 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     is_trace = loop.spec.algorithm.type == "trace"
     num_prompts, num_generations = (24, 2) if is_trace else (4, 12)
     stream = loop.collector.stream.at(0)
+    loop.engine.sync(loop.learner.policy, 0)
     sampled = loop.engine.generate(
         [stream[index % len(stream)] for index in range(num_prompts)],
         num_generations,
@@ -48,8 +49,8 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     labels = {}
     if is_trace:
         rewards, labels = (rewards > 0).float(), {IMPACT: torch.rand(num_prompts, 1, generator=generator).expand(-1, 2)}
-    old, reference = loop.policy.logprobs(groups, max_tokens=4096), None
-    if loop.policy.has_reference:
+    old, reference = loop.learner.policy.logprobs(groups, max_tokens=4096), None
+    if loop.learner.policy.has_reference:
         reference = old + 0.3 * torch.randn(mask.shape, generator=generator) * mask
     return Batch(
         groups=groups,
@@ -57,7 +58,7 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
         ref_logprobs=reference,
         rewards=rewards,
         has_eos=is_empty,
-        values=loop.policy.values(groups, max_tokens=4096) if loop.algorithm.needs_values else None,
+        values=loop.learner.policy.values(groups, max_tokens=4096) if loop.algorithm.needs_values else None,
         labels=labels,
     )
 
@@ -102,9 +103,9 @@ def test_an_empty_answer_with_a_bad_reward_becomes_less_likely(tmp_path: Path, n
     scored = hostile_batch(loop, seed=0)
     empty = scored.groups.lengths == 1
     scored.rewards[:] = torch.where(empty.reshape(scored.rewards.shape), -5.0, 0.0)
-    before = loop.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0]
+    before = loop.learner.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0]
     loop.learner.learn(1, loop.algorithm.weigh(scored)[0])
-    assert (loop.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0] < before).all()
+    assert (loop.learner.policy.logprobs(scored.groups, max_tokens=4096)[empty, 0] < before).all()
 
 
 def test_a_correction_leaves_only_rows_of_weight_zero_out(tmp_path: Path):
@@ -146,7 +147,7 @@ def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, name: str
     loop.algorithm.begin_update = spy
     loop.learner._begun(own, is_first=True)
     assert [len(tokens.advantages) for tokens in seen] == ([0] if name == "bapo" else [])
-    result = loop.updater.step(loop.algorithm, own, on_policy=True, where="here")
+    result = loop.learner.updater.step(loop.algorithm, own, on_policy=True, where="here")
     assert (result.loss, result.grad_norm, result.means) == (0.0, 0.0, {})
 
 

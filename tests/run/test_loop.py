@@ -266,7 +266,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
         "from dar.config.recipe import load_recipe\n"
         "from dar.trainer import run_loop\n"
         "loop = build_loop(load_recipe(sys.argv[1]), quiet=True)\n"
-        "wrapper = weakref.ref(loop.updater.module)\n"
+        "wrapper = weakref.ref(loop.learner.policy.trained)\n"
         "print(type(wrapper()).__name__)\n"
         "destroy = torch.distributed.destroy_process_group\n"
         "def destroy_and_tell(group):\n"
@@ -490,7 +490,7 @@ def test_dropped_completions_train_nothing(
 
 def test_non_finite_loss_raises_and_leaves_the_weights(write_recipe: WriteRecipe) -> None:
     loop = build_loop(load_recipe(write_recipe()), quiet=True)
-    before = {name: p.detach().clone() for name, p in loop.policy.trainable().items()}
+    before = {name: p.detach().clone() for name, p in loop.learner.policy.trainable().items()}
     terms = loop.algorithm.terms
 
     def poisoned(logprobs: Any, batch: Any) -> Any:
@@ -501,5 +501,5 @@ def test_non_finite_loss_raises_and_leaves_the_weights(write_recipe: WriteRecipe
     loop.algorithm.terms = poisoned  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(NonFiniteError, match=r"loss is not finite at step 1, in rows \[0\]"):
         loop.step(1)
-    for name, parameter in loop.policy.trainable().items():
+    for name, parameter in loop.learner.policy.trainable().items():
         assert torch.equal(before[name], parameter), name

@@ -22,6 +22,7 @@ from dar.config.recipe import load_recipe
 from dar.data.logged import token_groups
 from dar.errors import CheckpointError, ConfigError, DarError, DataError, RewardError
 from dar.run.loop import Loop
+from dar.run.stopping import Control
 from dar.trainer import run_loop
 
 # (prompt, chosen, rejected): the new rule is not to say "no" or "never".
@@ -101,7 +102,7 @@ def sequence_logprobs(loop: Loop) -> Tensor:
         loop.collector.logged.groups,  # pyright: ignore[reportAttributeAccessIssue] - it reads logged data
         key=lambda group: by_prompt[str(group.prompt.content).removeprefix("say ").removesuffix(": ")],
     )
-    return loop.policy.logprobs(token_groups(groups), max_tokens=4096).sum(1).reshape(-1, 2)
+    return loop.learner.policy.logprobs(token_groups(groups), max_tokens=4096).sum(1).reshape(-1, 2)
 
 
 def test_old_pairs_are_realigned(rules: Path):
@@ -225,7 +226,7 @@ class StopAfter:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_metrics(self, step: int, metrics: Any) -> None:
+    def on_metrics(self, step: int, metrics: Any, control: Control) -> None:
         if step == self.step:
             raise Stop
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dar.algorithms import actor_critic, logits, policy_gradient, preference, realignment, regression
 from dar.algorithms.base import Algorithm
+from dar.assembly.before import Before
+from dar.assembly.realignment import Realignment
 from dar.config.actor_critic import AnyActorCritic
 from dar.config.alerts import KLAlertSpec
 from dar.config.algorithms import AnyAlgorithm, OwnAlgorithmSpec
 from dar.config.logits import AnyLogits
 from dar.config.policy_gradient import AnyPolicyGradient
 from dar.config.preference import AnyPreference
+from dar.config.realignment import TRACESpec
 from dar.config.recipe import build_spec
 from dar.config.regression import AnyRegression
 from dar.config.run import RunSpec
@@ -49,10 +52,16 @@ def _own(spec: OwnAlgorithmSpec) -> Algorithm:
         return found(settings)  # pyright: ignore[reportCallIssue] - made from a value of its Spec, as its base says
 
 
-def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> None:
-    """Raises ConfigError where the recipe moves or watches a reference that nothing reads."""
+def build_before(spec: RunSpec) -> Before:
+    """What the method does before its first step. Raises ConfigError where a function cannot be imported."""
+    method = spec.algorithm
+    return Realignment(spec, method) if isinstance(method, TRACESpec) else Before()
+
+
+def reads_reference(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -> bool:
+    """Whether anything reads π₀. Raises ConfigError where the recipe moves or watches one that nothing reads."""
     if algorithm.needs_reference:
-        return
+        return True
     if spec.reference_sync is not None and not has_heldout:
         raise ConfigError(
             f"reference_sync moves π₀, but {spec.algorithm.type} as it is set does not read it, and no held-out "
@@ -63,3 +72,4 @@ def require_reference_is_read(spec: RunSpec, algorithm: Algorithm, *, has_heldou
             f"the kl alert watches the training steps, but {spec.algorithm.type} as it is set does not read π₀ there: "
             "use samples: heldout"
         )
+    return has_heldout

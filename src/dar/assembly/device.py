@@ -7,14 +7,23 @@ from accelerate.tracking import get_available_trackers
 
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.policies.precision import Precision
+from dar.policies.precision import Precision, resolve_precision
+from dar.policies.text.compiling import require_compiler
+
+
+def build_precision(spec: RunSpec) -> Precision:
+    """Device and precision. Raises ConfigError: there is no such device, or no compiler where one is asked for."""
+    precision = resolve_precision(spec.runtime)
+    if spec.runtime.compile_layers:
+        require_compiler(precision.device)
+    return precision
 
 
 def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
     """accelerate's view of ranks, devices and trackers.
 
     Raises:
-        ConfigError: a tracker is unknown or not installed.
+        ConfigError: a tracker is unknown or not installed, or a step's prompts cannot be shared equally.
     """
     available = [str(name) for name in get_available_trackers()]
     missing = [name for name in spec.logging.trackers if name not in available]
@@ -23,9 +32,14 @@ def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
             f"logging.trackers: {', '.join(missing)} cannot be used here; installed: {', '.join(available) or 'none'}"
         )
     # Trainer, engine and reference share one autocast of their own, so accelerate is to cast nothing.
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=precision.device.type == "cpu",
         mixed_precision="no",
         log_with=list(spec.logging.trackers) or None,
         project_dir=spec.output_dir,
     )
+    if spec.prompts_per_step % accelerator.num_processes:
+        raise ConfigError(
+            f"prompts_per_step is {spec.prompts_per_step}, which {accelerator.num_processes} ranks cannot share equally"
+        )
+    return accelerator

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from dar.assembly.algorithm import build_algorithm, require_reference_is_read
+from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import build_data
+from dar.assembly.device import build_precision
+from dar.assembly.engine import build_engine
 from dar.assembly.objects import Objects
-from dar.assembly.realignment import build_oracle
 from dar.assembly.reward import check_reward
 from dar.config.actor_critic import ActorCriticSpec
-from dar.config.algorithms import AnyAlgorithm
 from dar.config.optim import AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
-from dar.data.logged import LoggedSet
-from dar.policies.precision import resolve_precision
-from dar.policies.text.compiling import require_compiler
 from dar.policies.text.head import ENTRIES, POSITIONS
 from dar.policies.text.loading import load_config, load_tokenizer
 
@@ -53,17 +49,16 @@ def make_plan(spec: RunSpec) -> Plan:
     Raises:
         DarError: the recipe cannot run; the same checks a run makes before loading weights.
     """
-    precision = resolve_precision(spec.runtime)
-    if spec.runtime.compile_layers:
-        require_compiler(precision.device)
+    precision = build_precision(spec)
     tokenizer = load_tokenizer(spec.model)
     config = load_config(spec.model)
     data = build_data(spec, Objects(), tokenizer, config)
-    build_oracle(spec)
+    before = build_before(spec)
+    build_engine(spec.engine).close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
-    require_reference_is_read(spec, algorithm, has_heldout=data.heldout is not None)
+    with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -83,7 +78,7 @@ def make_plan(spec: RunSpec) -> Plan:
         passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
     if algorithm.replay:
         passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
-    has_reference = (algorithm.needs_reference or data.heldout is not None) and spec.model.lora is None
+    has_reference = with_reference and spec.model.lora is None
     trainable = _lora_parameters(model, spec) if spec.model.lora else num_parameters
     critic = num_parameters if isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model" else 0
     trainable += critic
@@ -106,22 +101,13 @@ def make_plan(spec: RunSpec) -> Plan:
         max_completion_tokens_per_step=rows * spec.sampling.max_completion_length,
         max_padded_tokens_per_step=rows * longest,
         epochs=spec.steps * spec.prompts_per_step / len(data.train),
-        passes=(*_once(spec.algorithm, len(data.train), data.gold), *passes),
+        passes=(*before.passes(data), *passes),
         weights_gb=((num_parameters + critic) * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
         optimizer_gb=trainable * 4 * (3 if isinstance(spec.optim, AdamWSpec) else 1) / 1e9,
         microbatch_gb=(activations + head) / 1e9,
         device=str(precision.device),
         compute_dtype=str(precision.dtype).removeprefix("torch."),
     )
-
-
-def _once(algorithm: AnyAlgorithm, num_pairs: int, gold: LoggedSet | None) -> Iterator[str]:
-    """What is done before the first step, and not again."""
-    if isinstance(algorithm, TRACESpec):
-        if algorithm.oracle is not None:
-            yield f"once: ask {algorithm.oracle} about {2 * num_pairs} completions"
-        if gold is not None:
-            yield f"once: the gradient of {len(gold.groups)} gold pairs, and of each conflicting pair by itself"
 
 
 def _lora_parameters(model: torch.nn.Module, spec: RunSpec) -> int:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import PeftModel
 
 from dar.assembly.adapter import adapted, has_adapter, require_named_base
 from dar.assembly.data import build_prompts
 from dar.assembly.objects import Objects
+from dar.config.actor_critic import ActorCriticSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
-from dar.policies.text.loading import disable_dropout, load_model
+from dar.policies.text.loading import checkpoint_layers, disable_dropout, load_model
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
 
@@ -27,9 +27,8 @@ def build_policy(
     precision: Precision,
     *,
     with_reference: bool,
-    critic: Literal["head", "model"] | None = None,
 ) -> Policy:
-    """The policy with its reference.
+    """The policy, with a reference if asked for, and the critic of a method that has one.
 
     Raises:
         ConfigError: a model cannot be loaded or trained.
@@ -46,10 +45,7 @@ def build_policy(
             require_named_base(model)
         model = adapted(model.to(precision.device), lora, seed=spec.seed)
     if spec.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if isinstance(model, PeftModel):
-            # Without a gradient at the input, checkpointing would find nothing to recompute for.
-            model.enable_input_require_grads()
+        checkpoint_layers(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
     model.eval()
@@ -71,7 +67,7 @@ def build_policy(
         reference=reference if with_reference else None,
         with_reference=with_reference,
         reference_moves=spec.reference_sync is not None,
-        critic=None if critic is None else make_critic(model, critic),
+        critic=make_critic(model, spec.algorithm.critic) if isinstance(spec.algorithm, ActorCriticSpec) else None,
     )
 
 

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dar.algorithms.realignment import IMPACT
+from dar.assembly.before import Before
+from dar.assembly.data import RunData
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet
@@ -20,8 +22,8 @@ from dar.errors import CheckpointError, DataError
 from dar.learn.impact import gradient_agreement
 from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
-from dar.policies.text.policy import Policy
-from dar.rewards import Oracle, ask_oracle, load_function
+from dar.policies.protocol import Policy
+from dar.rewards import ask_oracle, load_function
 from dar.rewards.combine import keyword_arguments
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -73,85 +75,100 @@ class TriagedPairs:
         }
 
 
-def build_oracle(spec: RunSpec) -> Oracle | None:
-    """The function that `algorithm.oracle` names, or None.
+class Realignment(Before):
+    """Verdicts and triage from the data alone; impact weights from gradients at the initial weights.
 
-    Raises:
-        ConfigError: it cannot be imported.
+    Raises ConfigError where the oracle cannot be imported.
     """
-    if not isinstance(spec.algorithm, TRACESpec) or spec.algorithm.oracle is None:
-        return None
-    return load_function(spec.algorithm.oracle, what="oracle")
 
+    pairs: TriagedPairs
+    is_saved: bool
 
-def triage_pairs(
-    logged: LoggedSet, oracle: Oracle | None, *, name: str | None, where: str, accelerator: Accelerator
-) -> TriagedPairs:
-    """Sorts every pair by the oracle's verdicts, or by those it came with; all conflicting pairs weigh the same.
+    def __init__(self, spec: RunSpec, method: TRACESpec) -> None:
+        self.spec, self.method = spec, method
+        self.oracle = None if method.oracle is None else load_function(method.oracle, what="oracle")
 
-    Args:
-        logged: pairs; without an oracle their rewards are verdicts.
-        oracle: asked once about all completions, by the main process.
-        name: of the oracle.
-        where: of the pairs, for messages.
-        accelerator: tells the other processes.
+    def passes(self, data: RunData) -> Iterator[str]:
+        if self.method.oracle is not None:
+            yield f"once: ask {self.method.oracle} about {2 * len(data.train)} completions"
+        if data.gold is not None:
+            yield f"once: the gradient of {len(data.gold.groups)} gold pairs, and of each conflicting pair by itself"
 
-    Raises:
-        RewardError: the oracle failed, or returned something else than verdicts.
-        DataError: no pair is in conflict with the rules.
-    """
-    if oracle is not None:
-        asked = [ask_oracle(str(name), oracle, _arguments(logged)) if accelerator.is_main_process else []]
-        logged = _with_verdicts(logged, broadcast_object_list(asked)[0])
-    actions = tuple(triage(*(each.reward > 0 for each in group.completions)) for group in logged.groups)
-    conflict = sum(action is not Triage.RETAIN for action in actions)
-    if not conflict:
-        raise DataError(
-            f"{where}: by the verdicts of {name or 'the column chosen_complies'} the chosen completion of every pair "
-            f"complies with the new rules ({len(actions)} pairs), so there is nothing to realign. If that is wrong, "
-            "look at the verdicts."
+    def look(self, data: RunData, folder: RunFolder, accelerator: Accelerator, *, resume: bool) -> None:
+        """Sorts every pair by the oracle's verdicts, or by those it came with; all conflicting pairs weigh the same.
+
+        Raises:
+            RewardError: the oracle failed, or returned something else than verdicts.
+            DataError: no pair is in conflict with the rules.
+            CheckpointError: what the run folder has is of other data.
+        """
+        assert data.logged is not None
+        saved = _saved_pairs(data.logged, folder) if resume else None
+        self.is_saved = saved is not None
+        self.pairs = saved or self._triaged(data.logged, accelerator)
+
+    def _triaged(self, logged: LoggedSet, accelerator: Accelerator) -> TriagedPairs:
+        name = self.method.oracle
+        if self.oracle is not None:
+            asked = [ask_oracle(str(name), self.oracle, _arguments(logged)) if accelerator.is_main_process else []]
+            logged = _with_verdicts(logged, broadcast_object_list(asked)[0])
+        actions = tuple(triage(*(each.reward > 0 for each in group.completions)) for group in logged.groups)
+        conflict = sum(action is not Triage.RETAIN for action in actions)
+        if not conflict:
+            raise DataError(
+                f"{self.spec.data.train.path}: by the verdicts of {name or 'the column chosen_complies'} the chosen "
+                f"completion of every pair complies with the new rules ({len(actions)} pairs), so there is nothing to "
+                "realign. If that is wrong, look at the verdicts."
+            )
+        weights = tuple(0.0 if action is Triage.RETAIN else 1 / conflict for action in actions)
+        return TriagedPairs(logged, actions, (None,) * len(actions), weights)
+
+    def measure(self, data: RunData, policy: Policy, display: Display) -> LoggedSet:
+        """Impact weights: a forward and backward pass for each pair that is in conflict.
+
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite.
+        """
+        if not self.is_saved and data.gold is not None:
+            self.pairs = self._weighed(self.pairs, data.gold, policy, display)
+        display.note(self.pairs.summary())
+        return self.pairs.labelled()
+
+    def _weighed(self, pairs: TriagedPairs, gold: LoggedSet, policy: Policy, display: Display) -> TriagedPairs:
+        conflict = pairs.conflict
+        display.note(f"impact weights: a forward and backward pass for each of {len(conflict)} conflicting pairs")
+        with display.counting("impact weights", len(conflict)) as advance:
+            found = gradient_agreement(
+                policy,
+                gold.groups,
+                [pairs.logged.groups[index] for index in conflict],
+                [pairs.actions[index] is Triage.INVERT for index in conflict],
+                beta=self.method.beta,
+                max_tokens=self.spec.runtime.max_tokens_per_microbatch,
+                advance=advance,
+            )
+        if max(found) <= 0:
+            log.warning(
+                "no conflicting pair's gradient agrees with that of the gold pairs (the largest product is %.3g), so "
+                "all weigh the same: gold pairs may be in the wrong order",
+                max(found),
+            )
+        weights = impact_weights(torch.tensor(found, dtype=torch.float64))
+        display.note(f"impact weights: they count as {float(effective_sample_size(weights)):.1f} equal ones")
+        agreement, weight = dict(zip(conflict, found)), dict(zip(conflict, weights.tolist()))
+        indices = range(len(pairs.actions))
+        return replace(
+            pairs,
+            agreement=tuple(agreement.get(index) for index in indices),
+            weights=tuple(weight.get(index, 0.0) for index in indices),
         )
-    weights = tuple(0.0 if action is Triage.RETAIN else 1 / conflict for action in actions)
-    return TriagedPairs(logged, actions, (None,) * len(actions), weights)
+
+    def keep(self, folder: RunFolder) -> None:
+        if not self.is_saved:
+            folder.write_triage(self.pairs.columns())
 
 
-def weigh_pairs(pairs: TriagedPairs, gold: LoggedSet, policy: Policy, spec: RunSpec, display: Display) -> TriagedPairs:
-    """The pairs with impact weights: a forward and backward pass for each that is in conflict.
-
-    Raises:
-        NonFiniteError: a gradient is NaN or infinite.
-    """
-    assert isinstance(spec.algorithm, TRACESpec)
-    conflict = pairs.conflict
-    display.note(f"impact weights: a forward and backward pass for each of {len(conflict)} conflicting pairs")
-    with display.counting("impact weights", len(conflict)) as advance:
-        found = gradient_agreement(
-            policy,
-            gold.groups,
-            [pairs.logged.groups[index] for index in conflict],
-            [pairs.actions[index] is Triage.INVERT for index in conflict],
-            beta=spec.algorithm.beta,
-            max_tokens=spec.runtime.max_tokens_per_microbatch,
-            advance=advance,
-        )
-    if max(found) <= 0:
-        log.warning(
-            "no conflicting pair's gradient agrees with that of the gold pairs (the largest product is %.3g), so all "
-            "weigh the same: gold pairs may be in the wrong order",
-            max(found),
-        )
-    weights = impact_weights(torch.tensor(found, dtype=torch.float64))
-    display.note(f"impact weights: they count as {float(effective_sample_size(weights)):.1f} equal ones")
-    agreement, weight = dict(zip(conflict, found)), dict(zip(conflict, weights.tolist()))
-    indices = range(len(pairs.actions))
-    return replace(
-        pairs,
-        agreement=tuple(agreement.get(index) for index in indices),
-        weights=tuple(weight.get(index, 0.0) for index in indices),
-    )
-
-
-def saved_pairs(logged: LoggedSet, folder: RunFolder) -> TriagedPairs | None:
+def _saved_pairs(logged: LoggedSet, folder: RunFolder) -> TriagedPairs | None:
     """The triage a run was started with, or None where the run folder has none yet.
 
     Raises:

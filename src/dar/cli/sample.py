@@ -42,7 +42,7 @@ def sample(
     """Sample completions of one prompt: as training would, unless told to be greedy or to truncate."""
     from dar.config.data import DecodingSpec, EvalSamplingSpec
     from dar.evaluate.models import build_generators, read_prompts
-    from dar.rollout.in_process.engine import SamplingKey
+    from dar.rollout.sampling import SamplingKey
 
     hide_file_progress()
     chosen = {"greedy": greedy, "top_k": top_k, "top_p": top_p, "min_new_tokens": min_tokens, "stop": tuple(stop or ())}

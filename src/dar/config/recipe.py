@@ -149,6 +149,7 @@ _SHORTHANDS = {
     "data.train.split_by_hash": "part",
     "data.heldout.split_by_hash": "part",
     "algorithm": "type",
+    "engine": "type",
     "optim": "type",
     "checkpoint.best": "metric",
 }

@@ -11,6 +11,7 @@ from dar.config.alerts import AnyAlerts, why_blind
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec, unknown_name_message
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
+from dar.config.engine import AnyEngine, InProcessSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
@@ -90,8 +91,6 @@ class RuntimeSpec(ComputeSpec):
     negligible_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     """Rows that together move at most this share of √Σ load², over all tokens, are left out of the update
     (docs/performance.md); 0 = only rows of weight 0, whose gradient is exactly 0."""
-    max_cache_tokens: Count = 16384
-    """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
     compile_layers: bool = False
     """Compile the decoder layers for the update (torch.compile): less memory a step, for most of a minute at the first.
     Needs a C++ compiler."""
@@ -117,6 +116,8 @@ class RunSpec(Spec):
     except that offline methods use them for held-out prompts only."""
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     """How completions are drawn."""
+    engine: AnyEngine = Field(default_factory=InProcessSpec)
+    """What draws them: a name, or a mapping with `type`."""
     optim: AnyOptim = Field(default_factory=AdamWSpec)
     """The optimizer: a name, or a mapping with `type`."""
     prompts_per_step: Rows = 32
@@ -140,7 +141,7 @@ class RunSpec(Spec):
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
     """Where and how it runs."""
 
-    @field_validator("algorithm", mode="before")
+    @field_validator("algorithm", "engine", mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value

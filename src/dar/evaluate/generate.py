@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from dar.batch import Message, Prompt
 from dar.config.data import DecodingSpec
 from dar.evaluate.folder import Lines
-from dar.rollout.in_process.engine import Engine, SamplingKey
+from dar.rollout.protocol import Engine
+from dar.rollout.sampling import SamplingKey
 
 CHUNK = 16
 """Prompts sampled together, and so lost at most when an evaluation is interrupted."""

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dar.assembly.engine import build_engine
 from dar.assembly.reward import build_reward
 from dar.batch import Prompt
 from dar.config.data import DataSpec, DecodingSpec, EvalSamplingSpec
+from dar.config.engine import InProcessSpec
 from dar.config.model import ModelSpec
 from dar.config.recipe import explain, read_yaml
 from dar.config.rewards import AnyReward, expand_reward
@@ -22,7 +24,6 @@ from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import context_length, load_config, load_model, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.rewards import Reward
-from dar.rollout.in_process.engine import InProcessEngine
 
 
 def read_prompts(
@@ -75,13 +76,15 @@ def build_generators(model: str, sampling: EvalSamplingSpec, temperatures: Seque
     Raises:
         ConfigError: the model cannot be loaded.
     """
-    spec, runtime = ModelSpec.model_validate({"path": model}), RuntimeSpec()
-    causal_lm, tokenizer, precision = load_model(spec), load_tokenizer(spec), resolve_precision(runtime)
+    spec = ModelSpec.model_validate({"path": model})
+    causal_lm, tokenizer, precision = load_model(spec), load_tokenizer(spec), resolve_precision(RuntimeSpec())
 
     def generator(temperature: float) -> Generator:
         policy = Policy(causal_lm, tokenizer, precision, temperature=temperature or 1.0, with_reference=False)
+        engine = build_engine(InProcessSpec())
+        engine.sync(policy, 0)
         return Generator(
-            engine=InProcessEngine(policy, max_tokens=runtime.max_cache_tokens),
+            engine=engine,
             max_completion_length=sampling.max_tokens,
             seed=sampling.seed,
             decoding=DecodingSpec(greedy=temperature == 0),

@@ -13,7 +13,7 @@ from dar.errors import NonFiniteError
 from dar.objectives.preference import dpo
 from dar.objectives.realignment import conflict_losses
 from dar.ops import masked_sum
-from dar.policies.text.policy import Policy
+from dar.policies.protocol import Policy, Wants
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """([N, 2] log π_θ, [N, 2] log π₀ of pairs) → a scalar."""
@@ -79,17 +79,14 @@ def _gradient(policy: Policy, groups: TokenGroups, loss: Loss, max_tokens: int) 
     parameters = list(policy.trainable().values())
     total = [torch.zeros_like(parameter) for parameter in parameters]
     reference = masked_sum(policy.ref_logprobs(groups, max_tokens=max_tokens), groups.mask)
-    # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
-    policy.module.train()
-    for rows in groups.split(max_tokens):
-        part = groups.select(rows)
-        with policy.precision.compute():
-            logprobs = policy.module(part, with_values=False).logprobs
-        sums = masked_sum(logprobs, part.mask.to(logprobs.device))
-        pairs = loss(sums.reshape(-1, 2), reference[rows].to(sums.device).reshape(-1, 2))
-        found = torch.autograd.grad(pairs, parameters, allow_unused=True)
-        for into, gradient in zip(total, found, strict=True):
-            if gradient is not None:
-                into += gradient
-    policy.module.eval()
+    with policy.training():
+        for rows in groups.split(max_tokens):
+            part = groups.select(rows)
+            logprobs = policy.outputs(part, Wants(values=False)).logprobs
+            sums = masked_sum(logprobs, part.mask.to(logprobs.device))
+            pairs = loss(sums.reshape(-1, 2), reference[rows].to(sums.device).reshape(-1, 2))
+            found = torch.autograd.grad(pairs, parameters, allow_unused=True)
+            for into, gradient in zip(total, found, strict=True):
+                if gradient is not None:
+                    into += gradient
     return total

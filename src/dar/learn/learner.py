@@ -2,41 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dar.algorithms.base import Algorithm, Metrics, UpdateTokens
-from dar.batch import Weighted
-from dar.config.run import RunSpec
-from dar.learn.optim import learning_rate_factor, set_learning_rate
+from dar.algorithms.base import Algorithm, Metrics, UpdateTokens, kl_metrics
+from dar.batch import TokenGroups, Weighted
+from dar.learn.optim import set_learning_rate
 from dar.learn.ranks import own_groups
 from dar.learn.replay import ReplayBuffer
 from dar.learn.update import Updater
-from dar.policies.text.policy import Policy
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Times a named part of the step."""
 
 
 @dataclass
 class Learner:
-    """Takes a method's optimizer steps on the global batch, of which this rank trains on its own groups.
+    """Holds what is learned from batches: the policy, and all that changes with it.
+
+    Takes a method's optimizer steps on the global batch, of which this rank trains on its own groups.
 
     replay: earlier batches, for methods that train on them again.
     """
 
-    spec: RunSpec
-    algorithm: Algorithm
-    policy: Policy
     updater: Updater
-    accelerator: Accelerator
+    algorithm: Algorithm
     progress: Callable[[int], None]
     replay: ReplayBuffer = field(init=False)
 
     def __post_init__(self) -> None:
         self.replay = ReplayBuffer(self.algorithm.replay)
+        self.spec, self.policy, self.accelerator = self.updater.spec, self.updater.policy, self.updater.accelerator
+        self._max_tokens = self.spec.runtime.max_tokens_per_microbatch
+
+    def frozen_passes(self, groups: TokenGroups, phase: Phase) -> tuple[Tensor | None, Tensor | None]:
+        """log π₀ and the critic's values of the sampled tokens, each where the method reads it."""
+        ref_logprobs = values = None
+        if self.algorithm.needs_reference:
+            with phase("reference"):
+                ref_logprobs = self.policy.ref_logprobs(groups, max_tokens=self._max_tokens)
+        if self.algorithm.needs_values:
+            with phase("critic"):
+                values = self.policy.values(groups, max_tokens=self._max_tokens)
+        return ref_logprobs, values
+
+    def probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
+        """The completions of a few prompts and their log-probabilities under π_t, from the trainer's own pass.
+
+        All completions of a prompt, whatever their weight. They are among those the update learns from, so k1 tells how
+        far *these* were pulled and can be negative; k3 is the one to read as a distance.
+        """
+        count = min(self.spec.logging.old_kl_prompts, len(groups.group_sizes))
+        if count == 0:
+            return None
+        some = groups.select(groups.rows_of(0, count))
+        return some, self.policy.logprobs(some, max_tokens=self._max_tokens)
+
+    def moved(self, probe: tuple[TokenGroups, Tensor] | None) -> Metrics:
+        """KL(π_t‖π_t+1) on the probe."""
+        if probe is None:
+            return {}
+        groups, before = probe
+        return kl_metrics(before, self.policy.logprobs(groups, max_tokens=self._max_tokens), groups.mask, name="old")
+
+    def sync_reference(self, step: int) -> None:
+        """Lets π₀ follow the policy, where that is due."""
+        sync = self.spec.reference_sync
+        if sync is not None and step % sync.every == 0:
+            self.policy.sync_reference(sync.mix)
+
+    def extras(self) -> dict[str, Tensor]:
+        """Tensors that change from step to step beside the weights, by name."""
+        found = {f"replay.{name}": tensor for name, tensor in self.replay.state().items()}
+        if self.spec.reference_sync is not None:
+            found |= {f"reference.{name}": tensor for name, tensor in self.policy.reference_state().items()}
+        if self.updater.constraint is not None:
+            found |= {f"null_space.{name}": tensor for name, tensor in self.updater.constraint.state_dict().items()}
+        return found
+
+    def restore(self, extras: Mapping[str, Tensor]) -> None:
+        """Takes back what `extras` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in extras.items() if name.startswith(prefix)}
+
+        self.replay.restore(part("replay."))
+        if self.spec.reference_sync is not None:
+            self.policy.restore_reference(part("reference."))
+        if self.updater.constraint is not None:
+            self.updater.constraint.load_state_dict(part("null_space."))
+
+    def release(self) -> None:
+        """Lets go of the ranks; nothing is learned after this."""
+        # DDP's wrapper has to go before the process group. Were it the group's last owner, freeing it later would wait
+        # for gloo's threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The
+        # group frees itself without the lock; not yet, because another run of this process could not make a second one.
+        self.policy.trained = self.accelerator.unwrap_model(self.policy.trained)
+        self.accelerator.free_memory()
 
     def learn(self, step: int, weighted: Weighted) -> Metrics:
         """All updates of a step; rows of no weight, or of next to none, are left out.
@@ -60,17 +127,11 @@ class Learner:
         return metrics
 
     def _update(self, step: int, own: Weighted, where: str) -> Metrics:
-        updates, optim = self.algorithm.updates, self.spec.optim
+        updates = self.algorithm.updates
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
         for update in range(updates):
-            factor = learning_rate_factor(
-                (step - 1) * updates + update,
-                schedule=optim.schedule,
-                warmup_steps=optim.warmup_steps,
-                total_steps=self.spec.steps * updates,
-            )
-            rate = optim.learning_rate * factor
-            set_learning_rate(self.updater.optimizer, rate)
+            index, total = (step - 1) * updates + update, self.spec.steps * updates
+            rate = set_learning_rate(self.updater.optimizer, self.spec.optim, index, total)
             begun = self._begun(own, is_first=update == 0)
             # The first forward pass is of π_t itself.
             result = self.updater.step(self.algorithm, own, on_policy=update == 0, where=where, progress=self.progress)
@@ -94,11 +155,7 @@ class Learner:
         """Tells a method that asks for it how far the policy has come from π_t on every token of the batch."""
         if not self.algorithm.needs_ratios:
             return {}
-        current = (
-            own.old_logprobs
-            if is_first
-            else self.policy.logprobs(own.groups, max_tokens=self.spec.runtime.max_tokens_per_microbatch)
-        )
+        current = own.old_logprobs if is_first else self.policy.logprobs(own.groups, max_tokens=self._max_tokens)
         mask = own.mask & (own.weights != 0).unsqueeze(1)
         parts = (
             (current - own.old_logprobs)[mask],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from dar.config.optim import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamWSpec, OptimSpec
 from dar.errors import NonFiniteError
 
 
@@ -95,7 +95,9 @@ def clipped_step(
     return norm
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the rate of every parameter group: the schedule is a function of the step, and so needs no state."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, spec: OptimSpec, step: int, total_steps: int) -> float:
+    """Sets the rate of optimizer step `step` (from 0): the schedule is a function of it, and so needs no state."""
+    factor = learning_rate_factor(step, schedule=spec.schedule, warmup_steps=spec.warmup_steps, total_steps=total_steps)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = spec.learning_rate * factor
+    return spec.learning_rate * factor

@@ -6,8 +6,9 @@ from dar.batch import Prompt
 from dar.config.run import RunSpec
 from dar.errors import RolloutError
 from dar.ops import masked_mean
-from dar.policies.text.policy import Policy
-from dar.rollout.in_process.engine import Engine, SamplingKey
+from dar.policies.protocol import Policy
+from dar.rollout.protocol import Engine
+from dar.rollout.sampling import SamplingKey
 
 
 def check_start(policy: Policy, engine: Engine, prompt: Prompt, spec: RunSpec) -> None:
@@ -17,6 +18,7 @@ def check_start(policy: Policy, engine: Engine, prompt: Prompt, spec: RunSpec) -
         RolloutError: sampler and trainer differ by more than `runtime.max_logprob_gap`, or π₀ should be the policy
             itself but its KL is not 0 within the precision's noise.
     """
+    engine.sync(policy, 0)
     length = min(16, spec.sampling.max_completion_length)
     rollouts = engine.generate([prompt], 2, max_completion_length=length, key=SamplingKey(spec.seed, "sample"))
     groups, max_tokens = rollouts.groups, spec.runtime.max_tokens_per_microbatch

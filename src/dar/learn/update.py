@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,15 +13,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm
-from dar.batch import TokenGroups, TokenOutputs, Weighted, joined
+from dar.batch import Weighted, joined
+from dar.config.run import RunSpec
 from dar.errors import ConfigError, NonFiniteError
 from dar.learn.null_space import NullSpaceConstraint
-from dar.learn.optim import clipped_step
+from dar.learn.optim import build_optimizer, clipped_step
 from dar.learn.selftest import require_parity
 from dar.ops import Mean
-from dar.policies.precision import Precision
-from dar.policies.text.compiling import compiled_layers
-from dar.policies.text.divergence import HeldTokens
+from dar.policies.protocol import Policy, Wants
 
 SAMPLER_LOGPROBS = "sampler_logprobs"
 """Name among a batch's token quantities of the log-probabilities it was sampled with."""
@@ -51,30 +49,25 @@ class UpdateResult:
 class Updater:
     """Runs optimizer steps on the trainable weights.
 
-    module: the log-prob module, wrapped for the ranks (DDP) where there are several.
+    spec: the recipe, of which optimizer, limits, correction and portions are read.
     constraint: on the weights' change, applied with each of the optimizer's steps.
-    max_gap: nats per token by which sampler and trainer may differ on average; None where nothing is sampled.
-    correction, correction_cap: as `SamplingSpec` says.
-    reference: what π₀ says at the tokens of some rows, for a method with `held_rows`.
-    compile_layers: run the decoder layers compiled.
     """
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
+    policy: Policy
     accelerator: Accelerator
-    precision: Precision
-    max_tokens: int
-    max_grad_norm: float
+    spec: RunSpec
     constraint: NullSpaceConstraint | None = None
-    correction: Literal["none", "token", "sequence"] = "none"
-    correction_cap: float = 2.0
-    reference: Callable[[TokenGroups, Tensor], HeldTokens] | None = None
-    compile_layers: bool = False
-    max_gap: float | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.policy.trained = self.accelerator.prepare(self.policy.trained)
+        self.parameters = list(self.policy.trainable().values())
+        self.optimizer = build_optimizer(self.spec.optim, self.parameters)
+        sampling = self.spec.sampling
+        self.correction, self.correction_cap = sampling.correction, sampling.correction_cap
+        # What completions from the data were sampled with is not known, and nothing to agree with.
+        self.max_gap = None if self.spec.algorithm.logged else self.spec.runtime.max_logprob_gap
         if (constraint := self.constraint) is not None:
             self.optimizer.register_step_post_hook(lambda *_: constraint.apply())
 
@@ -103,17 +96,14 @@ class Updater:
             RolloutError: what the sampler said of π_t is not what this pass says; the weights are untouched.
             ConfigError: nothing that is trained takes part in the loss.
         """
-        # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
-        self.module.train()
-        with compiled_layers(self.module) if self.compile_layers else contextlib.nullcontext():
+        with self.policy.training(compiled=self.spec.runtime.compile_layers):
             total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
-        self.module.eval()
         if on_policy and self.max_gap is not None and batch.weights.any():
             means[GAP] = Mean.of((logprobs - batch.old_logprobs).abs(), batch.mask)
         total, means = self._over_ranks(total, means)
         if self.max_gap is not None and GAP in means:
             require_parity(means[GAP].value, self.max_gap, where)
-        grad_norm = clipped_step(self.optimizer, self.parameters, self.max_grad_norm, where=where)
+        grad_norm = clipped_step(self.optimizer, self.parameters, self.spec.optim.max_grad_norm, where=where)
         return UpdateResult(total, grad_norm, {name: mean.value for name, mean in means.items()}, logprobs)
 
     def _accumulate(
@@ -121,13 +111,14 @@ class Updater:
     ) -> tuple[float, dict[str, Mean], Tensor]:
         """Adds every micro-batch's gradient; (loss, the objective's statistics, [b, T] log-probabilities)."""
         total, means, parts = 0.0, dict[str, Mean](), []
-        micro_batches = [batch.select(rows) for rows in batch.groups.split(self.max_tokens)]
+        max_tokens = self.spec.runtime.max_tokens_per_microbatch
+        micro_batches = [batch.select(rows) for rows in batch.groups.split(max_tokens)]
         for index, micro in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                held = self._held(algorithm, micro)
-                with self.precision.compute():
-                    outputs: TokenOutputs = self.module(micro.groups, with_logits=algorithm.needs_logits, held=held)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy.trained):
+                held = algorithm.held_rows(micro)
+                wants = Wants(logits=algorithm.needs_logits, held=held if held is not None and held.any() else None)
+                outputs = self.policy.outputs(micro.groups, wants)
                 logprobs = outputs.logprobs
                 rows = micro.to(logprobs.device)
                 if on_policy:
@@ -150,15 +141,6 @@ class Updater:
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
         return total, means, joined(parts)
-
-    def _held(self, algorithm: Algorithm, micro: Weighted) -> HeldTokens | None:
-        """What π₀ says at the rows a method holds to it over the whole vocabulary."""
-        rows = algorithm.held_rows(micro)
-        if rows is None or not rows.any():
-            return None
-        if self.reference is None:
-            raise ValueError(f"{type(algorithm).__name__} holds rows to π₀, but the updater was given no reference")
-        return self.reference(micro.groups, rows)
 
     def _corrected(self, outputs: Tensor, rows: Weighted) -> Tensor:
         """The same [B, T] values, their gradients scaled by min(π_t(trainer)/π_t(sampler), cap).

@@ -15,7 +15,7 @@ from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError, require_package
 from dar.learn.optim import build_optimizer
 from dar.policies.precision import resolve_precision
-from dar.policies.text.loading import add_lora, context_length, load_config, load_tokenizer
+from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.reward_model.classifier import make_classifier
 from dar.reward_model.loop import RewardModelLoop
@@ -53,8 +53,11 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
         folder.require_new()
     model = make_classifier(spec.model, tokenizer)
     initial = weights_fingerprint(model)
-    model = _made_trainable(model, spec).to(precision.device)
-    module = ScoreModel(model)
+    if spec.model.lora is not None:
+        model = add_lora(model, spec.model.lora, TaskType.SEQ_CLS, seed=spec.seed)
+    if spec.model.gradient_checkpointing:
+        checkpoint_layers(model)
+    module = ScoreModel(model.to(precision.device))
     loop = RewardModelLoop(
         spec=spec,
         module=module,
@@ -77,15 +80,3 @@ def build_pairs(spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, conte
     pairs = read_pairs(load_rows(source), spec.data, margin_column=spec.loss.margin_column, where=source.path)
     longest = min(filter(None, (spec.data.max_length, context)), default=None)
     return tokenize_pairs(pairs, tokenizer, spec.data, max_length=longest, where=source.path)
-
-
-def _made_trainable(model: Any, spec: RewardModelSpec) -> Any:
-    lora = spec.model.lora
-    if lora is not None:
-        model = add_lora(model, lora, TaskType.SEQ_CLS, seed=spec.seed)
-    if spec.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if lora is not None:
-            # Without a gradient at the input, checkpointing would find nothing to recompute for.
-            model.enable_input_require_grads()
-    return model

@@ -7,25 +7,27 @@ from dataclasses import dataclass
 
 from dar.batch import Prompt
 from dar.config.model_reward import CalibrationSpec
+from dar.config.run import RunSpec
 from dar.errors import CheckpointError
 from dar.reward_model.reward import ModelReward
 from dar.rewards.combine import completion_arguments
-from dar.rollout.in_process.engine import Engine, SamplingKey
+from dar.rollout.protocol import Engine
+from dar.rollout.sampling import SamplingKey
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Shifts and scales of the reward models whose recipe asks for them.
 
+    spec: the recipe.
     rewards: by name in the checkpoint, with their settings.
     prompts: of the training data, in its order.
     """
 
+    spec: RunSpec
     rewards: Mapping[str, tuple[ModelReward, CalibrationSpec]]
     prompts: Sequence[Prompt]
     engine: Engine
-    max_completion_length: int
-    seed: int
 
     def run(self) -> None:
         """Completes the first prompts once each with the policy as it is, and takes the statistics of its scores.
@@ -39,8 +41,8 @@ class Calibration:
         rollouts = self.engine.generate(
             self.prompts[:most],
             1,
-            max_completion_length=self.max_completion_length,
-            key=SamplingKey(self.seed, "calibration"),
+            max_completion_length=self.spec.sampling.max_completion_length,
+            key=SamplingKey(self.spec.seed, "calibration"),
         )
         arguments = completion_arguments(rollouts)
         for reward, spec in self.rewards.values():

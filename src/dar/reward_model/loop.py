@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
 from dar.data.pairs import TokenPair
-from dar.errors import CheckpointError, NonFiniteError
-from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
-from dar.learn.optim import clipped_step, learning_rate_factor, set_learning_rate
+from dar.errors import NonFiniteError
+from dar.learn.checkpoint import TrainState
+from dar.learn.optim import clipped_step, set_learning_rate
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
 from dar.reward_model.report import plot_reliability, preference_report
@@ -24,16 +23,15 @@ from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb
 from dar.run.folder import RunFolder
-from dar.run.stopping import signals_handled
-
-log = logging.getLogger(__name__)
+from dar.run.steps import Steps
+from dar.run.stopping import Control
 
 SUMMARY = ("loss", "accuracy", "ece", "mean_margin")
 """Figures of an evaluation that go to metrics.jsonl; evaluation.json has all."""
 
 
 @dataclass
-class RewardModelLoop:
+class RewardModelLoop(Steps):
     """One training: everything it needs, built by `dar.assembly`.
 
     pairs, heldout: to train on, and never trained on (perhaps none).
@@ -52,8 +50,7 @@ class RewardModelLoop:
     display: Display
     num_tokens: int = 0
     order: ShuffledOrder = field(init=False)
-    num_steps: int = field(init=False)
-    _stop_asked: bool = field(default=False, init=False)
+    control: Control = field(default_factory=Control, init=False)
 
     def __post_init__(self) -> None:
         self.order = ShuffledOrder(len(self.pairs), per_step=self.spec.pairs_per_step, seed=self.spec.seed)
@@ -65,38 +62,18 @@ class RewardModelLoop:
         return self.module.model
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def run(self, *, resume: bool) -> int:
-        """Trains to the last step.
+    def begin(self) -> None:
+        """Nothing is prepared."""
 
-        Args:
-            resume: continue from the newest valid checkpoint of the run folder.
+    def advance(self, step: int) -> None:
+        metrics = self.step(step)
+        self.folder.append_metrics({"step": step, **metrics})
+        self.display.step(step, metrics, shown=True)
 
-        Returns:
-            The number of completed steps; fewer than `num_steps` after Ctrl-C or SIGTERM (a checkpoint is then saved).
-
-        Raises:
-            DarError: whatever went wrong, in words; nothing already saved is lost.
-        """
-        done = self._restore() if resume else 0
-        with self.display.live(done), signals_handled(self._ask_to_stop):
-            if done == 0:
-                self._evaluate("before", 0)
-            for step in range(done + 1, self.num_steps + 1):
-                metrics = self.step(step)
-                self.folder.append_metrics({"step": step, **metrics})
-                self.display.step(step, metrics, shown=True)
-                done, last = step, step == self.num_steps
-                if last:
-                    self._evaluate("after", step)
-                every = self.spec.checkpoint.every
-                if last or self._stop_asked or (every > 0 and step % every == 0):
-                    self._save(step)
-                if self._stop_asked:
-                    break
-        return done
+    def evaluation_due(self, step: int) -> bool:
+        return step in (0, self.num_steps)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the pairs of step `step` (from 1)."""
@@ -145,17 +122,14 @@ class RewardModelLoop:
 
     def _take_step(self, step: int) -> float:
         """Clips, steps, and returns the gradient's norm before clipping."""
-        optim = self.spec.optim
-        factor = learning_rate_factor(
-            step - 1, schedule=optim.schedule, warmup_steps=optim.warmup_steps, total_steps=self.num_steps
-        )
-        set_learning_rate(self.optimizer, optim.learning_rate * factor)
+        set_learning_rate(self.optimizer, self.spec.optim, step - 1, self.num_steps)
         parameters = list(self.trainable().values())
-        return clipped_step(self.optimizer, parameters, optim.max_grad_norm, where=f"step {step}")
+        return clipped_step(self.optimizer, parameters, self.spec.optim.max_grad_norm, where=f"step {step}")
 
-    def _evaluate(self, when: str, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         if not self.heldout:
             return
+        when = "before" if step == 0 else "after"
         self.display.phase("heldout")
         units = [(pair.chosen, pair.rejected) for pair in self.heldout]
         scores = self.module.score(units, self.precision, max_tokens=self.spec.runtime.max_tokens_per_microbatch)
@@ -172,36 +146,8 @@ class RewardModelLoop:
             f"{report['num_pairs']} pairs; longer wins {report['longer_wins_accuracy']:.1%}"
         )
 
-    def _save(self, step: int) -> None:
-        save_checkpoint(
-            self.folder.checkpoints,
-            TrainState(step, self.num_tokens, self.initial),
-            self.trainable(),
-            self.optimizer,
-            {},
-            keep=self.spec.checkpoint.keep,
-        )
+    def state(self, step: int) -> TrainState:
+        return TrainState(step, self.num_tokens, self.initial)
 
-    def _restore(self) -> int:
-        checkpoint = newest_valid(self.folder.checkpoints)
-        if checkpoint is None:
-            log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
-            self.folder.record_recipe(self.spec)
-            self.folder.forget_after(-1)
-            return 0
-        initial = read_state(checkpoint).reference
-        if initial != self.initial:
-            raise CheckpointError(
-                f"{checkpoint} was trained from another initial model (saved {initial[:12]}, here "
-                f"{self.initial[:12]}). Resume with the model the run was started from."
-            )
-        state = load_checkpoint(checkpoint, self.trainable(), self.optimizer)
+    def restore(self, state: TrainState, extras: Mapping[str, Tensor]) -> None:
         self.num_tokens = state.num_tokens
-        self.folder.record_recipe(self.spec)
-        self.folder.forget_after(state.step)
-        self.display.note(f"continuing after step {state.step} ({checkpoint})")
-        return state.step
-
-    def _ask_to_stop(self, name: str) -> None:
-        self._stop_asked = True
-        self.display.note(f"{name}: finishing this step, then saving (again to stop at once)")

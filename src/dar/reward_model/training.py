@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dar.policies.text.saving import save_policy
+from dar.policies.text.saving import save_model
 from dar.reward_model.card import reward_model_card
 from dar.reward_model.loop import RewardModelLoop
 
@@ -18,14 +18,6 @@ class RewardModelResult:
     num_steps: int
     evaluation: dict[str, Any]
     output_dir: str
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """A model without its adapter, and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
 
 
 def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> RewardModelResult:
@@ -41,5 +33,5 @@ def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> Re
     if done == loop.num_steps:
         card = reward_model_card(loop.spec, evaluation, num_pairs=len(loop.pairs), command=command)
         whole = loop.model.merge_and_unload() if hasattr(loop.model, "merge_and_unload") else loop.model
-        save_policy(_Merged(whole, loop.tokenizer), loop.folder.model, card=card)
+        save_model(whole, loop.tokenizer, loop.folder.model, card=card)
     return RewardModelResult(done, loop.num_steps, evaluation, str(loop.folder.path))

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dar.config.run import RunSpec
-from dar.policies.text.policy import Policy
-from dar.policies.text.saving import save_policy
+from dar.policies.protocol import Policy
 from dar.run.card import model_card
 from dar.run.folder import RunFolder
 
@@ -49,8 +48,7 @@ class BestPolicy:
             if not is_better:
                 return False
         record = {"step": step, "metric": best.metric, "mode": best.mode, "value": value}
-        save_policy(
-            self.policy,
+        self.policy.save(
             self.folder.best,
             card=model_card(self.spec, [*self.folder.metrics(), {"step": step, **metrics}], self.folder.alerts()),
             notes={"best.json": json.dumps(record, indent=2) + "\n"},

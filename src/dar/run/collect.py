@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from dar.batch import Rollouts
+from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet, token_groups
 from dar.data.prompts import PromptStream
+from dar.learn.learner import Phase
+from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable, Scoring
-from dar.rollout.in_process.engine import Engine, SamplingKey
-
-Phase = Callable[[str], AbstractContextManager[None]]
-"""Times a named part of the step."""
+from dar.rollout.protocol import Engine
+from dar.rollout.sampling import SamplingKey
 
 
 class PendingRewards(Protocol):
@@ -35,7 +35,19 @@ class PendingRewards(Protocol):
         ...
 
 
-class Collector(Protocol):
+class Kept(Protocol):
+    """Has numbers that belong into a checkpoint."""
+
+    def state(self) -> dict[str, float]:
+        """The numbers, by name."""
+        ...
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Takes back what `state` gave. Raises CheckpointError where that cannot be."""
+        ...
+
+
+class Collector(Kept, Protocol):
     """Gives each step its completions with their rewards."""
 
     @property
@@ -51,34 +63,26 @@ class Collector(Protocol):
         """
         ...
 
-    def state(self) -> dict[str, float]:
-        """Numbers of the rewards that belong into a checkpoint."""
-        ...
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Takes back what `state` gave."""
-        ...
-
 
 @dataclass(frozen=True)
 class OnlineCollector:
     """Samples from the current policy and asks the rewards."""
 
+    spec: RunSpec
+    policy: Policy
     engine: Engine
     rewards: RewardSet
     stream: PromptStream
-    num_generations: int
-    max_completion_length: int
-    seed: int
     progress: Callable[[int], None]
 
     def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Asked]:
         with phase("rollout"):
+            self.engine.sync(self.policy, step - 1)
             rollouts = self.engine.generate(
                 self.stream.at(step - 1)[first:stop],
-                self.num_generations,
-                max_completion_length=self.max_completion_length,
-                key=SamplingKey(self.seed, "train", step),
+                self.spec.num_generations,
+                max_completion_length=self.spec.sampling.max_completion_length,
+                key=SamplingKey(self.spec.seed, "train", step),
                 progress=self.progress,
             )
         with phase("reward"):

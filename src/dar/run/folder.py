@@ -154,7 +154,7 @@ class RunFolder:
 
     def is_evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the held-out evaluation after `step`."""
-        return any(row["step"] == step and "eval/reward" in row for row in self.metrics())
+        return any(row["step"] == step and any(key.startswith("eval/") for key in row) for row in self.metrics())
 
     def forget_after(self, step: int) -> None:
         """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left behind.

@@ -10,9 +10,11 @@ from torch import Tensor
 from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DecodingSpec
-from dar.policies.text.policy import Policy
+from dar.config.run import RunSpec
+from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable
-from dar.rollout.in_process.engine import Engine, Progress, SamplingKey
+from dar.rollout.protocol import Engine, Progress
+from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
@@ -40,34 +42,35 @@ class HeldoutResult:
 
 @dataclass(frozen=True)
 class HeldoutEvaluation:
-    """Samples `num_generations` completions of each prompt (one, when they would all be the same) and measures them.
+    """Samples `evaluation.num_generations` completions of each prompt and measures them.
+
+    One, when they would all be the same.
 
     gold: held-out rewards, which nothing is trained on: what the proxy the policy maximises is to be compared with
         (Gao et al. 2023, arXiv:2210.10760).
     """
 
+    spec: RunSpec
     prompts: Sequence[Prompt]
     policy: Policy
     engine: Engine
     rewards: RewardSet
-    num_generations: int
-    max_completion_length: int
-    max_tokens: int
-    seed: int
     decoding: DecodingSpec = PLAIN
     gold: RewardSet | None = None
 
-    def run(self, *, where: str, progress: Progress | None = None) -> HeldoutResult:
-        """Reward, KL to π₀, lengths, endings, entropy and repetition of the current policy.
+    def run(self, step: int, *, progress: Progress | None = None) -> HeldoutResult:
+        """Reward, KL to π₀, lengths, endings, entropy and repetition of the policy after `step` steps.
 
         The random numbers do not depend on the step, so two evaluations differ by the policy alone. Entropy and KL are
         means over samples of the policy itself, and left out when the decoding draws from another distribution.
         """
+        where = f"the held-out evaluation at step {step}"
+        self.engine.sync(self.policy, step)
         rollouts = self.engine.generate(
             self.prompts,
-            1 if self.decoding.greedy else self.num_generations,
-            max_completion_length=self.max_completion_length,
-            key=SamplingKey(self.seed, "heldout"),
+            1 if self.decoding.greedy else self.spec.evaluation.num_generations,
+            max_completion_length=self.spec.sampling.max_completion_length,
+            key=SamplingKey(self.spec.seed, "heldout"),
             progress=progress,
             decoding=self.decoding,
         )
@@ -80,8 +83,9 @@ class HeldoutEvaluation:
         current = reference = None
         if self.decoding.is_plain and self.policy.has_reference:
             # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.
-            current = self.policy.logprobs(rollouts.groups, max_tokens=self.max_tokens)
-            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=self.max_tokens)
+            max_tokens = self.spec.runtime.max_tokens_per_microbatch
+            current = self.policy.logprobs(rollouts.groups, max_tokens=max_tokens)
+            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=max_tokens)
             metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
         return HeldoutResult(metrics, rollouts, rewards, gold, current, reference)
 

@@ -19,61 +19,49 @@ from typing import Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
-from dar.algorithms.base import Algorithm, Metrics, kl_metrics
-from dar.batch import Rollouts, TokenGroups, Weighted
+from dar.algorithms.base import Algorithm, Metrics
+from dar.batch import Rollouts, Weighted
 from dar.config.run import RunSpec
-from dar.errors import CheckpointError, DarError
-from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
+from dar.learn.checkpoint import TrainState
 from dar.learn.learner import Learner
 from dar.learn.ranks import failing_together, gather_scored, own_groups
 from dar.learn.selftest import check_start
-from dar.learn.update import SAMPLER_LOGPROBS, Updater
-from dar.policies.text.policy import Policy
+from dar.learn.update import SAMPLER_LOGPROBS
 from dar.rewards import RewardTable
-from dar.rollout.in_process.engine import Engine
+from dar.rollout.protocol import Engine
 from dar.run.alerts import Alert
 from dar.run.best import BestPolicy
-from dar.run.collect import Collector
+from dar.run.collect import Collector, Kept
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb, release_freed_memory
 from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutEvaluation
 from dar.run.metrics import sample_metrics
 from dar.run.recorder import Recorder
-from dar.run.stopping import signals_handled
+from dar.run.steps import Steps, due
 
 log = logging.getLogger(__name__)
 
 
-class Preparation(Protocol):
+class Preparation(Kept, Protocol):
     """What is measured once, on the initial policy, and kept in checkpoints."""
 
     def run(self) -> None:
         """Measures it. Raises DarError."""
         ...
 
-    def state(self) -> dict[str, float]:
-        """What was measured, for a checkpoint."""
-        ...
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Takes back what `state` gave. Raises CheckpointError where it was not measured."""
-        ...
-
 
 @dataclass
-class Loop:
+class Loop(Steps):
     """One run: everything it needs, built by `dar.assembly`."""
 
     spec: RunSpec
-    policy: Policy
+    learner: Learner
     engine: Engine
     collector: Collector
-    algorithm: Algorithm
     heldout: HeldoutEvaluation | None
-    updater: Updater
     accelerator: Accelerator
     folder: RunFolder
     display: Display
@@ -81,74 +69,43 @@ class Loop:
     best: BestPolicy
     calibration: Preparation
     num_tokens: int = 0
-    learner: Learner = field(init=False)
-    _done: int = field(default=0, init=False)
-    _is_whole: bool = field(default=True, init=False)
-    _stop_asked: bool = field(default=False, init=False)
     _timings: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(
-            self.spec, self.algorithm, self.policy, self.updater, self.accelerator, self.display.tokens
-        )
-        self.updater.optimizer.register_step_pre_hook(self._begin_change)
+        self.is_main = self.accelerator.is_main_process
+        self.control = self.recorder.control
+        self.num_steps = self.spec.steps
+        self.optimizer = self.learner.updater.optimizer
+        self.initial = self.learner.policy.reference_fingerprint
 
-    def run(self, *, resume: bool) -> int:
-        """Trains to the last step.
-
-        Args:
-            resume: continue from the newest valid checkpoint of the run folder.
-
-        Returns:
-            The number of completed steps: `spec.steps`, or fewer after Ctrl-C, SIGTERM or an alert that stops the run
-            (`stopped_by`); a checkpoint is then saved, unless no step was taken.
-
-        Raises:
-            DarError: whatever went wrong, in words; nothing already saved is lost.
-        """
-        done = self._restore() if resume else 0
-        if done == 0:
-            check_start(self.policy, self.engine, self.collector.stream.at(0)[0], self.spec)
-            self.calibration.run()
-        self._done = done
-        with self.display.live(done), signals_handled(self._ask_to_stop):
-            try:
-                self._train()
-            except DarError:
-                if self._done > 0 and self._is_whole and self.accelerator.is_main_process:
-                    self._write_checkpoint(self._done)
-                    self.display.note(f"saved after step {self._done}; continue with --resume")
-                raise
-        return self._done
-
-    def _train(self) -> None:
-        # Step 0, or a step whose evaluation an earlier run could not finish.
-        if self._evaluation_due(self._done) and not self.folder.is_evaluated(self._done):
-            self._evaluate(self._done)
-        stopping = self._is_stopping()
-        while self._done < self.spec.steps and not stopping:
-            step = self._done + 1
-            metrics = self.step(step)
-            self.recorder.step(step, metrics)
-            self._done, self._is_whole = step, True
-            if self._evaluation_due(step):
-                self._evaluate(step)
-            stopping = self._is_stopping()
-            if step == self.spec.steps or stopping or _due(step, self.spec.checkpoint.every):
-                self._save(step)
-
-    def _evaluation_due(self, step: int) -> bool:
-        return step in (0, self.spec.steps) or _due(step, self.spec.evaluation.every)
+    @property
+    def algorithm(self) -> Algorithm:
+        """The method."""
+        return self.learner.algorithm
 
     @property
     def stopped_by(self) -> Alert | None:
         """The alert that stopped the run, if one did (known to the main process)."""
         return self.recorder.watch.stopped_by
 
-    def _is_stopping(self) -> bool:
-        """A signal or an alert asks for the end. Ranks agree: held-out lines are seen by the main process alone."""
-        asked = self._stop_asked or self.stopped_by is not None
-        return any(gather_object([asked])) if self.accelerator.num_processes > 1 else asked
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self.learner.policy.trainable()
+
+    def begin(self) -> None:
+        check_start(self.learner.policy, self.engine, self.collector.stream.at(0)[0], self.spec)
+        self.calibration.run()
+
+    def advance(self, step: int) -> None:
+        self.recorder.step(step, self.step(step))
+
+    def evaluation_due(self, step: int) -> bool:
+        return step in (0, self.spec.steps) or due(step, self.spec.evaluation.every)
+
+    def agreed(self, *wishes: bool) -> list[bool]:
+        # Alerts and callbacks are known to the main process alone.
+        if self.accelerator.num_processes == 1:
+            return list(wishes)
+        return [any(column) for column in zip(*gather_object([wishes]))]
 
     def step(self, step: int) -> Metrics:
         """One step of the algorithm: sample, score, weigh, update."""
@@ -159,12 +116,13 @@ class Loop:
         with failing_together(self.accelerator):
             rollouts, pending = self.collector.collect(step, first, stop, phase=self._phase)
             try:
-                ref_logprobs, values = self._frozen_passes(rollouts.groups)
+                ref_logprobs, values = self.learner.frozen_passes(rollouts.groups, self._phase)
             except BaseException:
                 pending.cancel()
                 raise
             scored = rollouts, pending.finish(), ref_logprobs, values
-        probe = self._old_kl_probe(rollouts.groups)
+        with self._phase("diagnostics"):
+            probe = self.learner.probe(rollouts.groups)
         rollouts, rewards, ref_logprobs, values = gather_scored(self.accelerator, scored)
         batch = rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
         weighted, weight_metrics = self.algorithm.weigh(batch.rewarded())
@@ -173,30 +131,14 @@ class Loop:
         with self._phase("update"):
             metrics |= self.learner.learn(step, weighted)
         with self._phase("diagnostics"):
-            metrics |= self._old_kl(probe)
-        if spec.reference_sync is not None and _due(step, spec.reference_sync.every):
-            self.policy.sync_reference(spec.reference_sync.mix)
-        if _due(step, spec.logging.completions_every):
+            metrics |= self.learner.moved(probe)
+        self.learner.sync_reference(step)
+        if due(step, spec.logging.completions_every):
             self.recorder.completions(step, rollouts, rewards, ref_logprobs, weighted)
         self.num_tokens = int(metrics["num_tokens"])
         # Taken last, so that the parts and the rest add up to the whole.
         metrics["step_time"] = time.perf_counter() - started
         return metrics | {f"time/{phase}": seconds for phase, seconds in self._timings.items()}
-
-    def _frozen_passes(self, groups: TokenGroups) -> tuple[Tensor | None, Tensor | None]:
-        """log π₀ and the critic's values of the sampled tokens, each where the method reads it."""
-        ref_logprobs = values = None
-        if self.algorithm.needs_reference:
-            with self._phase("reference"):
-                ref_logprobs = self.policy.ref_logprobs(groups, max_tokens=self._max_tokens)
-        if self.algorithm.needs_values:
-            with self._phase("critic"):
-                values = self.policy.values(groups, max_tokens=self._max_tokens)
-        return ref_logprobs, values
-
-    @property
-    def _max_tokens(self) -> int:
-        return self.spec.runtime.max_tokens_per_microbatch
 
     def _adjusted(self, weighted: Weighted) -> Weighted:
         """The batch with what the recipe's sampling settings add to any method."""
@@ -206,26 +148,6 @@ class Loop:
         if sampling.correction != "none":
             weighted = replace(weighted, tokens={**weighted.tokens, SAMPLER_LOGPROBS: weighted.old_logprobs})
         return weighted
-
-    def _old_kl_probe(self, groups: TokenGroups) -> tuple[TokenGroups, Tensor] | None:
-        """The completions of a few prompts and their log-probabilities under π_t, from the trainer's own pass.
-
-        All completions of a prompt, whatever their weight. They are among those the update learns from, so k1 tells how
-        far *these* were pulled and can be negative; k3 is the one to read as a distance.
-        """
-        count = min(self.spec.logging.old_kl_prompts, len(groups.group_sizes))
-        if count == 0:
-            return None
-        some = groups.select(groups.rows_of(0, count))
-        with self._phase("diagnostics"):
-            return some, self.policy.logprobs(some, max_tokens=self._max_tokens)
-
-    def _old_kl(self, probe: tuple[TokenGroups, Tensor] | None) -> Metrics:
-        """KL(π_t‖π_t+1) on the probe."""
-        if probe is None:
-            return {}
-        groups, before = probe
-        return kl_metrics(before, self.policy.logprobs(groups, max_tokens=self._max_tokens), groups.mask, name="old")
 
     def _batch_metrics(
         self, step: int, rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None
@@ -242,21 +164,18 @@ class Loop:
         return metrics if self.spec.algorithm.logged else metrics | sample_metrics(rollouts, rewards, ref_logprobs)
 
     def end(self) -> None:
-        """Finishes the trackers; the loop takes no step after this."""
-        # DDP's wrapper has to go before the process group. Were it the group's last owner, freeing it later would wait
-        # for gloo's threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The
-        # group frees itself without the lock; not yet, because another run of this process could not make a second one.
-        self.updater.module = self.accelerator.unwrap_model(self.updater.module)
-        self.accelerator.free_memory()
+        """Closes the engine and finishes the trackers; the loop takes no step after this."""
+        self.engine.close()
+        self.learner.release()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         atexit.register(self.accelerator.state.destroy_process_group)
 
-    def _evaluate(self, step: int) -> None:
-        if self.heldout is None or not self.accelerator.is_main_process:
+    def evaluate(self, step: int) -> None:
+        if self.heldout is None or not self.is_main:
             return
         with self._phase("heldout"):
-            result = self.heldout.run(where=f"the held-out evaluation at step {step}", progress=self.display.tokens)
+            result = self.heldout.run(step, progress=self.display.tokens)
         # Before its line is written: a run that is killed in between evaluates again, and finds the best as it is.
         if self.best.consider(step, result.line):
             self.display.note(f"the best policy so far is in {self.folder.best}")
@@ -264,74 +183,29 @@ class Loop:
         # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
         release_freed_memory()
 
-    def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            self._write_checkpoint(step)
-        self.accelerator.wait_for_everyone()
-
-    def _write_checkpoint(self, step: int) -> None:
-        state = TrainState(
+    def state(self, step: int) -> TrainState:
+        return TrainState(
             step,
             self.num_tokens,
-            self.policy.reference_fingerprint,
+            self.initial,
             algorithm=self.algorithm.state(),
             rewards=self.collector.state(),
             calibration=self.calibration.state(),
         )
-        save_checkpoint(
-            self.folder.checkpoints,
-            state,
-            self.policy.trainable(),
-            self.updater.optimizer,
-            self._extras(),
-            keep=self.spec.checkpoint.keep,
-        )
 
-    def _restore(self) -> int:
-        checkpoint = newest_valid(self.folder.checkpoints)
-        if checkpoint is None:
-            log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
-            if self.accelerator.is_main_process:
-                self.folder.record_recipe(self.spec)
-                self.folder.forget_after(-1)
-            return 0
-        reference = read_state(checkpoint).reference
-        if reference != self.policy.reference_fingerprint:
-            raise CheckpointError(
-                f"{checkpoint} was trained from another initial model: π₀'s weights differ (saved {reference[:12]}, "
-                f"here {self.policy.reference_fingerprint[:12]}). Resume with the model the run was started from."
-            )
-        state = load_checkpoint(checkpoint, self.policy.trainable(), self.updater.optimizer)
+    def extras(self) -> dict[str, Tensor]:
+        return self.learner.extras()
+
+    def restore(self, state: TrainState, extras: Mapping[str, Tensor]) -> None:
+        if self.engine.reproduces == "nothing":
+            log.warning("the engine reproduces nothing: the run goes on otherwise than one that was never stopped")
         self.num_tokens = state.num_tokens
         self.algorithm.restore(state.algorithm)
         self.collector.restore(state.rewards)
         self.calibration.restore(state.calibration)
-        self._restore_extras(read_extras(checkpoint))
-        if self.accelerator.is_main_process:
-            self.folder.record_recipe(self.spec)
-            self.folder.forget_after(state.step)
-            self.recorder.watch.restore(self.folder.metrics())
-        self.display.note(f"continuing after step {state.step} ({checkpoint})")
-        return state.step
-
-    def _extras(self) -> dict[str, Tensor]:
-        """Tensors that change from step to step beside the weights, by name."""
-        found = {f"replay.{name}": tensor for name, tensor in self.learner.replay.state().items()}
-        if self.spec.reference_sync is not None:
-            found |= {f"reference.{name}": tensor for name, tensor in self.policy.reference_state().items()}
-        if self.updater.constraint is not None:
-            found |= {f"null_space.{name}": tensor for name, tensor in self.updater.constraint.state_dict().items()}
-        return found
-
-    def _restore_extras(self, extras: Mapping[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): tensor for name, tensor in extras.items() if name.startswith(prefix)}
-
-        self.learner.replay.restore(part("replay."))
-        if self.spec.reference_sync is not None:
-            self.policy.restore_reference(part("reference."))
-        if self.updater.constraint is not None:
-            self.updater.constraint.load_state_dict(part("null_space."))
+        self.learner.restore(extras)
+        if self.is_main:
+            self.recorder.watch.restore(row for row in self.folder.metrics() if row["step"] <= state.step)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -339,16 +213,3 @@ class Loop:
         started = time.perf_counter()
         yield
         self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - started
-
-    def _begin_change(self, *_: object) -> None:
-        """The optimizer steps: until this step is finished, what is in memory is none that could be continued from."""
-        self._is_whole = False
-
-    def _ask_to_stop(self, name: str) -> None:
-        """A signal came: this step is finished first."""
-        self._stop_asked = True
-        self.display.note(f"{name}: finishing this step, then saving (again to stop at once)")
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -17,14 +17,18 @@ from dar.run.display import Display
 from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutResult
 from dar.run.measures import MEASURES
+from dar.run.stopping import Control
 from dar.run.watch import Watch
 
 
 class Callback(Protocol):
-    """Told about a run as it goes on."""
+    """Told about a run as it goes on, and able to ask something of it."""
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A line was added to metrics.jsonl: a training step, or (all keys `eval/…`) a held-out evaluation."""
+    def on_metrics(self, step: int, metrics: Mapping[str, float], control: Control) -> None:
+        """A line was added to metrics.jsonl: a training step, or (all keys `eval/…`) a held-out evaluation.
+
+        What is asked of `control` (`stop(reason)`, `save()`, `evaluate()`) is done once the step is finished.
+        """
         ...
 
 
@@ -39,6 +43,7 @@ class Recorder:
     every: int
     watch: Watch
     callbacks: Sequence[Callback] = ()
+    control: Control = field(default_factory=Control)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A finished training step."""
@@ -86,10 +91,11 @@ class Recorder:
         if tracked:
             self.accelerator.log(dict(metrics), step=step)
         for callback in self.callbacks:
-            callback.on_metrics(step, dict(metrics))
+            callback.on_metrics(step, dict(metrics), self.control)
         for alert in self.watch.see({"step": step, **metrics}):
             self.folder.append_alert(asdict(alert))
             self.display.alert(alert)
+            self.control.is_stopping |= alert.action == "stop"
 
 
 def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.engines import engine_of
 from support.handmade import plain_logprobs
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +34,7 @@ from dar.policies.text.loading import add_lora
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.sampling import SamplingKey
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -172,7 +173,7 @@ def test_sampler_shares_prefixes_and_reports_the_models_logprobs(name: str, toke
     policy = Policy(build(name), tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=0.9,
                     with_reference=False)  # fmt: skip
     prompts = [Prompt(i, "x", tuple(range(2, 2 + n)), {}) for i, n in enumerate((7, 1, 12))]
-    engine = InProcessEngine(policy, max_tokens=40)
+    engine = engine_of(policy, max_tokens=40)
     assert isinstance(engine.decoder, SharedPrefixDecoder)
     rollouts = engine.generate(prompts, 3, max_completion_length=14, key=SamplingKey(0))
     plain = build(name)
@@ -187,9 +188,9 @@ def test_admitting_prompts_late_and_padding_change_no_token(tokenizer: Any) -> N
     prompts = [Prompt(i, "x", tuple(range(2, 2 + n)), {}) for i, n in enumerate((3, 9, 1, 6, 4))]
     results = []
     for max_tokens in (10_000, 60, 1):
-        engine = InProcessEngine(policy, max_tokens=max_tokens)
+        engine = engine_of(policy, max_tokens=max_tokens)
         results.append(engine.generate(prompts, 4, max_completion_length=20, key=SamplingKey(5)))
-    padded = InProcessEngine(policy, max_tokens=1)
+    padded = engine_of(policy, max_tokens=1)
     padded.decoder = PaddedDecoder(policy.module)
     results.append(padded.generate(prompts, 4, max_completion_length=20, key=SamplingKey(5)))
     assert {"eos", "length"} == set(results[0].finish_reasons)

@@ -15,7 +15,6 @@ from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
-from dar.policies.text.saving import save_policy
 
 Kind = Literal["head", "model"]
 both_kinds = pytest.mark.parametrize("kind", ["head", "model"])
@@ -166,7 +165,7 @@ def test_critic_of_a_frozen_policy_is_trained_whole():
 def test_saved_model_has_no_critic(tmp_path: Path, kind: Kind):
     policy = make_policy(kind)
     make_model().save_pretrained(tmp_path / "plain")
-    save_policy(policy, tmp_path / "model", card="card")
+    policy.save(tmp_path / "model", card="card")
     saved, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
     assert saved.keys() == plain.keys()
     assert all(torch.equal(saved[name], plain[name]) for name in plain)

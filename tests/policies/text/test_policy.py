@@ -11,7 +11,6 @@ from conftest import make_model, make_tokenizer
 from dar.errors import NonFiniteError
 from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
-from dar.policies.text.saving import save_policy
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 
@@ -32,9 +31,9 @@ def test_a_moving_reference_goes_the_given_share_of_the_way():
 
 def test_a_model_that_is_not_finite_is_not_saved(tmp_path: Path):
     policy = Policy(make_model(), make_tokenizer(), CPU, temperature=1.0, with_reference=False)
-    save_policy(policy, tmp_path / "model", card="before")
+    policy.save(tmp_path / "model", card="before")
     with torch.no_grad():
         policy.model.get_input_embeddings().weight[3, 2] = torch.inf
     with pytest.raises(NonFiniteError, match=r"the model is not saved to .*model: model.embed_tokens.weight is not"):
-        save_policy(policy, tmp_path / "model", card="after")
+        policy.save(tmp_path / "model", card="after")
     assert (tmp_path / "model" / "README.md").read_text() == "before"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.engines import engine_of
 from support.handmade import plain_logprobs
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
@@ -16,7 +17,7 @@ from dar.policies.text.loading import context_length
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
 from dar.policies.text.rotary import fixed_length
-from dar.rollout.in_process.engine import InProcessEngine, SamplingKey
+from dar.rollout.sampling import SamplingKey
 
 LIMIT = 16
 SIZES: dict[str, Any] = {
@@ -72,7 +73,7 @@ def test_sampler_agrees_up_to_the_limit_and_refuses_what_may_become_longer(name:
                     with_reference=False)  # fmt: skip
     policy.eos_token_ids = (96,)
     prompts = [Prompt(i, "x", tuple(range(2, 2 + n)), {}) for i, n in enumerate((2, 6))]
-    engine = InProcessEngine(policy, max_tokens=1000)
+    engine = engine_of(policy, max_tokens=1000)
     rollouts = engine.generate(prompts, 2, max_completion_length=LIMIT - 6, key=SamplingKey(0))
     expected = plain_logprobs(build(name), rollouts.groups, 1.0)
     torch.testing.assert_close(rollouts.logprobs, expected, rtol=1e-4, atol=2e-5)

@@ -253,6 +253,14 @@ def add_lora(model: Any, lora: LoraSpec | PeftConfig, task: TaskType = TaskType.
     return wrapped
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Has activations computed again in the backward pass."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "disable_adapter"):
+        # Without a gradient at the input, checkpointing would find nothing to recompute for.
+        model.enable_input_require_grads()
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout probability to 0, in modules and in attention's own setting."""
     for module in model.modules():

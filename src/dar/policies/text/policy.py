@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dar.batch import TokenGroups
+from dar.batch import TokenGroups, TokenOutputs
 from dar.policies.precision import Precision
+from dar.policies.protocol import Wants
+from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
 from dar.policies.text.head import check_head, logits_of
 from dar.policies.text.loading import eos_token_ids
 from dar.policies.text.logprobs import LogprobModel, unwrapped
+from dar.policies.text.saving import save_model
 
 
 class Policy:
@@ -26,8 +30,7 @@ class Policy:
     π₀ is, in this order: the model given explicitly; the policy's own base with the adapter off (LoRA); a frozen copy
     of the initial policy, its linear layers in the compute precision.
 
-    Attributes:
-        reference_fingerprint: SHA-256 of π₀'s weights, the identity a resumed run must find again.
+    The methods are those of `dar.policies.protocol.Policy`.
 
     Args:
         model: a transformers causal language model, or a peft model around one. Moved to the device.
@@ -62,6 +65,7 @@ class Policy:
         self.module = LogprobModel(
             model, temperature=temperature, critic=None if critic is None else critic.to(precision.device)
         )
+        self.trained: nn.Module = self.module
         self.is_lora = hasattr(model, "disable_adapter")
         self.reference_fingerprint = fingerprint(model if reference is None else reference)
         self.has_own_reference = reference is None
@@ -96,28 +100,29 @@ class Policy:
         """The transformers (or peft) model."""
         return self.module.model
 
+    @contextlib.contextmanager
+    def training(self, *, compiled: bool = False) -> Iterator[None]:
+        # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
+        self.trained.train()
+        with compiled_layers(self.trained) if compiled else contextlib.nullcontext():
+            yield
+        self.trained.eval()
+
+    def outputs(self, groups: TokenGroups, wants: Wants) -> TokenOutputs:
+        held = None if wants.held is None else self.held_tokens(groups, wants.held)
+        with self.precision.compute():
+            return self.trained(groups, with_logits=wants.logits, with_values=wants.values, held=held)
+
     @torch.no_grad()
     def ref_logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        """[B, T] fp32 nats under π₀, on the CPU, computed in micro-batches of at most `max_tokens`.
-
-        Raises:
-            ValueError: the policy was built without a reference.
-        """
-        if not self.has_reference:
-            raise ValueError("this policy was built without a reference model")
+        module = self._reference_module()
         with self._as_reference():
-            return self._in_parts(self._reference or self.module, groups, max_tokens)
+            return self._in_parts(module, groups, max_tokens)
 
     @torch.no_grad()
     def held_tokens(self, groups: TokenGroups, rows: Tensor) -> HeldTokens:
-        """What π₀ says of whole distributions, for `module` to hold π_θ to it at the tokens of some rows [B] bool.
-
-        Raises:
-            ValueError: the policy was built without a reference.
-        """
-        if not self.has_reference:
-            raise ValueError("this policy was built without a reference model")
-        module = self._reference or self.module
+        """What π₀ says of whole distributions, for `module` to hold π_θ to it at the tokens of some rows [B] bool."""
+        module = self._reference_module()
         model = unwrapped(module.model)
 
         def ref_logits(states: Tensor) -> Tensor:
@@ -128,41 +133,37 @@ class Policy:
             states, _ = module.states(model, groups)
         return HeldTokens(rows, states, ref_logits)
 
+    def _reference_module(self) -> LogprobModel:
+        if not self.has_reference:
+            raise ValueError("this policy was built without a reference model")
+        return self._reference or self.module
+
     def _as_reference(self) -> contextlib.AbstractContextManager[None]:
         """Where π₀ is the policy's own base, the adapter is off inside."""
         return contextlib.nullcontext() if self._reference is not None else self.model.disable_adapter()
 
     @torch.no_grad()
     def sync_reference(self, mix: float) -> None:
-        """π₀ ← mix · π_θ + (1 − mix) · π₀, weight by weight."""
         assert self._reference is not None
         for ours, theirs in zip(self._reference.model.parameters(), self.model.parameters(), strict=True):
             ours.lerp_(theirs.to(ours.dtype), mix)
 
     def reference_state(self) -> dict[str, Tensor]:
-        """The weights of a π₀ that moves, for a checkpoint."""
         assert self._reference is not None
         return {name: parameter.detach() for name, parameter in self._reference.model.named_parameters()}
 
     @torch.no_grad()
     def restore_reference(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `reference_state` gave."""
         assert self._reference is not None
         for name, parameter in self._reference.model.named_parameters():
             parameter.copy_(state[name])
 
     @torch.no_grad()
     def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        """[B, T] fp32 nats under the current policy, on the CPU, without gradient."""
         return self._in_parts(self.module, groups, max_tokens)
 
     @torch.no_grad()
     def values(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        """[B, T] fp32, the critic's V(s_t) before each sampled token, on the CPU, without gradient.
-
-        Raises:
-            ValueError: the policy was built without a critic.
-        """
         if self.module.critic is None:
             raise ValueError("this policy was built without a critic")
         return self._in_parts(self.module, groups, max_tokens, "values")
@@ -188,6 +189,9 @@ class Policy:
             critic = self.module.critic.named_parameters(prefix="critic")
             found |= {name: p for name, p in critic if p.requires_grad}
         return found
+
+    def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
+        save_model(self.model, self.tokenizer, folder, card=card, notes=notes)
 
 
 def fingerprint(model: nn.Module) -> str:

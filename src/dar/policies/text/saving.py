@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dar.errors import CheckpointError, NonFiniteError
 from dar.files.atomic import written
 
 
-class Saved(Protocol):
-    """A model with its tokenizer."""
-
-    @property
-    def model(self) -> Any: ...
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-
-def save_policy(policy: Saved, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
     """Writes model (or adapter), tokenizer and README.md; written beside and renamed.
 
     Args:
-        policy: what to save: a policy, or another model that was trained.
+        model, tokenizer: what to save.
         folder: replaced if it exists.
         card: the text of README.md.
         notes: further small files, by name.
@@ -34,13 +24,13 @@ def save_policy(policy: Saved, folder: Path, *, card: str, notes: Mapping[str, s
         NonFiniteError: a weight is NaN or infinite; a folder that is there stays.
     """
     # Finite steps may still come to this: merging an adapter multiplies two of its matrices.
-    for name, parameter in policy.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise NonFiniteError(f"the model is not saved to {folder}: {name} is not finite. Lower optim.learning_rate")
     try:
         with written(folder) as scratch:
-            policy.model.save_pretrained(scratch)
-            policy.tokenizer.save_pretrained(scratch)
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
             for name, text in {"README.md": card, **(notes or {})}.items():
                 (scratch / name).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,10 +1,10 @@
-"""The sampling engine: its protocol, and the one that runs in the trainer's own process."""
+"""The sampling engine that runs in the trainer's own process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,60 +19,33 @@ from dar.policies.text.rendering import control_token_ids, opened_tag
 from dar.policies.text.rotary import require_fixed
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.in_process.weights import sampling_weights
+from dar.rollout.protocol import Progress
 from dar.rollout.sampling import SamplingKey, inverse_cdf
 from dar.rollout.truncation import PLAIN, constrained, first_stop
-
-Progress = Callable[[int], None]
-"""Called with the number of tokens just sampled."""
-
-
-class Engine(Protocol):
-    """What samples completions from the current policy."""
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        *,
-        max_completion_length: int,
-        key: SamplingKey,
-        progress: Progress | None = None,
-        decoding: DecodingSpec = PLAIN,
-    ) -> Rollouts:
-        """Samples `num_generations` completions of each prompt.
-
-        Args:
-            prompts: P prompts.
-            num_generations: K.
-            max_completion_length: most tokens per completion, EOS included.
-            key: of the random numbers; the same key gives the same completions.
-            progress: told about sampled tokens as they come.
-            decoding: truncation, greedy choice, stop strings; training samples plainly and never passes it.
-
-        Returns:
-            Tokens, texts, finish reasons and log-probabilities under the distribution that sampled: after temperature,
-            min_new_tokens, top-k and top-p, renormalised (0 for every greedily chosen token).
-
-        Raises:
-            RolloutError: the model gave logits that are not finite.
-            ConfigError: a row may become longer than the model's rotary factors are fixed for.
-        """
-        ...
 
 
 class InProcessEngine:
     """Samples with the trainer's own weights.
 
     Args:
-        policy: whose model samples.
         max_tokens: prompt and completion tokens in the cache at once; what does not fit waits its turn.
     """
 
-    def __init__(self, policy: Policy, *, max_tokens: int) -> None:
-        self.policy = policy
+    reproduces: Literal["tokens", "requests", "nothing"] = "tokens"
+    policy: Policy
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """The weights are the policy's own, and so only named."""
+        self.policy, self.version = policy, version
         module = policy.module
         self.control = control_token_ids(policy.tokenizer)
-        self.decoder = SharedPrefixDecoder(module, max_tokens) if module.is_packed else PaddedDecoder(module)
+        self.decoder = SharedPrefixDecoder(module, self.max_tokens) if module.is_packed else PaddedDecoder(module)
+
+    def close(self) -> None:
+        """Nothing is held that is not the policy's."""
 
     @torch.no_grad()
     def generate(
@@ -165,6 +138,7 @@ class InProcessEngine:
             ),
             logprobs=written.logprobs[:, :width],
             finish_reasons=written.finish_reasons(),
+            versions=(self.version,) * len(texts),
         )
 
 

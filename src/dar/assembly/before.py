@@ -1,0 +1,34 @@
+"""What a method does once, before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+
+from dar.assembly.data import RunData
+from dar.data.logged import LoggedSet
+from dar.policies.protocol import Policy
+from dar.run.display import Display
+from dar.run.folder import RunFolder
+
+
+class Before:
+    """Nothing; a method that needs something says here what, and when."""
+
+    def passes(self, data: RunData) -> Iterator[str]:
+        """What is done, in words."""
+        yield from ()
+
+    def look(self, data: RunData, folder: RunFolder, accelerator: Accelerator, *, resume: bool) -> None:
+        """What needs no weights, or for a resumed run what was found at its start. Raises DarError."""
+
+    def measure(self, data: RunData, policy: Policy, display: Display) -> LoggedSet | None:
+        """What the initial weights are needed for; the completions of the data as the method then reads them.
+
+        A resumed run has not restored its weights yet when this is called.
+        """
+        return data.logged
+
+    def keep(self, folder: RunFolder) -> None:
+        """Writes down what was found, once there is a run."""

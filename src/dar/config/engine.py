@@ -1,0 +1,45 @@
+"""Specs of what samples completions, one per `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag
+
+from dar.config.base import Count, Spec
+
+
+class InProcessSpec(Spec):
+    """Sample in the trainer's process, with its own weights."""
+
+    type: Literal["in_process"] = "in_process"
+    """`in_process`"""
+    max_cache_tokens: Count = 16384
+    """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
+
+
+class OwnEngineSpec(Spec):
+    """Your own class, by import path, with the methods of `dar.rollout.protocol.Engine`. Further keys are its arguments
+    ([design](design.md#seams))."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:Class`, looked for in the working directory too."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the class is called with."""
+        return dict(self.model_extra or {})
+
+
+def _kind(value: Any) -> str:
+    """Which spec is meant, so that a mistake is explained once."""
+    name = value.get("type", "in_process") if isinstance(value, dict) else getattr(value, "type", None)
+    return "package.module:Class" if ":" in str(name) else str(name)
+
+
+AnyEngine = Annotated[
+    Annotated[InProcessSpec, Tag("in_process")] | Annotated[OwnEngineSpec, Tag("package.module:Class")],
+    Discriminator(_kind),
+]

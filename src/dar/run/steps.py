@@ -1,0 +1,173 @@
+"""Taking steps: what every kind of training does around one."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dar.errors import CheckpointError, DarError
+from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
+from dar.run.display import Display
+from dar.run.folder import RunFolder
+from dar.run.stopping import Control, signals_handled
+
+log = logging.getLogger(__name__)
+
+
+class Steps(ABC):
+    """Resumes, evaluates, saves and stops; a kind of training says what a step is and what is kept of it.
+
+    spec: the recipe.
+    folder: of the run.
+    display: shows it.
+    control: what it was asked to do after the present step.
+    num_steps: the last step.
+    optimizer: of the weights.
+    initial: fingerprint of the weights before training, which a resumed run must find again.
+    """
+
+    spec: Any
+    num_steps: int
+    optimizer: torch.optim.Optimizer
+    initial: str
+    folder: RunFolder
+    display: Display
+    control: Control
+    is_main: bool = True
+    _done: int = 0
+    _is_whole: bool = True
+
+    @abstractmethod
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Before the first step of a run that is not resumed."""
+
+    @abstractmethod
+    def advance(self, step: int) -> None:
+        """Takes a step (from 1) and writes down what it came to."""
+
+    @abstractmethod
+    def evaluation_due(self, step: int) -> bool:
+        """Whether there is to be an evaluation after that many steps."""
+
+    @abstractmethod
+    def evaluate(self, step: int) -> None:
+        """What held-out data says after that many steps; nothing where there is none."""
+
+    @abstractmethod
+    def state(self, step: int) -> TrainState:
+        """The plain numbers of a checkpoint."""
+
+    @abstractmethod
+    def restore(self, state: TrainState, extras: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` and `extras` gave."""
+
+    def extras(self) -> dict[str, Tensor]:
+        """Tensors that change from step to step beside the weights, by name."""
+        return {}
+
+    def agreed(self, *wishes: bool) -> list[bool]:
+        """Each wish, on every rank, where any rank has it."""
+        return list(wishes)
+
+    def run(self, *, resume: bool) -> int:
+        """Trains to the last step.
+
+        Args:
+            resume: continue from the newest valid checkpoint of the run folder.
+
+        Returns:
+            The number of completed steps: `num_steps`, or fewer after Ctrl-C, SIGTERM, an alert or a callback that
+            stops the run; a checkpoint is then saved, unless no step was taken.
+
+        Raises:
+            DarError: whatever went wrong, in words; nothing already saved is lost.
+        """
+        self._done = self._restored() if resume else 0
+        self.optimizer.register_step_pre_hook(self._begin_change)
+        if self._done == 0:
+            self.begin()
+        with self.display.live(self._done), signals_handled(self._ask_to_stop):
+            try:
+                self._train()
+            except DarError:
+                if self._done > 0 and self._is_whole and self.is_main:
+                    self._save()
+                    self.display.note(f"saved after step {self._done}; continue with --resume")
+                raise
+        return self._done
+
+    def _train(self) -> None:
+        # Step 0, or a step whose evaluation an earlier run could not finish.
+        if self.evaluation_due(self._done) and not self.folder.is_evaluated(self._done):
+            self.evaluate(self._done)
+        control = self.control
+        is_stopping, _ = self.agreed(control.is_stopping, False)
+        while self._done < self.num_steps and not is_stopping:
+            step = self._done + 1
+            self.advance(step)
+            self._done, self._is_whole = step, True
+            if self.evaluation_due(step) or control.is_evaluating:
+                self.evaluate(step)
+            is_stopping, is_saving = self.agreed(control.is_stopping, control.is_saving)
+            if step == self.num_steps or is_stopping or is_saving or due(step, self.spec.checkpoint.every):
+                if self.is_main:
+                    self._save()
+                self.agreed()
+            control.is_saving = control.is_evaluating = False
+        if control.reason is not None:
+            self.display.note(f"stopped after step {self._done}: {control.reason}")
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.folder.checkpoints,
+            self.state(self._done),
+            self.trainable(),
+            self.optimizer,
+            self.extras(),
+            keep=self.spec.checkpoint.keep,
+        )
+
+    def _restored(self) -> int:
+        """Goes back to the newest checkpoint; the number of its step."""
+        checkpoint, step = newest_valid(self.folder.checkpoints), -1
+        if checkpoint is None:
+            log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
+        else:
+            saved = read_state(checkpoint).reference
+            if saved != self.initial:
+                raise CheckpointError(
+                    f"{checkpoint} was trained from another initial model: π₀'s weights differ (saved {saved[:12]}, "
+                    f"here {self.initial[:12]}). Resume with the model the run was started from."
+                )
+            state = load_checkpoint(checkpoint, self.trainable(), self.optimizer)
+            self.restore(state, read_extras(checkpoint))
+            step = state.step
+        if self.is_main:
+            self.folder.record_recipe(self.spec)
+            self.folder.forget_after(step)
+        if checkpoint is not None:
+            self.display.note(f"continuing after step {step} ({checkpoint})")
+        return max(step, 0)
+
+    def _begin_change(self, *_: object) -> None:
+        """The optimizer steps: until this step is finished, what is in memory is none that could be continued from."""
+        self._is_whole = False
+
+    def _ask_to_stop(self, name: str) -> None:
+        """A signal came: this step is finished first."""
+        self.control.is_stopping = True
+        self.display.note(f"{name}: finishing this step, then saving (again to stop at once)")
+
+
+def due(step: int, every: int) -> bool:
+    """Every so many steps; never where `every` is 0."""
+    return every > 0 and step % every == 0
