@@ -494,5 +494,5 @@ def test_whatever_a_module_raises_is_an_error_in_words(working_folder: Path, sou
 @pytest.mark.parametrize("name", ["scroe", "CONSTANT"])
 def test_missing_or_uncallable_function_is_refused(working_folder: Path, name: str):
     (working_folder / "scores_few.py").write_text("CONSTANT = 5\n")
-    with pytest.raises(ConfigError, match=re.escape(f"the module scores_few has no function '{name}'")):
+    with pytest.raises(ConfigError, match=re.escape(f"the module scores_few has no callable '{name}'")):
         load_function(f"scores_few:{name}")

@@ -282,7 +282,7 @@ def test_other_data_than_the_runs_is_refused(rules: Path):
             r"rejected_complies \(or name a function that gives them: algorithm.oracle\), and it has prompt, chosen, ",
         ),
         ({"type": "trace", "oracle": "no_such_rules:ask"}, ConfigError, "oracle no_such_rules:ask: the module"),
-        ({"type": "trace", "oracle": "new_rules:ask"}, ConfigError, "the module new_rules has no function 'ask'"),
+        ({"type": "trace", "oracle": "new_rules:ask"}, ConfigError, "the module new_rules has no callable 'ask'"),
         ({"type": "trace", "oracle": "new_rules:fails"}, RewardError, "'new_rules:fails' raised RuntimeError: no netw"),
         ({"type": "trace", "oracle": "new_rules:unsure"}, RewardError, "returned 0.5 for completion 0; every verdict"),
         (

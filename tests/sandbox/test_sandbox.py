@@ -410,7 +410,7 @@ def test_one_value_is_due() -> None:
             "nowhere:fn",
             "reward nowhere:fn cannot be loaded in its sandbox: ModuleNotFoundError: No module",
         ),
-        ("support.verifiers:nothing", "AttributeError: the module support.verifiers has no function 'nothing'"),
+        ("support.verifiers:nothing", "AttributeError: the module support.verifiers has no callable 'nothing'"),
     ],
 )
 def test_function_that_cannot_be_loaded(function: str, message: str) -> None:

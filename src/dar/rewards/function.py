@@ -44,7 +44,7 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     ):
         function = getattr(importlib.import_module(module_name), attribute, None)
     if not callable(function):
-        raise ConfigError(f"{what} {path}: the module {module_name} has no function '{attribute}'")
+        raise ConfigError(f"{what} {path}: the module {module_name} has no callable '{attribute}'")
     return function
 
 

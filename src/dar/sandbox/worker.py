@@ -102,7 +102,7 @@ def _load(path: str, search: list[str]) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     function = getattr(importlib.import_module(module), attribute, None)
     if not callable(function):
-        raise AttributeError(f"the module {module} has no function '{attribute}'")
+        raise AttributeError(f"the module {module} has no callable '{attribute}'")
     return function
 
 

@@ -97,7 +97,7 @@ def test_a_class_of_the_user_s_samples_with_the_weights_of_each_step(
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("mine:Missing", "engine mine:Missing: the module mine has no function 'Missing'"),
+        ("mine:Missing", "engine mine:Missing: the module mine has no callable 'Missing'"),
         ("nowhere:Mine", "engine nowhere:Mine: the module nowhere cannot be imported"),
         ({"type": "mine:Mine"}, "engine mine:Mine cannot be made: TypeError: missing a required argument: 'log'"),
         ({"type": "mine:Mine", "log": "x", "port": 1}, "TypeError: got an unexpected keyword argument 'port'"),
