@@ -47,7 +47,7 @@ def _own(spec: OwnAlgorithmSpec) -> Algorithm:
     found = load_function(spec.type, what="algorithm")
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigError(f"{where} is no subclass of dar.Algorithm")
-    settings = build_spec(spec.model_extra or {}, where=where, kind=found.Spec)
+    settings = build_spec(spec.settings, where=where, kind=found.Spec)
     with ForeignCode(lambda kind, said: ConfigError(f"{where} raised {kind} when it was made: {said}")):
         return found(settings)  # pyright: ignore[reportCallIssue] - made from a value of its Spec, as its base says
 

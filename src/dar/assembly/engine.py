@@ -22,8 +22,8 @@ def build_engine(spec: AnyEngine) -> Engine:
         return InProcessEngine(max_tokens=spec.max_cache_tokens)
     kind = load_function(spec.type, what="engine")
     with ForeignCode(lambda kind, said: ConfigError(f"engine {spec.type} cannot be made: {kind}: {said}")):
-        inspect.signature(kind).bind(**spec.arguments)
-        engine = kind(**spec.arguments)
+        inspect.signature(kind).bind(**spec.settings)
+        engine = kind(**spec.settings)
     missing = [name for name in ("reproduces", "sync", "generate", "close") if not hasattr(engine, name)]
     if missing:
         raise ConfigError(f"engine {spec.type} lacks {', '.join(missing)}: see dar.rollout.protocol.Engine")

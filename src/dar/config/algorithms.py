@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, get_args
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag
 
 from dar.config.actor_critic import AnyActorCritic
 from dar.config.algorithm import AlgorithmSpec
+from dar.config.base import OwnSpec
 from dar.config.logits import AnyLogits
 from dar.config.policy_gradient import AnyPolicyGradient
 from dar.config.preference import AnyPreference
 from dar.config.realignment import AnyRealignment
 from dar.config.regression import AnyRegression
-from dar.shown import one_line
 
 
-class OwnAlgorithmSpec(AlgorithmSpec):
+class OwnAlgorithmSpec(AlgorithmSpec, OwnSpec):
     """A method of your own: a subclass of `dar.Algorithm` by its import path. It learns from the policy's own samples.
 
-    The class is imported when the run is built; a recipe, or a finished run, can be read without it.
+    Every other key is a setting of the class's own `Spec`, which checks it.
     """
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    """`pkg.mod:Class`. Every other key is a setting of the class's own `Spec`, which checks it."""
-
-    @field_validator("type")
-    @classmethod
-    def _is_a_path(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", value):
-            raise ValueError(f"'{one_line(value)}' is no import path: write package.module:Class")
-        return value
 
 
 Known = AnyRegression | AnyPolicyGradient | AnyActorCritic | AnyLogits | AnyPreference | AnyRealignment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
@@ -63,3 +64,24 @@ def unknown_name_message(what: str, name: object, allowed: Iterable[str]) -> str
     """`unknown metric 'eval/rewrad' (did you mean 'eval/reward'?); allowed: …`"""
     name = one_line(str(name), 80)
     return f"unknown {what} '{name}'{nearest_hint(name, allowed)}; allowed: {', '.join(allowed)}"
+
+
+class OwnSpec(Spec):
+    """A class of the user's own, which is imported when the run is built: a recipe can be read without it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    """`package.module:Class`, looked for in the working directory too."""
+
+    @field_validator("type")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(f"'{one_line(value)}' is no import path: write package.module:Class")
+        return value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All other keys, for the class to check."""
+        return dict(self.model_extra or {})

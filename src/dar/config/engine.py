@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
-from dar.config.base import Count, Spec
+from dar.config.base import Count, OwnSpec, Spec
 
 
 class InProcessSpec(Spec):
@@ -18,19 +18,9 @@ class InProcessSpec(Spec):
     """Prompt and completion tokens whose keys and values the sampler holds at once; further prompts wait their turn."""
 
 
-class OwnEngineSpec(Spec):
+class OwnEngineSpec(OwnSpec):
     """Your own class, by import path, with the methods of `dar.rollout.protocol.Engine`. Further keys are its arguments
     ([design](design.md#seams))."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """`package.module:Class`, looked for in the working directory too."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the class is called with."""
-        return dict(self.model_extra or {})
 
 
 def _kind(value: Any) -> str:
