@@ -27,7 +27,7 @@ from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, 
 from dar.config.preference import OnlineDPOSpec
 from dar.config.realignment import TRACESpec
 from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec
-from dar.objectives.ratio import clipped_surrogate
+from dar.objectives.policy_gradient import clipped_surrogate
 from dar.objectives.regression import clip_log_weights
 from dar.ops import Mean
 

@@ -100,6 +100,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{page.name} links to {target}, which has no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"(?:src/dar|tests)/[\w/]+\.py", page.read_text(encoding="utf-8"))
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def shell_lines() -> Iterator[list[str]]:
     """The words of every command in the pages' shell blocks."""
     for page in PAGES:

@@ -14,7 +14,7 @@ from support.builders import few
 from torch import Tensor
 
 from dar.objectives.bapo import BapoBounds, bapo_bounds
-from dar.objectives.ratio import clipped_surrogate
+from dar.objectives.policy_gradient import clipped_surrogate
 
 INF, NAN = math.inf, math.nan
 RATIOS = torch.tensor([1.5, 1.1, 0.7, 0.9, 1.3], dtype=torch.float64)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_mse
-from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
-from dar.objectives.ratio import (
+from dar.objectives.policy_gradient import (
     clipped_surrogate,
     dao,
     dao_tokens,
@@ -25,6 +24,7 @@ from dar.objectives.ratio import (
     ratio_variance,
     sequence_clipped_surrogate,
 )
+from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
 from dar.objectives.regression import dar_log_weights, weighted_nll
 
 # A row of three tokens and one of a single token.

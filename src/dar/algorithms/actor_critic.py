@@ -10,7 +10,7 @@ from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
 from dar.batch import Batch, TokenOutputs, Weighted
 from dar.config.actor_critic import ActorCriticSpec, AnyActorCritic, DualPPOSpec, PPOSpec
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
-from dar.objectives.ratio import clipped_surrogate, clipped_tokens, kl_to_old
+from dar.objectives.policy_gradient import clipped_surrogate, clipped_tokens, kl_to_old
 from dar.ops import Mean, masked_mean, masked_sum
 
 

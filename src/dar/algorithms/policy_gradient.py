@@ -23,7 +23,7 @@ from dar.config.policy_gradient import (
     RLOOSpec,
 )
 from dar.objectives.bapo import bapo_bounds
-from dar.objectives.ratio import (
+from dar.objectives.policy_gradient import (
     clipped_surrogate,
     clipped_tokens,
     dao,

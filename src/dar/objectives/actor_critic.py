@@ -1,6 +1,6 @@
 """What PPO with a critic adds to the surrogate: rewards per token, whitened advantages and the critic's loss.
 
-Advantages come from `dar.advantages.gae`, the actor's loss from `dar.objectives.ratio.clipped_surrogate`.
+Advantages come from `dar.advantages.gae`, the actor's loss from `dar.objectives.policy_gradient.clipped_surrogate`.
 """
 
 from __future__ import annotations

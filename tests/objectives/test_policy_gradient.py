@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import assert_close, few, gradient, padded, random_rows
 from torch import Tensor
 
-from dar.objectives.ratio import (
+from dar.objectives.policy_gradient import (
     clipped_surrogate,
     clipped_tokens,
     dao,
