@@ -478,8 +478,10 @@ def test_padding_and_tokens_of_others_change_nothing(spec: Any, extra: int, garb
     algorithm = build(spec)
     expected, expected_metrics = algorithm.weigh(clean)
     batch, metrics = algorithm.weigh(dirty)
-    # The order of a sum may change, hence a few ulps of fp32 in weights that were divided by their mean.
-    assert_close(batch.weights, expected.weights, rtol=1e-6)
+    # The order of a sum may change, hence a few ulps of fp32 in weights that were divided by their mean; with holes in
+    # the rows it changes more.
+    rtol = 1e-6 if is_torn else 2.5e-7
+    assert_close(batch.weights, expected.weights, rtol=rtol)
     if batch.advantages.ndim == 1:
         assert_close(batch.advantages, expected.advantages, rtol=1e-12)
     else:
@@ -488,11 +490,11 @@ def test_padding_and_tokens_of_others_change_nothing(spec: Any, extra: int, garb
     dirty_logprobs.requires_grad_()
     clean_logprobs.requires_grad_()
     terms, wanted = terms_of(algorithm, dirty_logprobs, batch), terms_of(algorithm, clean_logprobs, expected)
-    assert_close(terms.losses, wanted.losses, rtol=1e-6)
+    assert_close(terms.losses, wanted.losses, rtol=rtol)
     assert_same_means(terms.means, wanted.means)
     (grad,) = torch.autograd.grad(terms.losses.sum(), dirty_logprobs)
     (wanted_grad,) = torch.autograd.grad(wanted.losses.sum(), clean_logprobs)
-    assert_close(grad[dirty.mask], wanted_grad[clean.mask], rtol=1e-6)
+    assert_close(grad[dirty.mask], wanted_grad[clean.mask], rtol=rtol)
 
 
 def assert_same_means(means: dict[str, Mean], expected: dict[str, Mean]) -> None:
