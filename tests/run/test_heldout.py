@@ -57,7 +57,7 @@ def test_gold_of_every_completion_is_written_down(write_recipe: Callable[..., Pa
     letters = [sum("a" <= character <= "z" for character in text) for text in table["completion"]]
     assert table["gold/letters"] == letters
     assert rows[0]["eval/gold"] == pytest.approx(sum(table["gold"]) / len(letters), rel=1e-5)
-    assert "held-out reward, never trained on" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "gold reward, not trained on" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_gold_without_heldout_prompts_is_refused():

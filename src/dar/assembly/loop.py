@@ -12,7 +12,7 @@ from dar.assembly.algorithm import build_algorithm, build_before, reads_referenc
 from dar.assembly.data import RunData, build_data
 from dar.assembly.device import build_accelerator, build_precision
 from dar.assembly.engine import build_engine
-from dar.assembly.objects import Objects
+from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.reward import build_reward
 from dar.config.data import DecodingSpec
@@ -43,7 +43,7 @@ from dar.run.watch import Watch
 
 def build_loop(
     spec: RunSpec,
-    objects: Objects | None = None,
+    objects: Objects = NOTHING,
     *,
     resume: bool = False,
     allow_changed_recipe: bool = False,
@@ -63,7 +63,6 @@ def build_loop(
     Raises:
         DarError: something cannot be had or does not fit together.
     """
-    objects = objects or Objects()
     settle_heap()
     precision = build_precision(spec)
     accelerator = build_accelerator(spec, precision)

@@ -24,3 +24,7 @@ class Objects:
     lora: Any | None = None
     callbacks: Sequence[Callback] = ()
     algorithm: Algorithm | None = None
+
+
+NOTHING = Objects()
+"""All as the recipe says."""

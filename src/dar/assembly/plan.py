@@ -11,7 +11,7 @@ from dar.assembly.algorithm import build_algorithm, build_before, reads_referenc
 from dar.assembly.data import build_data
 from dar.assembly.device import build_precision
 from dar.assembly.engine import build_engine
-from dar.assembly.objects import Objects
+from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.optim import AdamWSpec
@@ -52,7 +52,7 @@ def make_plan(spec: RunSpec) -> Plan:
     precision = build_precision(spec)
     tokenizer = load_tokenizer(spec.model)
     config = load_config(spec.model)
-    data = build_data(spec, Objects(), tokenizer, config)
+    data = build_data(spec, NOTHING, tokenizer, config)
     before = build_before(spec)
     build_engine(spec.engine).close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
