@@ -16,11 +16,11 @@ from support.handmade import make_spec
 
 from dar.config.data import DataSpec, SourceSpec
 from dar.data.logged import prepare_logged
-from dar.data.pairs import read_pairs
 from dar.data.prompts import prepare_prompts
 from dar.data.sources import load_rows
 from dar.data.splits import part_of
 from dar.errors import ConfigError, DataError
+from dar.reward_model.pairs import read_pairs
 
 DATA = Path(os.environ.get("DAR_TEST_DATA", "no-such-folder"))
 """Public data sets that are no part of the library: hh_rlhf/, tldr/, …"""

@@ -10,7 +10,6 @@ from peft import TaskType
 
 from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
-from dar.data.pairs import TokenPair, read_pairs, tokenize_pairs
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError, require_package
 from dar.learn.optim import build_optimizer
@@ -19,6 +18,7 @@ from dar.policies.text.loading import add_lora, checkpoint_layers, context_lengt
 from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.reward_model.classifier import make_classifier
 from dar.reward_model.loop import RewardModelLoop
+from dar.reward_model.pairs import TokenPair, read_pairs, tokenize_pairs
 from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
 from dar.run.environment import describe_environment, settle_heap

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
-from dar.data.pairs import TokenPair
 from dar.errors import NonFiniteError
 from dar.learn.checkpoint import TrainState
 from dar.learn.optim import clipped_step, set_learning_rate
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
+from dar.reward_model.pairs import TokenPair
 from dar.reward_model.report import plot_reliability, preference_report
 from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display

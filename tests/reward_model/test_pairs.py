@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dar.config.data import DataSpec, SourceSpec
-from dar.data.pairs import read_pairs
 from dar.errors import DataError
+from dar.reward_model.pairs import read_pairs
 
 SPEC = DataSpec(train=SourceSpec(path="rows.jsonl"))
 ROW: dict[str, Any] = {"prompt": "Say: ", "chosen": "yes", "rejected": "no", "lead": 2}
