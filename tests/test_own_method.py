@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.handmade import make_spec
 
 from dar import Trainer, TrainingConfig
 from dar.assembly.algorithm import build_algorithm
+from dar.batch import Batch, Weighted
 from dar.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,8 +34,7 @@ def test_it_runs_and_the_policy_learns(tmp_path: Path):
 
 
 def train(folder: Path, algorithm: object) -> list[dict[str, object]]:
-    from own_method import good_pairs  # noqa: PLC0415 - found by the test's path
-
+    good_pairs = importlib.import_module("own_method").good_pairs
     args = TrainingConfig(output_dir=str(folder), max_steps=2, prompts_per_step=4, max_completion_length=8)
     trainer = Trainer("toy:letters", good_pairs, args, "package:dar/prompts/toy.jsonl", algorithm=algorithm)  # pyright: ignore[reportArgumentType]
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in trainer.train().metrics]
@@ -40,15 +42,32 @@ def train(folder: Path, algorithm: object) -> list[dict[str, object]]:
 
 def test_object_and_import_path_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    from own_method import SoftBest  # noqa: PLC0415
-
+    SoftBest: Any = importlib.import_module("own_method").SoftBest
     by_object = train(tmp_path / "object", SoftBest(SoftBest.Spec(temperature=1.0)))
     by_path = train(tmp_path / "path", "own_method:SoftBest")
     assert by_object == by_path
     assert {row["weights/max"] for row in by_path if "loss" in row} != {1.0}
-    recipes = [(tmp_path / name / "config.yaml").read_text().replace(name, "") for name in ("object", "path")]
-    assert "type: own_method:SoftBest" in recipes[1]
-    assert "temperature: 1.0" in recipes[0]
+    by_object, by_path = ((tmp_path / name / "config.yaml").read_text() for name in ("object", "path"))
+    assert "type: own_method:SoftBest" in by_path
+    assert "temperature: 1.0" in by_object
+
+
+def test_error_of_a_method_saves_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    SoftBest: Any = importlib.import_module("own_method").SoftBest
+
+    class Breaks(SoftBest):
+        weighed = 0
+
+        def weigh(self, batch: Batch) -> tuple[Weighted, dict[str, float]]:
+            self.weighed += 1
+            if self.weighed == 2:
+                raise ZeroDivisionError("mine")
+            return super().weigh(batch)
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train(tmp_path / "run", Breaks(SoftBest.Spec()))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar.errors import CheckpointError, DarError
+from dar.errors import CheckpointError
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -98,7 +98,7 @@ class Steps(ABC):
         with self.display.live(self._done), signals_handled(self._ask_to_stop):
             try:
                 self._train()
-            except DarError:
+            except Exception:  # what a method or an engine of the user's own raises too
                 if self._done > 0 and self._is_whole and self.is_main:
                     self._save()
                     self.display.note(f"saved after step {self._done}; continue with --resume")
