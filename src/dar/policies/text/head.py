@@ -65,9 +65,10 @@ def head_logits(model: Any, states: Tensor, targets: Tensor, *, temperature: flo
     if type(head) is not nn.Linear or _logit_cap(model) is not None:
         raise ConfigError(f"the head of {type(model).__name__} is not linear, so a single logit cannot be had cheaply")
     with torch.autocast(states.device.type, enabled=False):
-        logits = (states.float() * head.weight[targets].float()).sum(-1)
+        # A token that stands twice: by indexing, threads would add up its gradient in any order.
+        logits = (states.float() * head.weight.index_select(0, targets).float()).sum(-1)
         if head.bias is not None:
-            logits = logits + head.bias[targets].float()
+            logits = logits + head.bias.index_select(0, targets).float()
         return logits * (_logit_scale(model) / temperature)
 
 

@@ -141,7 +141,8 @@ def packed_states(model: Any, groups: TokenGroups, **layout: Any) -> tuple[Tenso
     """([M, D] states that predict each sampled token, [M] those tokens), by the shared-prefix layout."""
     packed = pack(groups).to(model.device)
     states = flat_hidden_states(model, packed.ids, packed.positions, packed=packed, **layout)
-    return states[packed.sources], packed.targets
+    # Not by indexing, whose gradient torch adds up in whatever order its threads come by where a state is read K times.
+    return states.index_select(0, packed.sources), packed.targets
 
 
 def padded_states(model: Any, groups: TokenGroups) -> tuple[Tensor, Tensor]:

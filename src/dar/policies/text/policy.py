@@ -104,9 +104,11 @@ class Policy:
     def training(self, *, compiled: bool = False) -> Iterator[None]:
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
         self.trained.train()
-        with compiled_layers(self.trained) if compiled else contextlib.nullcontext():
-            yield
-        self.trained.eval()
+        try:
+            with compiled_layers(self.trained) if compiled else contextlib.nullcontext():
+                yield
+        finally:
+            self.trained.eval()
 
     def outputs(self, groups: TokenGroups, wants: Wants) -> TokenOutputs:
         held = None if wants.held is None else self.held_tokens(groups, wants.held)
