@@ -38,6 +38,7 @@ FLOORS = (
     ("report", "reward_model"),
     ("assembly",),
     ("evaluate",),
+    ("arguments",),
     ("compare", "trainer"),
     ("cli",),
     ("__main__",),

@@ -14,7 +14,7 @@ from dar.assembly.device import build_accelerator, build_precision
 from dar.assembly.engine import build_engine
 from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.policy import build_null_space, build_policy
-from dar.assembly.reward import build_reward
+from dar.assembly.reward import build_reward, check_calls
 from dar.config.data import DecodingSpec
 from dar.config.recipe import flatten
 from dar.config.run import RunSpec
@@ -69,8 +69,10 @@ def build_loop(
     tokenizer = objects.tokenizer or load_tokenizer(spec.model)
     config = objects.model.config if objects.model is not None else load_config(spec.model)
     data, before = build_data(spec, objects, tokenizer, config), build_before(spec)
-    rewards = [build_reward(reward, objects.reward_functions, spec.runtime) for reward in spec.rewards]
+    rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
+    check_calls(rewards, data.train if data.logged is None else data.heldout)
+    check_calls([*rewards, *gold], data.heldout)
     engine = build_engine(spec.engine)
     folder = _folder(spec, data, accelerator, resume=resume, allow_changes=allow_changed_recipe)
     before.look(data, folder, accelerator, resume=resume)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dar.algorithms.base import Algorithm
+from dar.reward_model.reward import Classifier
 from dar.rewards import RewardFunction
 from dar.run.recorder import Callback
 
@@ -20,7 +21,7 @@ class Objects:
     reference: Any | None = None
     train_rows: Iterable[Any] | None = None
     heldout_rows: Iterable[Any] | None = None
-    reward_functions: dict[str, RewardFunction] = field(default_factory=dict)
+    rewards: dict[str, RewardFunction | Classifier] = field(default_factory=dict)
     lora: Any | None = None
     callbacks: Sequence[Callback] = ()
     algorithm: Algorithm | None = None
