@@ -859,39 +859,6 @@ def test_letters_of_the_2025_paper_are_translated():
     assert (config.alpha, config.beta) == (pytest.approx(0.25), pytest.approx(0.04))
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("per_device_train_batch_size", "prompts_per_step"),
-        ("gradient_accumulation_steps", "prompts_per_step"),
-        ("generation_batch_size", "prompts_per_step"),
-        ("steps_per_generation", "updates"),
-        ("num_iterations", "updates"),
-        ("num_train_epochs", "max_steps"),
-        ("max_prompt_length", "data.max_prompt_length"),
-        ("epsilon", "clip_low and clip_high"),
-        ("epsilon_high", "clip_high"),
-        ("bf16", "precision='bf16'"),
-        ("fp16", "precision='bf16' or 'fp32'"),
-        ("top_p", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
-        ("top_k", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
-        ("loss_type", "Trainer(algorithm=…)"),
-        ("scale_rewards", "normalize"),
-        ("ref_model", "the trainer's argument ref_model"),
-        ("save_strategy", "save_steps"),
-    ],
-)
-@pytest.mark.parametrize("config", [DARConfig, TrainingConfig])
-def test_trls_name_for_something_else_is_refused_with_the_name_to_use(
-    config: type[TrainingConfig], name: str, instead: str
-):
-    with pytest.raises(ConfigError) as caught:
-        make_config(config, **{name: 1})
-    message = str(caught.value)
-    assert message.startswith(f"{config.__name__}: '{name}' means something else here; use ")
-    assert instead in message
-
-
 def test_misspelt_setting_suggests_the_nearest():
     with pytest.raises(
         ConfigError, match=r"^DARConfig: unknown key 'num_generation' \(did you mean 'num_generations'\?\)"
@@ -908,7 +875,7 @@ def test_impossible_settings_are_all_named():
 
 
 def test_required_settings_are_named():
-    with pytest.raises(ConfigError, match=r"output_dir: this key is required; max_steps: this key is required"):
+    with pytest.raises(ConfigError, match=r"(?s)output_dir: this key is required.*max_steps: this key is required"):
         DARConfig(**{})
 
 

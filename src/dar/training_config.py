@@ -5,47 +5,56 @@ A configuration does one thing: it becomes the recipe's spec, the only one the r
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import os
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator
 
 from dar.config.algorithm import AlgorithmSpec
-from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
-from dar.config.recipe import apply_override, build_spec, explain
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.base import Count, Fraction, NotNegative, Positive, Spec, keys_below
+from dar.config.other_names import instead
+from dar.config.policy_gradient import GRPOSpec
+from dar.config.recipe import apply_override, build_spec
 from dar.config.regression import DARSpec
 from dar.config.run import RunSpec
-from dar.errors import ConfigError
 
-_REPLACED = {
-    "per_device_train_batch_size": "prompts_per_step (prompts of one step, over all ranks) and "
-    "max_tokens_per_microbatch (memory of one pass)",
-    "gradient_accumulation_steps": "prompts_per_step; micro-batches follow from max_tokens_per_microbatch",
-    "generation_batch_size": "prompts_per_step",
-    "steps_per_generation": "updates",
-    "num_iterations": "updates",
-    "num_train_epochs": "max_steps; epochs = max_steps · prompts_per_step / number of prompts",
-    "max_prompt_length": "overrides=['data.max_prompt_length=…']; prompts are never cut, only refused or dropped",
-    "epsilon": "clip_low and clip_high of the algorithm's spec",
-    "epsilon_high": "clip_high of the algorithm's spec",
-    "bf16": "precision='bf16'",
-    "fp16": "precision='bf16' or 'fp32' (fp16 is not offered)",
-    "top_p": "nothing: truncating samplers change the distribution the weights assume; held-out prompts have "
-    "overrides=['evaluation.top_p=…']",
-    "top_k": "nothing: truncating samplers change the distribution the weights assume; held-out prompts have "
-    "overrides=['evaluation.top_k=…']",
-    "loss_type": "the algorithm: Trainer(algorithm=…)",
-    "scale_rewards": "the algorithm's spec: Trainer(algorithm=DARSpec(normalize=…))",
-    "ref_model": "the trainer's argument ref_model",
-    "save_strategy": "save_steps (0 = only at the end)",
+_ARGUMENTS = {
+    "model": "the trainer's model",
+    "model.lora": "the trainer's peft_config",
+    "reference": "the trainer's ref_model",
+    "data.train": "the trainer's train_dataset",
+    "data.heldout": "the trainer's eval_dataset",
+    "rewards": "the trainer's reward_funcs",
+    "algorithm": "the trainer's algorithm",
 }
+"""Keys of a recipe that are arguments of the trainers."""
 
 
 class TrainingConfig(Spec):
     """Settings every algorithm shares, under TRL's names where they mean the same.
 
     Raises (when constructed):
-        ConfigError: an unknown or impossible setting, or a TRL name that means something else here.
+        ConfigError: all that is unknown or impossible, and for a name of TRL's what to use instead.
     """
+
+    keys: ClassVar[dict[str, str]] = {
+        **{name: name for name in ("output_dir", "prompts_per_step", "num_generations", "seed")},
+        **{name: f"sampling.{name}" for name in ("max_completion_length", "temperature")},
+        **{name: f"optim.{name}" for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")},
+        **{name: f"runtime.{name}" for name in ("device", "precision", "max_tokens_per_microbatch")},
+        "max_steps": "steps",
+        "optim": "optim.type",
+        "lr_scheduler_type": "optim.schedule",
+        "gradient_checkpointing": "model.gradient_checkpointing",
+        "torch_compile": "runtime.compile_layers",
+        "eval_steps": "evaluation.every",
+        "save_steps": "checkpoint.every",
+        "save_total_limit": "checkpoint.keep",
+        "logging_steps": "logging.every",
+        "report_to": "logging.trackers",
+    }
+    """Settings that are a key of the recipe, and which."""
 
     output_dir: str
     """The run folder."""
@@ -98,19 +107,28 @@ class TrainingConfig(Spec):
     overrides: list[str] = Field(default_factory=list)
     """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
 
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError(f"{type(self).__name__}: " + "; ".join(explain(error, settings))) from error
-
-    @model_validator(mode="before")
+    @field_validator("output_dir", mode="before")
     @classmethod
-    def _refuse_other_meanings(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name in _REPLACED and name not in cls.model_fields:
-                raise ValueError(f"'{name}' means something else here; use {_REPLACED[name]}")
-        return value
+    def _path_is_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @classmethod
+    def other_way(cls, key: str, type: object) -> str | None:
+        # An adapter is the trainer's peft_config.
+        keys = [name for name in keys_below(RunSpec) if not name.startswith("model.lora.")]
+        return instead(key, keys, cls.written)
+
+    @classmethod
+    def written(cls, key: str) -> str:
+        """How a recipe's key is written in Python."""
+        flat = {same: name for name, same in cls.keys.items()}
+        if key.startswith("algorithm.") and key not in flat:
+            option, _, part = (below := key.removeprefix("algorithm.")).partition(".")
+            owners = [spec for spec in ALGORITHM_SPECS.values() if below in keys_below(spec)]
+            owner = GRPOSpec if GRPOSpec in owners else owners[0]
+            value = f"{{'{part}': …}}" if part else "…"
+            return f"algorithm={owner.__name__}({option}={value})"
+        return flat.get(key) or _ARGUMENTS.get(key, f"overrides=['{key}=…']")
 
     def run_spec(self, *, model: str, reference: str | None, train: str, heldout: str | None,
                  algorithm: AlgorithmSpec, rewards: list[dict[str, Any]]) -> RunSpec:  # fmt: skip
@@ -125,40 +143,21 @@ class TrainingConfig(Spec):
         Raises:
             ConfigError: an impossible setting.
         """
-        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         raw: dict[str, Any] = {
-            "model": {"path": model, "gradient_checkpointing": self.gradient_checkpointing},
+            "model": {"path": model},
             "reference": reference,
             "data": {"train": train, "heldout": heldout},
             "algorithm": algorithm.model_dump(),
             "rewards": rewards,
-            "sampling": {
-                "max_completion_length": self.max_completion_length,
-                "temperature": self.temperature,
-            },
-            "optim": {
-                "type": self.optim,
-                "learning_rate": self.learning_rate,
-                "schedule": self.lr_scheduler_type,
-                "warmup_steps": self.warmup_steps,
-                "weight_decay": self.weight_decay,
-                "max_grad_norm": self.max_grad_norm,
-            },
-            "prompts_per_step": self.prompts_per_step,
-            "num_generations": self.num_generations,
-            "steps": self.max_steps,
-            "seed": self.seed,
-            "output_dir": self.output_dir,
-            "evaluation": {"every": self.eval_steps},
-            "checkpoint": {"every": self.save_steps, "keep": self.save_total_limit},
-            "logging": {"every": self.logging_steps, "trackers": [name for name in trackers if name != "none"]},
-            "runtime": {
-                "device": self.device,
-                "precision": self.precision,
-                "max_tokens_per_microbatch": self.max_tokens_per_microbatch,
-                "compile_layers": self.torch_compile,
-            },
         }
+        for name, key in TrainingConfig.keys.items():
+            *sections, last = key.split(".")
+            target = raw
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = getattr(self, name)
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        raw["logging"]["trackers"] = [name for name in trackers if name != "none"]
         for override in self.overrides:
             apply_override(raw, override)
         return build_spec(raw, where=type(self).__name__)
@@ -166,6 +165,11 @@ class TrainingConfig(Spec):
 
 class DARConfig(TrainingConfig):
     """`TrainingConfig` plus DAR's own settings (He et al. 2026, arXiv:2602.11523)."""
+
+    keys: ClassVar[dict[str, str]] = {
+        **TrainingConfig.keys,
+        **{name: f"algorithm.{name}" for name in ("alpha", "beta", "w_clip", "weight_scale", "updates")},
+    }
 
     alpha: Fraction = 0.1
     """Share of the regularisation that goes to π₀, in [0, 1]."""
@@ -187,10 +191,4 @@ class DARConfig(TrainingConfig):
     @property
     def algorithm(self) -> DARSpec:
         """DAR's spec."""
-        return DARSpec(
-            alpha=self.alpha,
-            beta=self.beta,
-            w_clip=self.w_clip,
-            weight_scale=self.weight_scale,
-            updates=self.updates,
-        )
+        return DARSpec(**{name: getattr(self, name) for name in DARConfig.keys.keys() - TrainingConfig.keys.keys()})

@@ -148,9 +148,7 @@ def missing_column(column: str, columns: Iterable[str], where: str) -> DataError
     """There are no prompts where they are looked for."""
     known = list(columns)
     text = f"{where} has no column '{column}'; it has {', '.join(known) or 'none'}"
-    return DataError(
-        text + (f". If the prompts are in another, name it: data.prompt_column: {known[0]}" if known else "")
-    )
+    return DataError(text + f". If prompts are in another, name it: data.prompt_column: {known[0]}" if known else text)
 
 
 def some_rows(indices: list[int]) -> str:
