@@ -401,7 +401,7 @@ def test_policy_is_evaluated_saved_and_reported_at_any_time(tmp_path: Path):
     assert (trainer.model, trainer.tokenizer.chat_template) == (model_of(trainer), make_tokenizer().chat_template)
     with pytest.raises(ConfigError, match=r"completions would be replaced, and holds .*\.parquet and no model"):
         trainer.save_model(tmp_path / "run" / "completions")
-    with pytest.raises(CheckpointError, match=r"not pushed to me/it: OfflineModeIsEnabled.*save_model\(path\) keeps"):
+    with pytest.raises(CheckpointError, match=r"not pushed to me/it \(OfflineModeIsEnabled.*save_model\(path\) keeps"):
         trainer.push_to_hub("me/it")
     with pytest.raises(ConfigError, match="has trained its model already"):
         trainer.train(resume_from_checkpoint=True)
@@ -421,7 +421,7 @@ def test_what_is_not_there_yet_is_said(tmp_path: Path):
 def test_errors_speak_of_python(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"Start without resume_from_checkpoint=True\.$"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
-    with pytest.raises(DataError, match=r"Set data.long_prompts: drop .* overrides=\['data.long_prompts=drop'\]\.\)$"):
+    with pytest.raises(DataError, match=r"\(In Python: data.long_prompts is overrides=.* is max_completion_"):
         make_trainer(tmp_path, train_dataset=[{"prompt": "a" * 300}]).train()
 
 
@@ -627,16 +627,16 @@ def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
         ({"train_dataset": None}, ConfigError, r"train_dataset is missing: pass a datasets\.Dataset, a list of rows"),
         ({"train_dataset": []}, ConfigError, "^train_dataset has no rows$"),
         ({"train_dataset": [{"text": "a"}]}, ConfigError,
-         r"train_dataset has no column 'prompt'; it has text\. .*overrides=\['data.prompt_column=text'\]"),
-        ({"train_dataset": [ROWS[0], {"text": "a"}]}, DataError, "<list>: row 1 has no column 'prompt'; it has text"),
-        ({"train_dataset": [{"prompt": 5}]}, DataError, "<list>: row 0: 'prompt' must be a non-empty string or a list"),
+         r"train_dataset has no column 'prompt'; it has text\. .*overrides=\['data.prompt_column=…'\]"),
+        ({"train_dataset": [ROWS[0], {"text": "a"}]}, DataError, "list>: row 1 has no column 'prompt'; it has text"),
+        ({"train_dataset": [{"prompt": 5}]}, DataError, "list>: row 0: 'prompt' must be a non-empty string or a list"),
         ({"train_dataset": ["a"]}, ConfigError, "train_dataset: row 0 is a str, .* as {'prompt': '…'}"),
         ({"train_dataset": Path("absent.jsonl")}, ConfigError, "^train_dataset: the data file absent.jsonl does not"),
         ({"train_dataset": datasets.DatasetDict({"a": datasets.Dataset.from_list(ROWS)})}, ConfigError,
          r"^train_dataset is a DatasetDict of a, .* such as data\['a'\] \(of columns: Dataset.from_dict\(data\)\)$"),
         ({"eval_dataset": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, ConfigError,
          r"eval_dataset comes row by row, .*: pass list\(data.take\(10_000\)\)"),
-        ({"train_dataset": [{"prompt": "a" * 300}]}, DataError, "<list>: 1 of 1 prompts are longer than 248 tokens"),
+        ({"train_dataset": [{"prompt": "a" * 300}]}, DataError, "list>: 1 of 1 prompts are longer than 248 tokens"),
         ({"args": TrainingConfig(output_dir="run", max_steps=1)}, ConfigError,
          r"args must be a DARConfig, got a TrainingConfig: write DARConfig\(output_dir="),
         ({"args": SETTINGS}, ConfigError, r"args must be a DARConfig, got a dict: write DARConfig\(\*\*settings\)"),
@@ -710,7 +710,7 @@ def test_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, value: 
            "from the completions of the data.\\)$") for name in ("rloo", "online_dpo") for rewards in (None, [])),
         ({"args": None}, ConfigError, "args must be a TrainingConfig, got None: write TrainingConfig"),
         ({"algorithm": "dpo", "reward_funcs": None}, DataError,
-         "<list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
+         "<train_dataset: list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
         ({"algorithm": "dpo", **WITHOUT_REWARDS, "eval_dataset": ROWS[:1]}, ConfigError,
          r"data\.heldout is set, but no rewards to measure held-out samples of dpo"),
     ],
@@ -844,9 +844,9 @@ def test_objects_are_described_in_the_recipe(tmp_path: Path):
     assert spec.model.path == "<LlamaForCausalLM>"
     assert spec.reference is not None
     assert spec.reference.path == "<LlamaForCausalLM>"
-    assert spec.data.train.path == "<list>"
+    assert spec.data.train.path == "<train_dataset: list>"
     assert spec.data.heldout is not None
-    assert spec.data.heldout.path == "<Dataset>"
+    assert spec.data.heldout.path == "<eval_dataset: Dataset>"
     assert [reward_name(reward) for reward in spec.rewards] == ["even_share"]
 
 

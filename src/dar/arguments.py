@@ -213,11 +213,11 @@ def is_classifier(model: object) -> bool:
     return isinstance(model, nn.Module) and type(unwrapped(model)).__name__.endswith("ForSequenceClassification")
 
 
-def described(value: Any) -> str:
-    """The path of something given by path, or what kind of object it is."""
+def described(value: Any, argument: str = "") -> str:
+    """The path of something given by path, or what kind of object it is, and of which argument."""
     if isinstance(value, str | Path):
         return str(value)
-    return getattr(getattr(value, "config", None), "name_or_path", "") or f"<{type(value).__name__}>"
+    return getattr(getattr(value, "config", None), "name_or_path", "") or f"<{argument}{type(value).__name__}>"
 
 
 def shown(value: Any) -> str:

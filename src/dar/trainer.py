@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,15 +23,15 @@ from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
-from dar.config.base import Spec
+from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
 from dar.config.rewards import reward_name
-from dar.config.run import LoggingSpec, RunSpec
+from dar.config.run import LoggingSpec
 from dar.data.prompts import missing_column
 from dar.errors import CheckpointError, ConfigError, DarError
 from dar.files.atomic import write_text
 from dar.files.hints import nearest_hint
-from dar.policies.text.loading import load_tokenizer
+from dar.policies.text.loading import first_line, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.report.page import render_page
 from dar.report.run import load_runs
@@ -41,8 +42,7 @@ from dar.run.card import model_card
 from dar.run.loop import Loop
 from dar.run.measures import evaluations
 from dar.run.recorder import Callback
-from dar.shown import words
-from dar.training_config import DARConfig, TrainingConfig
+from dar.training_config import DARConfig, FlatConfig, TrainingConfig
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,70 @@ class TrainResult:
         return f"TrainResult({'; '.join(lines)})"
 
 
-class Trainer:
+class SavesModel(ABC):
+    """What every trainer does with the model it has trained.
+
+    spec: the recipe.
+    loop: what trains, once it does.
+    """
+
+    spec: Any
+    loop: Any
+
+    def save_model(self, path: str | Path | None = None) -> Path:
+        """Saves the model as it is now, with tokenizer and model card; by default to `model` in the run folder.
+
+        Raises:
+            ConfigError: nothing was trained yet, or the folder holds something that is no model.
+            CheckpointError: it cannot be written.
+        """
+        if self.loop is None:
+            raise ConfigError("there is no trained model to save yet: call train() first")
+        target = self.loop.folder.model if path is None else Path(path).expanduser()
+        holds = {file.name for file in target.iterdir()} if target.is_dir() else set()
+        if holds and not holds & {"config.json", "adapter_config.json"}:
+            raise ConfigError(f"{target} would be replaced, and holds {min(holds)} and no model: name a new folder")
+        self._save_to(target)
+        return target
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads what `save_model` saves to the Hub, and returns the address of the commit.
+
+        Args:
+            repo_id: `name/model`; made where there is none.
+            private: of a new repository; by default as the account says.
+            token: by default the one of `hf auth login`.
+
+        Raises:
+            CheckpointError: the Hub cannot be reached, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            saved, api = self.save_model(Path(folder) / "model"), HfApi(token=token)
+            try:
+                repo = api.create_repo(repo_id, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo.repo_id, folder_path=saved))
+            except Exception as error:
+                raise CheckpointError(
+                    f"the model was not pushed to {repo_id} ({first_line(error)}). Is this machine online, the name of "
+                    "the form user/model, and the token allowed to write there (hf auth login)? save_model(path) keeps "
+                    "the model here"
+                ) from error
+
+    @abstractmethod
+    def _save_to(self, folder: Path) -> None:
+        """Writes the model of `loop`."""
+
+    def _resumes(self, given: object) -> bool:
+        """Whether `resume_from_checkpoint` says yes. Raises ConfigError where it says neither yes nor no."""
+        if not isinstance(given, bool | None):
+            raise ConfigError(
+                f"resume_from_checkpoint is {given!r}, but must be True or False: a run continues from the newest "
+                f"checkpoint of its output_dir, {self.spec.output_dir}"
+            )
+        return bool(given)
+
+
+class Trainer(SavesModel):
     """Aligns a language model with any algorithm of the library.
 
         Trainer(model, my_reward, TrainingConfig(output_dir="runs/a", max_steps=100), prompts, algorithm="grpo").train()
@@ -154,15 +217,15 @@ class Trainer:
         rewards = problems.of(arguments.given_rewards, reward_funcs, weights, reward_processing_classes)
         if method is not None and rewards is not None and isinstance(args, TrainingConfig):
             problems.of(self._build_spec, args, model, train, heldout, ref_model, method, *rewards)
-        with python_words():
+        with python_words(self.config_class):
             problems.require_none(type(self).__name__)
         assert rewards is not None
         self._objects = Objects(
-            model=_object(model),
+            model=object_of(model),
             tokenizer=processing_class,
-            reference=_object(ref_model),
-            train_rows=_object(train),
-            heldout_rows=_object(heldout),
+            reference=object_of(ref_model),
+            train_rows=object_of(train),
+            heldout_rows=object_of(heldout),
             rewards=rewards[1],
             lora=peft_config,
             callbacks=tuple(callbacks or ()),
@@ -194,18 +257,13 @@ class Trainer:
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
         """
-        if not isinstance(resume_from_checkpoint, bool | None):
-            raise ConfigError(
-                f"resume_from_checkpoint is {resume_from_checkpoint!r}, but must be True or False: a run continues "
-                f"from the newest valid checkpoint of its output_dir, {self.spec.output_dir}"
-            )
+        resume = self._resumes(resume_from_checkpoint)
         if self.loop is not None and self._objects.model is not None:
             raise ConfigError(
                 "this trainer has trained its model already, and a run begins with the initial weights: make another "
                 "trainer with the model loaded anew, or give the model by its path"
             )
-        resume = bool(resume_from_checkpoint)
-        with python_words():
+        with python_words(self.config_class):
             self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
             return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
 
@@ -220,7 +278,7 @@ class Trainer:
         """
         if self.spec.data.heldout is None:
             raise ConfigError("there is nothing to evaluate on: pass held-out prompts as eval_dataset")
-        with python_words(), tempfile.TemporaryDirectory() as folder:
+        with python_words(self.config_class), tempfile.TemporaryDirectory() as folder:
             if self.loop is not None and self.loop.heldout is not None:
                 heldout = replace(self.loop.heldout, engine=build_engine(self.spec.engine))
                 return heldout.run(self.spec.steps).line
@@ -236,44 +294,9 @@ class Trainer:
             finally:
                 loop.end()
 
-    def save_model(self, path: str | Path | None = None) -> Path:
-        """Saves the policy as it is now, with tokenizer and model card; by default to `model` in the run folder.
-
-        Raises:
-            ConfigError: nothing was trained yet, or the folder holds something that is no model.
-            CheckpointError: it cannot be written.
-        """
-        if self.loop is None:
-            raise ConfigError("there is no trained model to save yet: call train() first")
-        target = self.loop.folder.model if path is None else Path(path).expanduser()
-        holds = {file.name for file in target.iterdir()} if target.is_dir() else set()
-        if holds and not holds & {"config.json", "adapter_config.json"}:
-            raise ConfigError(f"{target} would be replaced, and holds {min(holds)} and no model: name a new folder")
-        save_policy(self.loop, target, command=f"{type(self).__name__}(…).train()")
-        return target
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads what `save_model` saves to the Hub, and returns the address of the commit.
-
-        Args:
-            repo_id: `name/model`; made where there is none.
-            private: of a new repository; by default as the account says.
-            token: by default the one of `hf auth login`.
-
-        Raises:
-            CheckpointError: the Hub cannot be reached, or refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            saved, api = self.save_model(Path(folder) / "model"), HfApi(token=token)
-            try:
-                repo = api.create_repo(repo_id, private=private, exist_ok=True)
-                return str(api.upload_folder(repo_id=repo.repo_id, folder_path=saved))
-            except Exception as error:
-                raise CheckpointError(
-                    f"the model was not pushed to {repo_id}: {type(error).__name__}: {words(error)}. Is this machine "
-                    "online (HF_HUB_OFFLINE is honoured), the name of the form user/model, and the token allowed to "
-                    "write there (hf auth login)? save_model(path) keeps the model here"
-                ) from error
+    def _save_to(self, folder: Path) -> None:
+        assert self.loop is not None
+        save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -297,8 +320,8 @@ class Trainer:
         self.spec = args.run_spec(
             model=described(model),
             reference=None if ref_model is None else described(ref_model),
-            train=described(train),
-            heldout=None if heldout is None else described(heldout),
+            train=described(train, "train_dataset: "),
+            heldout=None if heldout is None else described(heldout, "eval_dataset: "),
             algorithm=method,
             rewards=rewards,
         )
@@ -366,8 +389,8 @@ class DARTrainer(Trainer):
 
 
 @contextmanager
-def python_words() -> Iterator[None]:
-    """Errors say options and keys in Python's words; transformers' bars, which tell of files, are hidden."""
+def python_words(config: type[FlatConfig]) -> Iterator[None]:
+    """Errors say options and keys as Python writes them; transformers' bars, which tell of files, are hidden."""
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -376,12 +399,10 @@ def python_words() -> Iterator[None]:
         text = re.sub(r" \((?:resume_from_checkpoint|overwrite)=True[^)]*\)", "", str(error))
         for option, argument in _OPTIONS.items():
             text = text.replace(option, argument)
-        key = re.search(rf"(?<=\S )(?:{'|'.join(RunSpec.model_fields)})\.[a-z_.]+(?:: [a-z0-9_]+)?", text)
-        if key and "overrides=" not in text:
-            text += (
-                f" (In Python, a key of the recipe is a setting of args where it has one of that name, else "
-                f"overrides=['{key[0].replace(': ', '=')}'].)"
-            )
+        keys = dict.fromkeys(re.findall(r"(?:^|(?<=\S ))[a-z_]+\.[a-z_.]*[a-z_]\b", text))
+        known = [key for key in keys if key in keys_below(config.recipe)]
+        if known and "overrides=" not in text:
+            text += f" (In Python: {', '.join(f'{key} is {config.written(key)}' for key in known)}.)"
         error.args = (text,)
         raise
     finally:
@@ -450,5 +471,6 @@ def _own(recorded: dict[str, Any]) -> OwnAlgorithmSpec:
     return build_spec(recorded, where="algorithm", kind=OwnAlgorithmSpec)
 
 
-def _object(value: Any) -> Any | None:
+def object_of(value: Any) -> Any | None:
+    """What is given as an object; None for what is given by path."""
     return None if isinstance(value, str | Path) else value

@@ -6,6 +6,7 @@ A configuration does one thing: it becomes the recipe's spec, the only one the r
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -31,43 +32,29 @@ _ARGUMENTS = {
 """Keys of a recipe that are arguments of the trainers."""
 
 
-class TrainingConfig(Spec):
-    """Settings every algorithm shares, under TRL's names where they mean the same.
+class FlatConfig(Spec):
+    """Settings that every training has, under TRL's names where they mean the same.
 
     Raises (when constructed):
         ConfigError: all that is unknown or impossible, and for a name of TRL's what to use instead.
     """
 
+    recipe: ClassVar[type[Spec]]
+    """What it becomes."""
     keys: ClassVar[dict[str, str]] = {
-        **{name: name for name in ("output_dir", "prompts_per_step", "num_generations", "seed")},
-        **{name: f"sampling.{name}" for name in ("max_completion_length", "temperature")},
+        **{name: name for name in ("output_dir", "seed")},
         **{name: f"optim.{name}" for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")},
         **{name: f"runtime.{name}" for name in ("device", "precision", "max_tokens_per_microbatch")},
-        "max_steps": "steps",
         "optim": "optim.type",
         "lr_scheduler_type": "optim.schedule",
         "gradient_checkpointing": "model.gradient_checkpointing",
-        "torch_compile": "runtime.compile_layers",
-        "eval_steps": "evaluation.every",
         "save_steps": "checkpoint.every",
         "save_total_limit": "checkpoint.keep",
-        "logging_steps": "logging.every",
-        "report_to": "logging.trackers",
     }
     """Settings that are a key of the recipe, and which."""
 
     output_dir: str
     """The run folder."""
-    max_steps: Count
-    """Batches of rollouts."""
-    prompts_per_step: Count = 32
-    """Prompts per step, over all ranks."""
-    num_generations: Count = 4
-    """Completions per prompt."""
-    max_completion_length: Count = 256
-    """Most tokens a completion may have."""
-    temperature: Positive = 1.0
-    """Divides the logits of policy, behaviour policy and reference alike."""
     learning_rate: Positive = 1e-6
     """Peak learning rate."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
@@ -84,26 +71,16 @@ class TrainingConfig(Spec):
     """Recompute activations in the backward pass."""
     max_tokens_per_microbatch: Count = 4096
     """Padded tokens of one forward and backward pass."""
-    torch_compile: bool = False
-    """Compile the decoder layers for the update; needs a C++ compiler."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of matrix products."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     seed: int = 0
     """Seed of prompt order and sampling."""
-    logging_steps: Count = 1
-    """Show a line and tell the trackers every so many steps."""
     save_steps: int = 50
     """Save a checkpoint every so many steps; 0 = only at the end."""
     save_total_limit: Count = 2
     """How many checkpoints stay."""
-    eval_steps: int = 0
-    """Evaluate on the held-out prompts every so many steps; 0 = only before and after."""
-    report_to: str | list[str] | None = None
-    """Trackers by name."""
-    reward_weights: list[float] | None = None
-    """Factors of the reward functions, in their order."""
     overrides: list[str] = Field(default_factory=list)
     """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
 
@@ -115,7 +92,7 @@ class TrainingConfig(Spec):
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:
         # An adapter is the trainer's peft_config.
-        keys = [name for name in keys_below(RunSpec) if not name.startswith("model.lora.")]
+        keys = [name for name in keys_below(cls.recipe) if not name.startswith("model.lora.")]
         return instead(key, keys, cls.written)
 
     @classmethod
@@ -130,6 +107,59 @@ class TrainingConfig(Spec):
             return f"algorithm={owner.__name__}({option}={value})"
         return flat.get(key) or _ARGUMENTS.get(key, f"overrides=['{key}=…']")
 
+    def filled(self, raw: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+        """A recipe as plain data, with some settings at their keys and the overrides applied.
+
+        Raises:
+            ConfigError: an override is none.
+        """
+        for name, key in keys.items():
+            *sections, last = key.split(".")
+            target = raw
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = getattr(self, name)
+        for override in self.overrides:
+            apply_override(raw, override)
+        return raw
+
+
+class TrainingConfig(FlatConfig):
+    """Settings every algorithm shares. Raises as `FlatConfig`."""
+
+    recipe = RunSpec
+    keys: ClassVar[dict[str, str]] = {
+        **FlatConfig.keys,
+        **{name: name for name in ("prompts_per_step", "num_generations")},
+        **{name: f"sampling.{name}" for name in ("max_completion_length", "temperature")},
+        "max_steps": "steps",
+        "torch_compile": "runtime.compile_layers",
+        "eval_steps": "evaluation.every",
+        "logging_steps": "logging.every",
+        "report_to": "logging.trackers",
+    }
+
+    max_steps: Count
+    """Batches of rollouts."""
+    prompts_per_step: Count = 32
+    """Prompts per step, over all ranks."""
+    num_generations: Count = 4
+    """Completions per prompt."""
+    max_completion_length: Count = 256
+    """Most tokens a completion may have."""
+    temperature: Positive = 1.0
+    """Divides the logits of policy, behaviour policy and reference alike."""
+    torch_compile: bool = False
+    """Compile the decoder layers for the update; needs a C++ compiler."""
+    logging_steps: Count = 1
+    """Show a line and tell the trackers every so many steps."""
+    eval_steps: int = 0
+    """Evaluate on the held-out prompts every so many steps; 0 = only before and after."""
+    report_to: str | list[str] | None = None
+    """Trackers by name."""
+    reward_weights: list[float] | None = None
+    """Factors of the reward functions, in their order."""
+
     def run_spec(self, *, model: str, reference: str | None, train: str, heldout: str | None,
                  algorithm: AlgorithmSpec, rewards: list[dict[str, Any]]) -> RunSpec:  # fmt: skip
         """The recipe this configuration stands for.
@@ -143,24 +173,17 @@ class TrainingConfig(Spec):
         Raises:
             ConfigError: an impossible setting.
         """
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         raw: dict[str, Any] = {
             "model": {"path": model},
             "reference": reference,
             "data": {"train": train, "heldout": heldout},
             "algorithm": algorithm.model_dump(),
             "rewards": rewards,
+            "logging": {"trackers": [name for name in trackers if name != "none"]},
         }
-        for name, key in TrainingConfig.keys.items():
-            *sections, last = key.split(".")
-            target = raw
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[last] = getattr(self, name)
-        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-        raw["logging"]["trackers"] = [name for name in trackers if name != "none"]
-        for override in self.overrides:
-            apply_override(raw, override)
-        return build_spec(raw, where=type(self).__name__)
+        keys = {name: key for name, key in TrainingConfig.keys.items() if name != "report_to"}
+        return build_spec(self.filled(raw, keys), where=type(self).__name__)
 
 
 class DARConfig(TrainingConfig):
