@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet
+from transformers import TrainerCallback
 
 from dar.algorithms.base import Algorithm
 from dar.assembly.loop import build_loop
@@ -23,6 +24,7 @@ from dar.run.card import model_card
 from dar.run.loop import Loop
 from dar.run.measures import evaluations
 from dar.run.recorder import Callback
+from dar.run.trainer_callbacks import checked_callbacks
 from dar.training_config import DARConfig, TrainingConfig
 
 
@@ -61,7 +63,8 @@ class Trainer:
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
         peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
-        callbacks: told about every line of metrics; may stop the run, save or evaluate.
+        callbacks: told about every line of metrics; may stop the run, save or evaluate. Those of transformers are told
+            of the events they know; their `args` are these settings.
 
     Raises:
         ConfigError: settings that do not fit together; the rest is checked when `train` begins.
@@ -79,7 +82,7 @@ class Trainer:
         ref_model: str | Any | None = None,
         processing_class: Any | None = None,
         peft_config: Any | None = None,
-        callbacks: Sequence[Callback] | None = None,
+        callbacks: Sequence[Callback | TrainerCallback] | None = None,
     ) -> None:
         if not isinstance(args, TrainingConfig):
             raise ConfigError(f"args must be a TrainingConfig or DARConfig, got {type(args).__name__}")
@@ -116,7 +119,7 @@ class Trainer:
             heldout_rows=_object(eval_dataset),
             reward_functions=functions,
             lora=peft_config,
-            callbacks=tuple(callbacks or ()),
+            callbacks=checked_callbacks(callbacks, is_evaluated=eval_dataset is not None),
             algorithm=algorithm if isinstance(algorithm, Algorithm) else None,
         )
         self.loop: Loop | None = None

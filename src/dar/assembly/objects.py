@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import TrainerCallback
+
 from dar.algorithms.base import Algorithm
 from dar.rewards import RewardFunction
 from dar.run.recorder import Callback
@@ -22,7 +24,7 @@ class Objects:
     heldout_rows: Iterable[Any] | None = None
     reward_functions: dict[str, RewardFunction] = field(default_factory=dict)
     lora: Any | None = None
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback | TrainerCallback] = ()
     algorithm: Algorithm | None = None
 
 
