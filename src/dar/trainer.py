@@ -24,7 +24,7 @@ from dar.run.card import model_card
 from dar.run.loop import Loop
 from dar.run.measures import evaluations
 from dar.run.recorder import Callback
-from dar.run.trainer_callbacks import checked_callbacks
+from dar.run.trainer_callbacks import callback_problems
 from dar.training_config import DARConfig, TrainingConfig
 
 
@@ -109,6 +109,8 @@ class Trainer:
                 "ref_model is the very object that is trained, so it would move along with it: leave ref_model out (a "
                 "frozen copy is then the reference), or pass a copy"
             )
+        for problem in callback_problems(callbacks, is_evaluated=eval_dataset is not None):
+            raise ConfigError(problem)
         if not isinstance(model, str) and processing_class is None:
             raise ConfigError("a model given as an object needs its tokenizer: pass processing_class")
         self._objects = Objects(
@@ -119,7 +121,7 @@ class Trainer:
             heldout_rows=_object(eval_dataset),
             reward_functions=functions,
             lora=peft_config,
-            callbacks=checked_callbacks(callbacks, is_evaluated=eval_dataset is not None),
+            callbacks=tuple(callbacks or ()),
             algorithm=algorithm if isinstance(algorithm, Algorithm) else None,
         )
         self.loop: Loop | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,7 @@ class TrainerCallbacks:
     """Callbacks of transformers as one of ours: they share a state and a control, as in transformers' own Trainer.
 
     Args:
-        callbacks: as `checked_callbacks` lets them pass.
+        callbacks: of which there are no `callback_problems`.
         spec: the recipe; `args` are those of its keys that transformers has a name for.
         things: what else every event is told by keyword: `model`, `processing_class`, `optimizer`.
     """
@@ -98,33 +98,30 @@ class _Arguments:
         raise AttributeError(f"args has no '{name}': a callback of dar is given {', '.join(vars(self))}")
 
 
-def checked_callbacks(given: Any, *, is_evaluated: bool) -> tuple[Callback | TrainerCallback, ...]:
-    """The callbacks, every one of which can be told what it wants to know.
-
-    Raises:
-        ConfigError: they are no list, or one is a class, of neither kind, or waits for what never happens in the run.
-    """
+def callback_problems(given: Any, *, is_evaluated: bool) -> Iterator[str]:
+    """Why callbacks cannot be told what they want to know: of no kind, or waiting for what never happens in the run."""
     if not isinstance(given, list | tuple | type(None)):
-        raise ConfigError(f"callbacks is a {type(given).__name__}, expected a list of callbacks")
+        yield f"callbacks is a {type(given).__name__}, expected a list of callbacks"
+        return
     for callback in given or ():
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
         if isinstance(callback, type):
-            raise ConfigError(f"callbacks has the class {name}: pass an instance of it, {name}(…)")
-        if isinstance(callback, TrainerCallback):
-            if type(callback).__module__.startswith("transformers.integrations"):
-                raise ConfigError(f"callbacks has {name}, which reads transformers' own Trainer: use report_to instead")
-            if isinstance(callback, EarlyStoppingCallback) and not is_evaluated:
-                raise ConfigError(f"callbacks: {name} waits for evaluations: pass eval_dataset (and eval_steps)")
+            yield f"callbacks has the class {name}: pass an instance of it, {name}(…)"
+        elif not isinstance(callback, TrainerCallback):
+            if not callable(getattr(callback, "on_metrics", None)):
+                yield (
+                    f"callbacks has an object of type {name}, which is no transformers.TrainerCallback and has no "
+                    "method on_metrics(step, metrics, control)"
+                )
+        elif type(callback).__module__.startswith("transformers.integrations"):
+            yield f"callbacks has {name}, which reads transformers' own Trainer: use report_to instead"
+        elif isinstance(callback, EarlyStoppingCallback) and not is_evaluated:
+            yield f"callbacks: {name} waits for evaluations: pass eval_dataset (and eval_steps)"
+        else:
             for event in (each for each in dir(callback) if each.startswith("on_") and each not in _EVENTS):
                 # transformers' own do without what never happens.
                 if not getattr(callback, event).__module__.startswith("transformers."):
-                    raise ConfigError(f"callbacks: {name}.{event} is never called; a run has {', '.join(_EVENTS)}")
-        elif not callable(getattr(callback, "on_metrics", None)):
-            raise ConfigError(
-                f"callbacks has an object of type {name}, which is no transformers.TrainerCallback and has no method "
-                "on_metrics(step, metrics, control)"
-            )
-    return tuple(given or ())
+                    yield f"callbacks: {name}.{event} is never called; a run has {', '.join(_EVENTS)}"
 
 
 def adapted(callbacks: Sequence[Any], spec: RunSpec, **things: Any) -> list[Callback]:
