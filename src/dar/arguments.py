@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import datasets
 from peft import PeftConfig
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dar.assembly.adapter import has_adapter
 from dar.config.reward import RewardSpec
@@ -104,18 +104,6 @@ def part_problems(model: object, tokenizer: object, adapter: object) -> Iterator
         yield f"peft_config is {shown(adapter)}; expected one of peft: LoraConfig(r=16, …)"
     elif adapter is not None and isinstance(model, nn.Module) and has_adapter(model):
         yield "the model has an adapter already: merge it into the model, or leave peft_config out"
-
-
-def callback_problems(callbacks: Any) -> Iterator[str]:
-    """Of what is to be told about a run."""
-    if not isinstance(callbacks, list | tuple | None):
-        yield f"callbacks is {shown(callbacks)}; expected a list of objects: callbacks=[MyCallback()]"
-        return
-    for each in callbacks or ():
-        if inspect.isclass(each):
-            yield f"callbacks has {shown(each)}; pass an object of it: callbacks=[{each.__name__}()]"
-        elif not isinstance(each, TrainerCallback) and not callable(getattr(each, "on_metrics", None)):
-            yield f"callbacks has {shown(each)}, which has no method on_metrics(step, metrics, control)"
 
 
 def given_rows(data: Any, name: str) -> Any:

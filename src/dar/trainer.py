@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet
 from huggingface_hub import HfApi
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from dar import arguments
@@ -42,6 +43,7 @@ from dar.run.card import model_card
 from dar.run.loop import Loop
 from dar.run.measures import evaluations
 from dar.run.recorder import Callback
+from dar.run.trainer_callbacks import callback_problems
 from dar.training_config import DARConfig, FlatConfig, TrainingConfig
 
 
@@ -172,7 +174,8 @@ class Trainer(SavesModel):
         reward_processing_classes: tokenizers of classifiers among the rewards: one, or a list with an entry (None for
             others) per reward; by default those in the folders they came from.
         peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
-        callbacks: told about every line of metrics; may stop the run, save or evaluate.
+        callbacks: told about every line of metrics; may stop the run, save or evaluate. Those of transformers are told
+            of the events they know; their `args` are these settings.
 
     Raises:
         ConfigError: all that is wrong with the arguments; what can be seen in files alone, when `train` begins.
@@ -195,14 +198,14 @@ class Trainer(SavesModel):
         processing_class: Any | None = None,
         reward_processing_classes: Any | None = None,
         peft_config: Any | None = None,
-        callbacks: Sequence[Callback] | None = None,
+        callbacks: Sequence[Callback | TrainerCallback] | None = None,
         **unknown: Any,
     ) -> None:
         problems = Problems(arguments.settings_problems(type(self), self.config_class, args, unknown))
         problems += arguments.model_problems("model", model)
         problems += arguments.model_problems("ref_model", "" if ref_model is None else ref_model)
         problems += arguments.part_problems(model, processing_class, peft_config)
-        problems += arguments.callback_problems(callbacks)
+        problems += callback_problems(callbacks, is_evaluated=eval_dataset is not None)
         if ref_model is model and not isinstance(model, str | Path):
             problems.append(
                 "ref_model is the very object that is trained, so it would move along with it: leave ref_model out (a "

@@ -38,6 +38,7 @@ from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Callback, Recorder
+from dar.run.trainer_callbacks import adapted
 from dar.run.watch import Watch
 
 
@@ -85,6 +86,13 @@ def build_loop(
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     data = replace(data, logged=before.measure(data, policy, display))
     updater = Updater(policy, accelerator, spec, build_null_space(spec, policy, tokenizer, context_length(config)))
+    callbacks = adapted(
+        objects.callbacks,
+        spec,
+        model=unwrapped(policy.model),
+        processing_class=policy.tokenizer,
+        optimizer=updater.optimizer,
+    )
     if accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.
         if not resume:
@@ -99,7 +107,7 @@ def build_loop(
         accelerator=accelerator,
         folder=folder,
         display=display,
-        recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, objects.callbacks),
+        recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, callbacks),
         best=BestPolicy(spec, policy, folder),
         calibration=_calibration(spec, data, rewards, gold, engine),
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import TrainerCallback
+
 from dar.algorithms.base import Algorithm
 from dar.reward_model.reward import Classifier
 from dar.rewards import RewardFunction
@@ -23,7 +25,7 @@ class Objects:
     heldout_rows: Iterable[Any] | None = None
     rewards: dict[str, RewardFunction | Classifier] = field(default_factory=dict)
     lora: Any | None = None
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback | TrainerCallback] = ()
     algorithm: Algorithm | None = None
 
 
