@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,7 +19,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dar.config.base import Spec
+from dar.config.base import Spec, specs_in
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.training_config import DARConfig, TrainingConfig
@@ -86,7 +85,7 @@ def _keys_by_spec(root: type[Spec]) -> dict[type[Spec], list[str]]:
 
     def visit(spec: type[Spec], prefix: str) -> None:
         for name, field in spec.model_fields.items():
-            for child in _specs_in(field.annotation):
+            for child in specs_in(field.annotation):
                 key = f"{prefix}{name}[]" if _is_list(field.annotation) else f"{prefix}{name}"
                 keys = found.setdefault(child, [])
                 # Both optimizers, say, have the same key.
@@ -197,14 +196,6 @@ def _shown(value: Any) -> str:
             return f"`{kind}` and its defaults" if kind else "its defaults"
         case _:
             return f"`{value}`"
-
-
-def _specs_in(annotation: Any) -> Iterator[type[Spec]]:
-    """The specs an annotation mentions, in order."""
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _specs_in(argument)
 
 
 def _is_list(annotation: Any) -> bool:

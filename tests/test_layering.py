@@ -22,6 +22,7 @@ FLOORS = (
     ("verifiable",),
     ("config",),
     ("training_config",),
+    ("reward_config",),
     ("ops",),
     ("batch",),
     ("advantages",),
@@ -38,7 +39,9 @@ FLOORS = (
     ("report", "reward_model"),
     ("assembly",),
     ("evaluate",),
+    ("arguments",),
     ("compare", "trainer"),
+    ("reward_trainer",),
     ("cli",),
     ("__main__",),
 )
@@ -106,6 +109,7 @@ def test_module_imports_only_from_its_own_package_and_floors_below(path: Path):
         "files",
         "config",
         "training_config.py",
+        "reward_config.py",
     ],
 )
 def test_reading_a_recipe_needs_no_torch(name: str):

@@ -14,10 +14,12 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from support.reward_models import make_classifier, save_classifier
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import dar
 from dar import (
+    Callback,
     CheckpointError,
     ConfigError,
     DARConfig,
@@ -34,7 +36,7 @@ from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.preference import DPOSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
-from dar.config.rewards import reward_name
+from dar.config.rewards import LengthRewardSpec, reward_name
 from dar.policies.text.policy import Policy
 from dar.run.stopping import Control
 from dar.trainer import TrainResult
@@ -73,9 +75,13 @@ def even_share(completion_ids: list[list[int]]) -> list[float]:
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
+even_share_2 = even_share
+
+
 def make_config(kind: type[Config], **changes: Any) -> Config:
     """A short run on the tiny model, with some settings replaced."""
-    return kind(**SETTINGS | {"output_dir": "run"} | changes)
+    settings: dict[str, Any] = {**SETTINGS, "output_dir": "run", **changes}
+    return kind(**settings)
 
 
 def make_trainer(folder: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> DARTrainer:
@@ -97,6 +103,7 @@ def make_other_trainer(folder: Path, **changes: Any) -> Trainer:
         "train_dataset": ROWS,
         "processing_class": make_tokenizer(),
     }
+    arguments["algorithm"] = "rloo"
     return Trainer(**arguments | changes)
 
 
@@ -347,6 +354,78 @@ def test_rewards_are_weighted_in_their_order(tmp_path: Path):
     assert metrics["reward"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_rewards_of_every_kind_are_scored_together(tmp_path: Path):
+    scorer = save_classifier(tmp_path / "scorer")
+    given = [even_share, "sentiment", f"{__name__}:even_share_2", LengthRewardSpec(target=4), scorer,
+             {"type": "regex", "pattern": "e"}, AutoModelForSequenceClassification.from_pretrained(scorer),
+             make_classifier(seed=1), {"type": "model", "name": "by_dict", "model": str(scorer)}]  # fmt: skip
+    tokenizers = [*[None] * 7, make_tokenizer(), None]
+    settings = {"reward_weights": [float(index) for index in range(9)]}
+    trainer = make_trainer(tmp_path, reward_funcs=given, reward_processing_classes=tokenizers, settings=settings)
+    assert [reward.weight for reward in trainer.spec.rewards] == settings["reward_weights"]
+    metrics = trainer.train().metrics[0]
+    scores = [metrics[f"rewards/{reward_name(reward)}/mean"] for reward in trainer.spec.rewards]
+    assert metrics["reward"] == pytest.approx(sum(index * score for index, score in enumerate(scores)), rel=1e-4)
+    # The same model by its path, as an object with the tokenizer it came with, and as a recipe has it.
+    assert scores[4] == pytest.approx(scores[6], rel=1e-5) == scores[8]
+    assert scores[7] != pytest.approx(scores[4], rel=1e-3)
+
+
+def test_a_weight_is_given_once(tmp_path: Path):
+    reward = {"type": "length", "target": 3, "weight": 2.0}
+    assert make_trainer(tmp_path, reward_funcs=reward).spec.rewards[0].weight == 2.0
+    with pytest.raises(ConfigError, match=r"reward_funcs has the weight 2.0, and reward_weights gives it another"):
+        make_trainer(tmp_path, reward_funcs=reward, settings={"reward_weights": [1.0]})
+
+
+# --- what a trainer has ----------------------------------------------------------------------------------------------
+
+
+def test_policy_is_evaluated_saved_and_reported_at_any_time(tmp_path: Path):
+    given = {"eval_dataset": ROWS[:2], "settings": {"max_steps": 3}, "peft_config": lora()}
+    trainer = make_trainer(tmp_path, **given)
+    assert repr(trainer).endswith("rewards even_share, 3 steps, not trained yet)")
+    before = trainer.evaluate()
+    assert not (tmp_path / "run").exists()
+    result = trainer.train()
+    assert numbers(result) == numbers(make_trainer(tmp_path / "never_asked", **given).train())
+    first, last = (row for row in result.metrics if "eval/reward" in row)
+    assert {key: first[key] for key in before} == before
+    after = trainer.evaluate()
+    assert after == {key: last[key] for key in after} != before
+    assert repr(result).startswith(f"TrainResult(3 steps in {tmp_path}/run; reward ")
+    assert len(repr(result)) < 300
+    assert result.report().read_text().startswith("<!doctype html>")
+    assert trainer.save_model(tmp_path / "copy") == tmp_path / "copy"
+    weights_file = "adapter_model.safetensors"
+    assert (tmp_path / "copy" / weights_file).read_bytes() == Path(result.model_dir, weights_file).read_bytes()
+    assert (trainer.model, trainer.tokenizer.chat_template) == (model_of(trainer), make_tokenizer().chat_template)
+    with pytest.raises(ConfigError, match=r"completions would be replaced, and holds .*\.parquet and no model"):
+        trainer.save_model(tmp_path / "run" / "completions")
+    with pytest.raises(CheckpointError, match=r"not pushed to me/it \(OfflineModeIsEnabled.*save_model\(path\) keeps"):
+        trainer.push_to_hub("me/it")
+    with pytest.raises(ConfigError, match="has trained its model already"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_what_is_not_there_yet_is_said(tmp_path: Path):
+    trainer = make_trainer(tmp_path, model="toy:letters")
+    for ask, message in (
+        (trainer.evaluate, "pass held-out prompts as eval_dataset"),
+        (trainer.save_model, r"call train\(\) first"),
+        (lambda: trainer.model, r"toy:letters is not loaded yet: train\(\) does that"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ask()
+
+
+def test_errors_speak_of_python(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"Start without resume_from_checkpoint=True\.$"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(DataError, match=r"\(In Python: data.long_prompts is overrides=.* is max_completion_"):
+        make_trainer(tmp_path, train_dataset=[{"prompt": "a" * 300}]).train()
+
+
 def test_tracker_is_told(tmp_path: Path):
     make_trainer(tmp_path, settings={"report_to": "tensorboard"}).train()
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
@@ -434,7 +513,7 @@ LONGER = {"max_steps": 4, "save_steps": 1, "lr_scheduler_type": "linear"}
 def test_run_that_died_goes_on_to_the_same_bytes(tmp_path: Path, changes: dict[str, Any]):
     def trainer(folder: str, **more: Any) -> Trainer:
         args = make_config(TrainingConfig, **{"output_dir": str(tmp_path / folder), **LONGER})
-        return make_other_trainer(tmp_path, args=args, **changes, **more)
+        return make_other_trainer(tmp_path, args=args, **{"algorithm": "rloo", **changes, **more})
 
     whole = trainer("whole")
     expected = numbers(whole.train())
@@ -546,14 +625,43 @@ def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
         ({"ref_model": lambda: make_model(vocab_size=100)}, ConfigError, "vocabulary"),
         ({"reward_funcs": "sentment"}, ConfigError, r"unknown type 'sentment' \(did you mean 'sentiment'\?\)"),
         ({"reward_funcs": "no_such_module:score"}, ConfigError, "the module no_such_module cannot be imported"),
-        ({"train_dataset": None}, ConfigError, r"train_dataset is missing: pass a datasets\.Dataset, an iterable"),
-        ({"train_dataset": []}, DataError, "<list> has no rows"),
-        ({"train_dataset": [{"text": "a"}]}, DataError, "<list>: row 0 has no column 'prompt'; it has text"),
-        ({"train_dataset": [{"prompt": 5}]}, DataError, "<list>: row 0: 'prompt' must be a non-empty string or a list"),
-        ({"train_dataset": ["a"]}, DataError, "<list>: row 0 is a str, expected a mapping of columns to values"),
-        ({"train_dataset": "absent.jsonl"}, DataError, "the data file absent.jsonl does not exist"),
-        ({"train_dataset": [{"prompt": "a" * 300}]}, DataError, "<list>: 1 of 1 prompts are longer than 248 tokens"),
-        ({"args": TrainingConfig(output_dir="run", max_steps=1)}, ConfigError, "takes a DARConfig, got TrainingConfig"),
+        ({"train_dataset": None}, ConfigError, r"train_dataset is missing: pass a datasets\.Dataset, a list of rows"),
+        ({"train_dataset": []}, ConfigError, "^train_dataset has no rows$"),
+        ({"train_dataset": [{"text": "a"}]}, ConfigError,
+         r"train_dataset has no column 'prompt'; it has text\. .*overrides=\['data.prompt_column=…'\]"),
+        ({"train_dataset": [ROWS[0], {"text": "a"}]}, DataError, "list>: row 1 has no column 'prompt'; it has text"),
+        ({"train_dataset": [{"prompt": 5}]}, DataError, "list>: row 0: 'prompt' must be a non-empty string or a list"),
+        ({"train_dataset": ["a"]}, ConfigError, "train_dataset: row 0 is a str, .* as {'prompt': '…'}"),
+        ({"train_dataset": Path("absent.jsonl")}, ConfigError, "^train_dataset: the data file absent.jsonl does not"),
+        ({"train_dataset": datasets.DatasetDict({"a": datasets.Dataset.from_list(ROWS)})}, ConfigError,
+         r"^train_dataset is a DatasetDict of a, .* such as data\['a'\] \(of columns: Dataset.from_dict\(data\)\)$"),
+        ({"eval_dataset": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, ConfigError,
+         r"eval_dataset comes row by row, .*: pass list\(data.take\(10_000\)\)"),
+        ({"train_dataset": [{"prompt": "a" * 300}]}, DataError, "list>: 1 of 1 prompts are longer than 248 tokens"),
+        ({"args": TrainingConfig(output_dir="run", max_steps=1)}, ConfigError,
+         r"args must be a DARConfig, got a TrainingConfig: write DARConfig\(output_dir="),
+        ({"args": SETTINGS}, ConfigError, r"args must be a DARConfig, got a dict: write DARConfig\(\*\*settings\)"),
+        ({"model": lambda: even_share}, ConfigError,
+         "model is the function even_share; expected a causal language .* Are model and reward_funcs swapped"),
+        ({"model": make_classifier}, ConfigError, "model is a LlamaForSequenceClassification; .* RewardTrainer trains"),
+        ({"processing_class": "gpt2"}, ConfigError, "processing_class is 'gpt2', and no tokenizer"),
+        ({"peft_config": {"r": 8}}, ConfigError, r"peft_config is a dict; expected one of peft: LoraConfig\(r=16"),
+        ({"callbacks": [Callback]}, ConfigError, "callbacks has the class Callback: pass an instance of it"),
+        ({"tokenizer": 1}, ConfigError, "^DARTrainer has no argument tokenizer: it is called processing_class$"),
+        ({"beta": 1}, ConfigError, r"has no argument beta: it belongs into args, DARConfig\(beta=…\)"),
+        ({"eval_datset": 1}, ConfigError, r"has no argument eval_datset \(did you mean 'eval_dataset'\?\)"),
+        ({"reward_funcs": [even_share, 3]}, ConfigError, r"reward_funcs\[1\] is 3, and no reward\. A reward is"),
+        ({"reward_funcs": Asks}, ConfigError, "reward_funcs is the class Asks, and no reward"),
+        ({"reward_funcs": make_model()}, ConfigError, "reward_funcs is a LlamaForCausalLM, and no reward"),
+        ({"reward_funcs": make_classifier()}, ConfigError, "pass its tokenizer as reward_processing_classes"),
+        ({"reward_funcs": make_classifier(num_labels=2), "reward_processing_classes": make_tokenizer()}, ConfigError,
+         r"reward_funcs has 2 outputs \(num_labels\)"),
+        ({"reward_funcs": lambda completions, word, prompt: []}, ConfigError,
+         r"reward '<lambda>' takes prompt, which nobody passes \(did you mean 'prompts'\?\): .* word, or all"),
+        ({"reward_funcs": lambda completions, /: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
+         "takes completions by position only, but is called by keyword"),
+        ({"reward_funcs": lambda prompt: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
+         "takes prompt, which nobody passes"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_it_begins(
@@ -599,9 +707,9 @@ def test_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, value: 
         *(({"algorithm": name, "reward_funcs": rewards}, ConfigError,
            f"^{name} learns from the rewards of its own samples: pass reward_funcs. .Only {', '.join(OFFLINE)} learn "
            "from the completions of the data.\\)$") for name in ("rloo", "online_dpo") for rewards in (None, [])),
-        ({"args": None}, ConfigError, "args must be a TrainingConfig or DARConfig, got NoneType"),
+        ({"args": None}, ConfigError, "args must be a TrainingConfig, got None: write TrainingConfig"),
         ({"algorithm": "dpo", "reward_funcs": None}, DataError,
-         "<list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
+         "<train_dataset: list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
         ({"algorithm": "dpo", **WITHOUT_REWARDS, "eval_dataset": ROWS[:1]}, ConfigError,
          r"data\.heldout is set, but no rewards to measure held-out samples of dpo"),
     ],
@@ -632,13 +740,38 @@ def test_two_functions_of_one_name_are_told_apart(tmp_path: Path):
 
 
 def test_unknown_algorithm_is_refused_with_those_there_are(tmp_path: Path):
-    for algorithm in ("trpo", DARSpec, {"type": "dar"}, None):
+    found = {
+        "trpp": "'trpp'",
+        DARSpec: "the class DARSpec",
+        "rlo": "'rlo', which is not known (did you mean 'rloo'?)",
+    }
+    for algorithm, said in found.items():
         with pytest.raises(ConfigError) as caught:
-            make_other_trainer(tmp_path, algorithm=algorithm)
-        assert str(caught.value) == (
-            f"algorithm {algorithm!r} is not known; pass a method, its spec, its import path, or one of the names "
-            f"{', '.join(ALGORITHM_SPECS)}"
+            make_trainer(tmp_path, algorithm=algorithm, settings={"beta": 0.5})
+        assert str(caught.value).startswith(f"algorithm is {said}")
+        assert str(caught.value).endswith(f"or one of the names {', '.join(ALGORITHM_SPECS)}")
+
+
+def test_no_method_is_taken_in_silence(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"algorithm is missing: .* GRPO script of TRL, algorithm='grpo'"):
+        make_other_trainer(tmp_path, algorithm=None)
+
+
+def test_all_problems_of_a_call_are_told_at_once(tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        make_other_trainer(
+            tmp_path, model=3, reward_funcs=None, train_dataset=[], optimizers=1, args=None, algorithm=None
         )
+    message = str(caught.value)
+    assert message.startswith("Trainer cannot be made of these arguments:\n  * ")
+    for part in (
+        "no argument optimizers: args has optim",
+        "args must be",
+        "model is 3",
+        "has no rows",
+        "algorithm is missing",
+    ):
+        assert part in message
 
 
 def test_groups_of_one_are_not_for_every_method(tmp_path: Path):
@@ -710,9 +843,9 @@ def test_objects_are_described_in_the_recipe(tmp_path: Path):
     assert spec.model.path == "<LlamaForCausalLM>"
     assert spec.reference is not None
     assert spec.reference.path == "<LlamaForCausalLM>"
-    assert spec.data.train.path == "<list>"
+    assert spec.data.train.path == "<train_dataset: list>"
     assert spec.data.heldout is not None
-    assert spec.data.heldout.path == "<Dataset>"
+    assert spec.data.heldout.path == "<eval_dataset: Dataset>"
     assert [reward_name(reward) for reward in spec.rewards] == ["even_share"]
 
 
@@ -723,39 +856,6 @@ def test_defaults_of_the_config_are_those_of_the_recipe():
 def test_letters_of_the_2025_paper_are_translated():
     config = DARConfig.from_2025(alpha_25=0.01, beta_25=0.03, output_dir="run", max_steps=1)
     assert (config.alpha, config.beta) == (pytest.approx(0.25), pytest.approx(0.04))
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("per_device_train_batch_size", "prompts_per_step"),
-        ("gradient_accumulation_steps", "prompts_per_step"),
-        ("generation_batch_size", "prompts_per_step"),
-        ("steps_per_generation", "updates"),
-        ("num_iterations", "updates"),
-        ("num_train_epochs", "max_steps"),
-        ("max_prompt_length", "data.max_prompt_length"),
-        ("epsilon", "clip_low and clip_high"),
-        ("epsilon_high", "clip_high"),
-        ("bf16", "precision='bf16'"),
-        ("fp16", "precision='bf16' or 'fp32'"),
-        ("top_p", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
-        ("top_k", "truncating samplers change the distribution the weights assume; held-out prompts have overrides="),
-        ("loss_type", "Trainer(algorithm=…)"),
-        ("scale_rewards", "normalize"),
-        ("ref_model", "the trainer's argument ref_model"),
-        ("save_strategy", "save_steps"),
-    ],
-)
-@pytest.mark.parametrize("config", [DARConfig, TrainingConfig])
-def test_trls_name_for_something_else_is_refused_with_the_name_to_use(
-    config: type[TrainingConfig], name: str, instead: str
-):
-    with pytest.raises(ConfigError) as caught:
-        make_config(config, **{name: 1})
-    message = str(caught.value)
-    assert message.startswith(f"{config.__name__}: '{name}' means something else here; use ")
-    assert instead in message
 
 
 def test_misspelt_setting_suggests_the_nearest():
@@ -774,13 +874,13 @@ def test_impossible_settings_are_all_named():
 
 
 def test_required_settings_are_named():
-    with pytest.raises(ConfigError, match=r"output_dir: this key is required; max_steps: this key is required"):
+    with pytest.raises(ConfigError, match=r"(?s)output_dir: this key is required.*max_steps: this key is required"):
         DARConfig(**{})
 
 
 def test_settings_of_dar_are_not_dropped_by_the_plain_trainer(tmp_path: Path):
     args = make_config(DARConfig, output_dir=str(tmp_path / "run"), alpha=0.9)
-    assert make_other_trainer(tmp_path, args=args).spec.algorithm == DARSpec(alpha=0.9)
+    assert make_other_trainer(tmp_path, args=args, algorithm=None).spec.algorithm == DARSpec(alpha=0.9)
 
 
 def test_settings_of_dar_beside_another_method_are_refused(tmp_path: Path):

@@ -32,10 +32,12 @@ from dar.errors import (
     RewardError,
     RolloutError,
 )
+from dar.reward_config import RewardConfig
 from dar.training_config import DARConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from dar.algorithms.base import Algorithm
+    from dar.reward_trainer import RewardTrainer
     from dar.run.recorder import Callback
     from dar.trainer import DARTrainer, Trainer
 
@@ -72,7 +74,9 @@ __all__ = [
     "PPOSpec",
     "R2VPOSpec",
     "RLOOSpec",
+    "RewardConfig",
     "RewardError",
+    "RewardTrainer",
     "RolloutError",
     "RunSpec",
     "SFTSpec",
@@ -88,8 +92,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The trainers on first use: importing torch takes seconds, which `dar --help` need not wait for."""
-    if name in ("Algorithm", "Callback", "DARTrainer", "Trainer"):
-        from dar import trainer
+    if name in ("Algorithm", "Callback", "DARTrainer", "RewardTrainer", "Trainer"):
+        from dar import reward_trainer, trainer
 
-        return getattr(trainer, name)
+        return getattr(reward_trainer if name == "RewardTrainer" else trainer, name)
     raise AttributeError(f"module 'dar' has no attribute '{name}'")

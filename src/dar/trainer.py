@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow.parquet
+from huggingface_hub import HfApi
+from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
 
+from dar import arguments
 from dar.algorithms.base import Algorithm
+from dar.arguments import GivenModel, GivenReward, GivenRows, Problems, described, shown
+from dar.assembly.engine import build_engine
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
-from dar.config.base import Spec
+from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
-from dar.errors import ConfigError
-from dar.rewards import RewardFunction
-from dar.rewards.foreign import ForeignCode
+from dar.config.rewards import reward_name
+from dar.config.run import LoggingSpec
+from dar.data.prompts import missing_column
+from dar.errors import CheckpointError, ConfigError, DarError
+from dar.files.atomic import write_text
+from dar.files.hints import nearest_hint
+from dar.policies.text.loading import first_line, load_tokenizer
+from dar.policies.text.policy import Policy
+from dar.report.page import render_page
+from dar.report.run import load_runs
+from dar.reward_model.reward import Classifier
+from dar.rewards import check_signature
 from dar.run.alerts import Alert
 from dar.run.card import model_card
 from dar.run.loop import Loop
 from dar.run.measures import evaluations
 from dar.run.recorder import Callback
-from dar.training_config import DARConfig, TrainingConfig
+from dar.run.trainer_callbacks import callback_problems
+from dar.training_config import DARConfig, FlatConfig, TrainingConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """What a run came to.
 
@@ -41,85 +62,193 @@ class TrainResult:
     output_dir: str
     stopped_by: Alert | None = None
 
+    @property
+    def model_dir(self) -> str:
+        """The trained model's folder, once the run is finished."""
+        return str(Path(self.output_dir) / "model")
 
-class Trainer:
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes the report of the run, by default `report.html` in its folder, and returns where it is."""
+        target = Path(path or Path(self.output_dir) / "report.html")
+        try:
+            write_text(target, render_page(load_runs([self.output_dir])))
+        except OSError as error:
+            raise CheckpointError(f"the report cannot be written to {target}: {error}") from error
+        return target
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{self.steps} steps in {self.output_dir}"
+            + (f", stopped by {self.stopped_by.rule}" if self.stopped_by else "")
+        ]
+        for key in ("reward", "eval/reward", "loss"):
+            found = [row[key] for row in self.metrics if key in row]
+            if found and not (key == "loss" and len(lines) > 1):
+                lines.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
+        return f"TrainResult({'; '.join(lines)})"
+
+
+class SavesModel(ABC):
+    """What every trainer does with the model it has trained.
+
+    spec: the recipe.
+    loop: what trains, once it does.
+    """
+
+    spec: Any
+    loop: Any
+
+    def save_model(self, path: str | Path | None = None) -> Path:
+        """Saves the model as it is now, with tokenizer and model card; by default to `model` in the run folder.
+
+        Raises:
+            ConfigError: nothing was trained yet, or the folder holds something that is no model.
+            CheckpointError: it cannot be written.
+        """
+        if self.loop is None:
+            raise ConfigError("there is no trained model to save yet: call train() first")
+        target = self.loop.folder.model if path is None else Path(path).expanduser()
+        holds = {file.name for file in target.iterdir()} if target.is_dir() else set()
+        if holds and not holds & {"config.json", "adapter_config.json"}:
+            raise ConfigError(f"{target} would be replaced, and holds {min(holds)} and no model: name a new folder")
+        self._save_to(target)
+        return target
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads what `save_model` saves to the Hub, and returns the address of the commit.
+
+        Args:
+            repo_id: `name/model`; made where there is none.
+            private: of a new repository; by default as the account says.
+            token: by default the one of `hf auth login`.
+
+        Raises:
+            CheckpointError: the Hub cannot be reached, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            saved, api = self.save_model(Path(folder) / "model"), HfApi(token=token)
+            try:
+                repo = api.create_repo(repo_id, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo.repo_id, folder_path=saved))
+            except Exception as error:
+                raise CheckpointError(
+                    f"the model was not pushed to {repo_id} ({first_line(error)}). Is this machine online, the name of "
+                    "the form user/model, and the token allowed to write there (hf auth login)? save_model(path) keeps "
+                    "the model here"
+                ) from error
+
+    @abstractmethod
+    def _save_to(self, folder: Path) -> None:
+        """Writes the model of `loop`."""
+
+    def _resumes(self, given: object) -> bool:
+        """Whether `resume_from_checkpoint` says yes. Raises ConfigError where it says neither yes nor no."""
+        if not isinstance(given, bool | None):
+            raise ConfigError(
+                f"resume_from_checkpoint is {given!r}, but must be True or False: a run continues from the newest "
+                f"checkpoint of its output_dir, {self.spec.output_dir}"
+            )
+        return bool(given)
+
+
+class Trainer(SavesModel):
     """Aligns a language model with any algorithm of the library.
 
         Trainer(model, my_reward, TrainingConfig(output_dir="runs/a", max_steps=100), prompts, algorithm="grpo").train()
         Trainer(model, None, TrainingConfig(output_dir="runs/b", max_steps=100), pairs, algorithm="dpo").train()
 
     Args:
-        model: a Hub id, folder or `.gguf` file, or a transformers causal language model.
-        reward_funcs: one or several: functions with TRL's signature, built-in names (`"sentiment"`), or import paths
-            (`"pkg.mod:fn"`). Offline methods measure held-out samples with them and do without otherwise.
+        model: a Hub id, folder or `.gguf` file, or a transformers causal language model, perhaps with an adapter.
+        reward_funcs: one or several, of any kind: functions with TRL's signature, names (`"sentiment"`), import paths
+            (`"pkg.mod:fn"`), specs of `dar.config.rewards` or mappings as in a recipe (judges, verifiers), folders or
+            Hub ids of reward models, and transformers sequence classifiers. Offline methods measure held-out samples
+            with them and do without otherwise.
         args: shared settings.
-        train_dataset: prompts to train on (for an offline method with their completions): a `datasets.Dataset`, an
-            iterable of rows, or a path.
+        train_dataset: prompts to train on (for an offline method with their completions): a `datasets.Dataset`, a
+            DataFrame, an iterable of rows, or a path.
         algorithm: a name (`"dar"`, `"grpo"`, `"dpo"`, …) for its defaults, its spec, or a method of your own: a
-            `dar.Algorithm`, or the import path of one (`"pkg.mod:Class"`).
+            `dar.Algorithm`, or the import path of one (`"pkg.mod:Class"`). Required, unless `args` is a `DARConfig`.
         eval_dataset: held-out prompts, of the same kinds.
         ref_model: π₀; by default the policy before training.
         processing_class: the tokenizer; by default the model's.
+        reward_processing_classes: tokenizers of classifiers among the rewards: one, or a list with an entry (None for
+            others) per reward; by default those in the folders they came from.
         peft_config: any configuration of peft under which sampler, trainer and saved folder are one policy.
-        callbacks: told about every line of metrics; may stop the run, save or evaluate.
+        callbacks: told about every line of metrics; may stop the run, save or evaluate. Those of transformers are told
+            of the events they know; their `args` are these settings.
 
     Raises:
-        ConfigError: settings that do not fit together; the rest is checked when `train` begins.
+        ConfigError: all that is wrong with the arguments; what can be seen in files alone, when `train` begins.
+        DataError: rows given as objects are none to train on.
     """
+
+    config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
+    default_algorithm: ClassVar[str | None] = None
 
     def __init__(
         self,
-        model: str | Any,
-        reward_funcs: RewardFunction | str | Sequence[RewardFunction | str] | None = None,
+        model: GivenModel,
+        reward_funcs: GivenReward | Sequence[GivenReward] | None = None,
         args: TrainingConfig | None = None,
-        train_dataset: str | Iterable[Any] | None = None,
+        train_dataset: GivenRows | None = None,
         *,
-        algorithm: str | AlgorithmSpec | Algorithm = "dar",
-        eval_dataset: str | Iterable[Any] | None = None,
-        ref_model: str | Any | None = None,
+        algorithm: str | AlgorithmSpec | Algorithm | None = None,
+        eval_dataset: GivenRows | None = None,
+        ref_model: GivenModel | None = None,
         processing_class: Any | None = None,
+        reward_processing_classes: Any | None = None,
         peft_config: Any | None = None,
-        callbacks: Sequence[Callback] | None = None,
+        callbacks: Sequence[Callback | TrainerCallback] | None = None,
+        **unknown: Any,
     ) -> None:
-        if not isinstance(args, TrainingConfig):
-            raise ConfigError(f"args must be a TrainingConfig or DARConfig, got {type(args).__name__}")
-        if train_dataset is None:
-            raise ConfigError("train_dataset is missing: pass a datasets.Dataset, an iterable of rows, or a path")
-        method = _algorithm_spec(algorithm, args)
-        rewards, functions = _rewards(reward_funcs, args.reward_weights)
-        if not rewards and not method.logged:
-            offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.logged)
-            raise ConfigError(
-                f"{method.model_dump()['type']} learns from the rewards of its own samples: pass reward_funcs. (Only "
-                f"{offline} learn from the completions of the data.)"
-            )
-        self.spec = args.run_spec(
-            model=_described(model),
-            reference=None if ref_model is None else _described(ref_model),
-            train=_described(train_dataset),
-            heldout=None if eval_dataset is None else _described(eval_dataset),
-            algorithm=method,
-            rewards=rewards,
-        )
-        if ref_model is not None and ref_model is model and not isinstance(model, str):
-            raise ConfigError(
+        problems = Problems(arguments.settings_problems(type(self), self.config_class, args, unknown))
+        problems += arguments.model_problems("model", model)
+        problems += arguments.model_problems("ref_model", "" if ref_model is None else ref_model)
+        problems += arguments.part_problems(model, processing_class, peft_config)
+        problems += callback_problems(callbacks, is_evaluated=eval_dataset is not None)
+        if ref_model is model and not isinstance(model, str | Path):
+            problems.append(
                 "ref_model is the very object that is trained, so it would move along with it: leave ref_model out (a "
                 "frozen copy is then the reference), or pass a copy"
             )
-        if not isinstance(model, str) and processing_class is None:
-            raise ConfigError("a model given as an object needs its tokenizer: pass processing_class")
+        if train_dataset is None:
+            problems.append("train_dataset is missing: pass a datasets.Dataset, a list of rows, or a path")
+        train = problems.of(arguments.given_rows, train_dataset, "train_dataset")
+        heldout = problems.of(arguments.given_rows, eval_dataset, "eval_dataset")
+        weights = getattr(args, "reward_weights", None)
+        method = problems.of(self._method, algorithm, args)
+        rewards = problems.of(arguments.given_rewards, reward_funcs, weights, reward_processing_classes)
+        if method is not None and rewards is not None and isinstance(args, TrainingConfig):
+            problems.of(self._build_spec, args, model, train, heldout, ref_model, method, *rewards)
+        with python_words(self.config_class):
+            problems.require_none(type(self).__name__)
+        assert rewards is not None
         self._objects = Objects(
-            model=_object(model),
+            model=object_of(model),
             tokenizer=processing_class,
-            reference=_object(ref_model),
-            train_rows=_object(train_dataset),
-            heldout_rows=_object(eval_dataset),
-            reward_functions=functions,
+            reference=object_of(ref_model),
+            train_rows=object_of(train),
+            heldout_rows=object_of(heldout),
+            rewards=rewards[1],
             lora=peft_config,
             callbacks=tuple(callbacks or ()),
             algorithm=algorithm if isinstance(algorithm, Algorithm) else None,
         )
         self.loop: Loop | None = None
+
+    @property
+    def model(self) -> Any:
+        """The policy's transformers (or peft) model as it is now; one given by path is loaded by `train`."""
+        if self.loop is None and self._objects.model is None:
+            raise ConfigError(f"the model {self.spec.model.path} is not loaded yet: train() does that")
+        return self._objects.model if self.loop is None else _model_of(self.loop)
+
+    @property
+    def processing_class(self) -> Any:
+        """The tokenizer."""
+        return self._objects.tokenizer or load_tokenizer(self.spec.model)
+
+    tokenizer = processing_class
 
     def train(self, resume_from_checkpoint: bool | None = None, *, allow_changed_recipe: bool = False) -> TrainResult:
         """Runs to the last step and saves `model/`.
@@ -131,41 +260,165 @@ class Trainer:
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
         """
-        if isinstance(resume_from_checkpoint, str):
+        resume = self._resumes(resume_from_checkpoint)
+        if self.loop is not None and self._objects.model is not None:
             raise ConfigError(
-                f"resume_from_checkpoint is '{resume_from_checkpoint}', but must be True or False: a run continues "
-                "from the newest valid checkpoint of its output_dir"
+                "this trainer has trained its model already, and a run begins with the initial weights: make another "
+                "trainer with the model loaded anew, or give the model by its path"
             )
-        resume = bool(resume_from_checkpoint)
-        self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
-        return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
+        with python_words(self.config_class):
+            self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
+            return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
+
+    def evaluate(self) -> dict[str, float]:
+        """Samples and measures the held-out prompts, with the policy as it is: `eval/…`, as in metrics.jsonl.
+
+        Nothing is written. The random numbers are those of the run's own evaluations.
+
+        Raises:
+            ConfigError: there is no `eval_dataset`.
+            DarError: as `train`.
+        """
+        if self.spec.data.heldout is None:
+            raise ConfigError("there is nothing to evaluate on: pass held-out prompts as eval_dataset")
+        with python_words(self.config_class), tempfile.TemporaryDirectory() as folder:
+            if self.loop is not None and self.loop.heldout is not None:
+                heldout = replace(self.loop.heldout, engine=build_engine(self.spec.engine))
+                return heldout.run(self.spec.steps).line
+            spec = self.spec.model_copy(update={"output_dir": folder, "logging": LoggingSpec()})
+            loop = build_loop(spec, self._objects, quiet=True)
+            if self._objects.model is not None:
+                # An adapter is put on in place: the run finds it there.
+                self._objects = replace(self._objects, model=_model_of(loop), lora=None)
+            assert loop.heldout is not None
+            try:
+                loop.calibration.run()
+                return loop.heldout.run(0).line
+            finally:
+                loop.end()
+
+    def _save_to(self, folder: Path) -> None:
+        assert self.loop is not None
+        save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        rewards = ", ".join(map(reward_name, spec.rewards)) or "none"
+        state = "not trained yet" if self.loop is None else f"trained in {spec.output_dir}"
+        return (
+            f"{type(self).__name__}({spec.algorithm.type}, model {spec.model.path}, rewards {rewards}, "
+            f"{spec.steps} steps, {state})"
+        )
+
+    def _build_spec(self, args: TrainingConfig, model: GivenModel, train: Any, heldout: Any,
+                    ref_model: GivenModel | None, method: AlgorithmSpec, rewards: list[dict[str, Any]],
+                    functions: dict[str, Any]) -> None:  # fmt: skip
+        """The recipe, and what its data lacks. Raises ConfigError or DataError."""
+        if not rewards and not method.logged:
+            offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.logged)
+            raise ConfigError(
+                f"{method.model_dump()['type']} learns from the rewards of its own samples: pass reward_funcs. (Only "
+                f"{offline} learn from the completions of the data.)"
+            )
+        self.spec = args.run_spec(
+            model=described(model),
+            reference=None if ref_model is None else described(ref_model),
+            train=described(train, "train_dataset: "),
+            heldout=None if heldout is None else described(heldout, "eval_dataset: "),
+            algorithm=method,
+            rewards=rewards,
+        )
+        data, columns = self.spec.data, None
+        for source, rows, name in (data.train, train, "train_dataset"), (data.heldout, heldout, "eval_dataset"):
+            if source is None or source.format is not None or (method.logged and rows is train):
+                continue
+            columns = arguments.columns_of(rows)
+            if columns is not None and data.prompt_column not in columns:
+                raise missing_column(data.prompt_column, columns, name)
+            known = None if columns is None else set(columns) - {data.prompt_column}
+            for reward, function in functions.items():
+                if not isinstance(function, Classifier):
+                    check_signature(function, reward, known)
+
+    def _method(self, algorithm: str | AlgorithmSpec | Algorithm | None, args: TrainingConfig | None) -> AlgorithmSpec:
+        """The spec that is meant; a `DARConfig` says DAR's itself."""
+        algorithm = algorithm or self.default_algorithm or ("dar" if isinstance(args, DARConfig) else None)
+        if algorithm is None:
+            raise ConfigError(
+                "algorithm is missing: say which method trains. For a GRPO script of TRL, algorithm='grpo' is GRPO as "
+                "published and 'bnpo' what TRL's default loss computes; for a DPO script it is 'dpo'; 'dar' is DAR "
+                f"(DARTrainer with a DARConfig). There are {', '.join(ALGORITHM_SPECS)}"
+            )
+        kinds = (OwnAlgorithmSpec, Algorithm, *ALGORITHM_SPECS.values())
+        named = isinstance(algorithm, str) and (":" in algorithm or algorithm in ALGORITHM_SPECS)
+        if not named and not isinstance(algorithm, kinds):
+            hint = nearest_hint(algorithm, ALGORITHM_SPECS) if isinstance(algorithm, str) else ""
+            raise ConfigError(
+                f"algorithm is {shown(algorithm)}, which is not known{hint}; pass a method, its spec (GRPOSpec(…)), "
+                f"its import path, or one of the names {', '.join(ALGORITHM_SPECS)}"
+            )
+        if isinstance(args, DARConfig):
+            if algorithm == "dar":
+                return args.algorithm
+            if unread := sorted(args.model_fields_set - TrainingConfig.model_fields.keys()):
+                raise ConfigError(
+                    f"args sets {', '.join(unread)}, which algorithm=… replaces: use a TrainingConfig with it, or "
+                    "leave algorithm out"
+                )
+        if isinstance(algorithm, Algorithm):
+            own = type(algorithm)
+            settings = getattr(algorithm, "spec", None)
+            recorded = settings.model_dump() if isinstance(settings, Spec) else {}
+            return _own({**recorded, "type": f"{own.__module__}:{own.__name__}"})
+        if isinstance(algorithm, str):
+            return _own({"type": algorithm}) if ":" in algorithm else ALGORITHM_SPECS[algorithm]()
+        return algorithm
 
 
 class DARTrainer(Trainer):
-    """`Trainer` with DAR.
+    """`Trainer` with DAR, whose settings are those of its `DARConfig`; arguments as for `Trainer`.
 
-        trainer = DARTrainer(
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
-            reward_funcs=my_reward,
-            args=DARConfig(output_dir="runs/first", max_steps=100),
-            train_dataset=dataset,
-        )
-        trainer.train()
-
-    Arguments as for `Trainer`.
+    trainer = DARTrainer(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        reward_funcs=my_reward,
+        args=DARConfig(output_dir="runs/first", max_steps=100),
+        train_dataset=dataset,
+    )
+    trainer.train()
     """
 
-    def __init__(
-        self,
-        model: str | Any,
-        reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
-        args: DARConfig,
-        train_dataset: str | Iterable[Any],
-        **others: Any,
-    ) -> None:
-        if not isinstance(args, DARConfig):
-            raise ConfigError(f"DARTrainer takes a DARConfig, got {type(args).__name__}")
-        super().__init__(model, reward_funcs, args, train_dataset, **others)
+    config_class = DARConfig
+    default_algorithm = "dar"
+
+
+@contextmanager
+def python_words(config: type[FlatConfig]) -> Iterator[None]:
+    """Errors say options and keys as Python writes them; transformers' bars, which tell of files, are hidden."""
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except DarError as error:
+        text = re.sub(r" \((?:resume_from_checkpoint|overwrite)=True[^)]*\)", "", str(error))
+        for option, argument in _OPTIONS.items():
+            text = text.replace(option, argument)
+        keys = dict.fromkeys(re.findall(r"(?:^|(?<=\S ))[a-z_]+\.[a-z_.]*[a-z_]\b", text))
+        known = [key for key in keys if key in keys_below(config.recipe)]
+        if known and "overrides=" not in text:
+            text += f" (In Python: {', '.join(f'{key} is {config.written(key)}' for key in known)}.)"
+        error.args = (text,)
+        raise
+    finally:
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+_OPTIONS = {
+    "--resume": "resume_from_checkpoint=True",
+    "--allow-changed-recipe": "allow_changed_recipe=True",
+    "--overwrite": "overwrite=True",
+}
+"""Options of `dar train` and the arguments of `Trainer.train`."""
 
 
 def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
@@ -182,10 +435,15 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
         loop.end()
     metrics = loop.folder.metrics()
     if done == loop.spec.steps and loop.accelerator.is_main_process:
-        card = model_card(loop.spec, metrics, loop.folder.alerts(), command=command)
-        loop.learner.policy.save(loop.folder.model, card=card)
+        save_policy(loop, loop.folder.model, command=command)
         show_before_after(loop, metrics)
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
+
+
+def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
+    """Saves a loop's policy with its card; `command` is what was run. Raises as `Policy.save`."""
+    card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
+    loop.learner.policy.save(folder, card=card)
 
 
 def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
@@ -206,72 +464,16 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _rewards(
-    given: Callable[..., Any] | str | Sequence[Callable[..., Any] | str] | None, weights: Sequence[float] | None
-) -> tuple[list[dict[str, Any]], dict[str, RewardFunction]]:
-    """The rewards as plain data, and those given as objects by name."""
-    items = [given] if callable(given) or isinstance(given, str) else list(given or ())
-    if weights is not None and len(weights) != len(items):
-        raise ConfigError(f"reward_weights has {len(weights)} values for {len(items)} reward functions")
-    specs: list[dict[str, Any]] = []
-    functions: dict[str, RewardFunction] = {}
-    for index, item in enumerate(items):
-        weight = {"weight": float(weights[index])} if weights is not None else {}
-        if isinstance(item, str):
-            specs.append(({"type": "function", "function": item} if ":" in item else {"type": item}) | weight)
-            continue
-        with ForeignCode(
-            lambda kind, said: ConfigError(f"a reward function raised {kind} when asked its name: {said}")
-        ):
-            given_name = str(getattr(item, "__name__", type(item).__name__))
-            path = f"{getattr(item, '__module__', '?')}:{getattr(item, '__qualname__', given_name)}"
-        name, number = given_name, 1
-        while name in functions:
-            number += 1
-            name = f"{given_name}_{number}"
-        specs.append({"type": "function", "function": path, "name": name} | weight)
-        functions[name] = item
-    return specs, functions
-
-
-def _algorithm_spec(algorithm: str | AlgorithmSpec | Algorithm, args: TrainingConfig) -> AlgorithmSpec:
-    """The spec that is meant; a `DARConfig` says DAR's itself."""
-    if isinstance(args, DARConfig):
-        if algorithm == "dar":
-            return args.algorithm
-        if unread := sorted(args.model_fields_set - TrainingConfig.model_fields.keys()):
-            raise ConfigError(
-                f"args sets {', '.join(unread)}, which algorithm=… replaces: use a TrainingConfig with it, or leave "
-                "algorithm out"
-            )
-    if isinstance(algorithm, Algorithm):
-        own = type(algorithm)
-        settings = getattr(algorithm, "spec", None)
-        recorded = settings.model_dump() if isinstance(settings, Spec) else {}
-        return _own({**recorded, "type": f"{own.__module__}:{own.__name__}"})
-    if isinstance(algorithm, (OwnAlgorithmSpec, *ALGORITHM_SPECS.values())):
-        return algorithm
-    if isinstance(algorithm, str) and ":" in algorithm:
-        return _own({"type": algorithm})
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHM_SPECS:
-        raise ConfigError(
-            f"algorithm {algorithm!r} is not known; pass a method, its spec, its import path, or one of the "
-            f"names {', '.join(ALGORITHM_SPECS)}"
-        )
-    return ALGORITHM_SPECS[algorithm]()
+def _model_of(loop: Loop) -> Any:
+    policy = loop.learner.policy
+    assert isinstance(policy, Policy)
+    return policy.model
 
 
 def _own(recorded: dict[str, Any]) -> OwnAlgorithmSpec:
     return build_spec(recorded, where="algorithm", kind=OwnAlgorithmSpec)
 
 
-def _described(value: Any) -> str:
-    """The path of something given by path, or what kind of object it is."""
-    if isinstance(value, str):
-        return value
-    name = getattr(getattr(value, "config", None), "name_or_path", "")
-    return name or f"<{type(value).__name__}>"
-
-
-def _object(value: Any) -> Any | None:
-    return None if value is None or isinstance(value, str) else value
+def object_of(value: Any) -> Any | None:
+    """What is given as an object; None for what is given by path."""
+    return None if isinstance(value, str | Path) else value

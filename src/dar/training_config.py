@@ -5,60 +5,56 @@ A configuration does one thing: it becomes the recipe's spec, the only one the r
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator
 
 from dar.config.algorithm import AlgorithmSpec
-from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
-from dar.config.recipe import apply_override, build_spec, explain
+from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.base import Count, Fraction, NotNegative, Positive, Spec, keys_below
+from dar.config.other_names import instead
+from dar.config.policy_gradient import GRPOSpec
+from dar.config.recipe import apply_override, build_spec
 from dar.config.regression import DARSpec
 from dar.config.run import RunSpec
-from dar.errors import ConfigError
 
-_REPLACED = {
-    "per_device_train_batch_size": "prompts_per_step (prompts of one step, over all ranks) and "
-    "max_tokens_per_microbatch (memory of one pass)",
-    "gradient_accumulation_steps": "prompts_per_step; micro-batches follow from max_tokens_per_microbatch",
-    "generation_batch_size": "prompts_per_step",
-    "steps_per_generation": "updates",
-    "num_iterations": "updates",
-    "num_train_epochs": "max_steps; epochs = max_steps · prompts_per_step / number of prompts",
-    "max_prompt_length": "overrides=['data.max_prompt_length=…']; prompts are never cut, only refused or dropped",
-    "epsilon": "clip_low and clip_high of the algorithm's spec",
-    "epsilon_high": "clip_high of the algorithm's spec",
-    "bf16": "precision='bf16'",
-    "fp16": "precision='bf16' or 'fp32' (fp16 is not offered)",
-    "top_p": "nothing: truncating samplers change the distribution the weights assume; held-out prompts have "
-    "overrides=['evaluation.top_p=…']",
-    "top_k": "nothing: truncating samplers change the distribution the weights assume; held-out prompts have "
-    "overrides=['evaluation.top_k=…']",
-    "loss_type": "the algorithm: Trainer(algorithm=…)",
-    "scale_rewards": "the algorithm's spec: Trainer(algorithm=DARSpec(normalize=…))",
-    "ref_model": "the trainer's argument ref_model",
-    "save_strategy": "save_steps (0 = only at the end)",
+_ARGUMENTS = {
+    "model": "the trainer's model",
+    "model.lora": "the trainer's peft_config",
+    "reference": "the trainer's ref_model",
+    "data.train": "the trainer's train_dataset",
+    "data.heldout": "the trainer's eval_dataset",
+    "rewards": "the trainer's reward_funcs",
+    "algorithm": "the trainer's algorithm",
 }
+"""Keys of a recipe that are arguments of the trainers."""
 
 
-class TrainingConfig(Spec):
-    """Settings every algorithm shares, under TRL's names where they mean the same.
+class FlatConfig(Spec):
+    """Settings that every training has, under TRL's names where they mean the same.
 
     Raises (when constructed):
-        ConfigError: an unknown or impossible setting, or a TRL name that means something else here.
+        ConfigError: all that is unknown or impossible, and for a name of TRL's what to use instead.
     """
+
+    recipe: ClassVar[type[Spec]]
+    """What it becomes."""
+    keys: ClassVar[dict[str, str]] = {
+        **{name: name for name in ("output_dir", "seed")},
+        **{name: f"optim.{name}" for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")},
+        **{name: f"runtime.{name}" for name in ("device", "precision", "max_tokens_per_microbatch")},
+        "optim": "optim.type",
+        "lr_scheduler_type": "optim.schedule",
+        "gradient_checkpointing": "model.gradient_checkpointing",
+        "save_steps": "checkpoint.every",
+        "save_total_limit": "checkpoint.keep",
+    }
+    """Settings that are a key of the recipe, and which."""
 
     output_dir: str
     """The run folder."""
-    max_steps: Count
-    """Batches of rollouts."""
-    prompts_per_step: Count = 32
-    """Prompts per step, over all ranks."""
-    num_generations: Count = 4
-    """Completions per prompt."""
-    max_completion_length: Count = 256
-    """Most tokens a completion may have."""
-    temperature: Positive = 1.0
-    """Divides the logits of policy, behaviour policy and reference alike."""
     learning_rate: Positive = 1e-6
     """Peak learning rate."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
@@ -75,42 +71,94 @@ class TrainingConfig(Spec):
     """Recompute activations in the backward pass."""
     max_tokens_per_microbatch: Count = 4096
     """Padded tokens of one forward and backward pass."""
-    torch_compile: bool = False
-    """Compile the decoder layers for the update; needs a C++ compiler."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of matrix products."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     seed: int = 0
     """Seed of prompt order and sampling."""
-    logging_steps: Count = 1
-    """Show a line and tell the trackers every so many steps."""
     save_steps: int = 50
     """Save a checkpoint every so many steps; 0 = only at the end."""
     save_total_limit: Count = 2
     """How many checkpoints stay."""
+    overrides: list[str] = Field(default_factory=list)
+    """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _path_is_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @classmethod
+    def other_way(cls, key: str, type: object) -> str | None:
+        # An adapter is the trainer's peft_config.
+        keys = [name for name in keys_below(cls.recipe) if not name.startswith("model.lora.")]
+        return instead(key, keys, cls.written)
+
+    @classmethod
+    def written(cls, key: str) -> str:
+        """How a recipe's key is written in Python."""
+        flat = {same: name for name, same in cls.keys.items()}
+        if key.startswith("algorithm.") and key not in flat:
+            option, _, part = (below := key.removeprefix("algorithm.")).partition(".")
+            owners = [spec for spec in ALGORITHM_SPECS.values() if below in keys_below(spec)]
+            owner = GRPOSpec if GRPOSpec in owners else owners[0]
+            value = f"{{'{part}': …}}" if part else "…"
+            return f"algorithm={owner.__name__}({option}={value})"
+        return flat.get(key) or _ARGUMENTS.get(key, f"overrides=['{key}=…']")
+
+    def filled(self, raw: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+        """A recipe as plain data, with some settings at their keys and the overrides applied.
+
+        Raises:
+            ConfigError: an override is none.
+        """
+        for name, key in keys.items():
+            *sections, last = key.split(".")
+            target = raw
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = getattr(self, name)
+        for override in self.overrides:
+            apply_override(raw, override)
+        return raw
+
+
+class TrainingConfig(FlatConfig):
+    """Settings every algorithm shares. Raises as `FlatConfig`."""
+
+    recipe = RunSpec
+    keys: ClassVar[dict[str, str]] = {
+        **FlatConfig.keys,
+        **{name: name for name in ("prompts_per_step", "num_generations")},
+        **{name: f"sampling.{name}" for name in ("max_completion_length", "temperature")},
+        "max_steps": "steps",
+        "torch_compile": "runtime.compile_layers",
+        "eval_steps": "evaluation.every",
+        "logging_steps": "logging.every",
+        "report_to": "logging.trackers",
+    }
+
+    max_steps: Count
+    """Batches of rollouts."""
+    prompts_per_step: Count = 32
+    """Prompts per step, over all ranks."""
+    num_generations: Count = 4
+    """Completions per prompt."""
+    max_completion_length: Count = 256
+    """Most tokens a completion may have."""
+    temperature: Positive = 1.0
+    """Divides the logits of policy, behaviour policy and reference alike."""
+    torch_compile: bool = False
+    """Compile the decoder layers for the update; needs a C++ compiler."""
+    logging_steps: Count = 1
+    """Show a line and tell the trackers every so many steps."""
     eval_steps: int = 0
     """Evaluate on the held-out prompts every so many steps; 0 = only before and after."""
     report_to: str | list[str] | None = None
     """Trackers by name."""
     reward_weights: list[float] | None = None
     """Factors of the reward functions, in their order."""
-    overrides: list[str] = Field(default_factory=list)
-    """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
-
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError(f"{type(self).__name__}: " + "; ".join(explain(error, settings))) from error
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_meanings(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name in _REPLACED and name not in cls.model_fields:
-                raise ValueError(f"'{name}' means something else here; use {_REPLACED[name]}")
-        return value
 
     def run_spec(self, *, model: str, reference: str | None, train: str, heldout: str | None,
                  algorithm: AlgorithmSpec, rewards: list[dict[str, Any]]) -> RunSpec:  # fmt: skip
@@ -127,45 +175,24 @@ class TrainingConfig(Spec):
         """
         trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         raw: dict[str, Any] = {
-            "model": {"path": model, "gradient_checkpointing": self.gradient_checkpointing},
+            "model": {"path": model},
             "reference": reference,
             "data": {"train": train, "heldout": heldout},
             "algorithm": algorithm.model_dump(),
             "rewards": rewards,
-            "sampling": {
-                "max_completion_length": self.max_completion_length,
-                "temperature": self.temperature,
-            },
-            "optim": {
-                "type": self.optim,
-                "learning_rate": self.learning_rate,
-                "schedule": self.lr_scheduler_type,
-                "warmup_steps": self.warmup_steps,
-                "weight_decay": self.weight_decay,
-                "max_grad_norm": self.max_grad_norm,
-            },
-            "prompts_per_step": self.prompts_per_step,
-            "num_generations": self.num_generations,
-            "steps": self.max_steps,
-            "seed": self.seed,
-            "output_dir": self.output_dir,
-            "evaluation": {"every": self.eval_steps},
-            "checkpoint": {"every": self.save_steps, "keep": self.save_total_limit},
-            "logging": {"every": self.logging_steps, "trackers": [name for name in trackers if name != "none"]},
-            "runtime": {
-                "device": self.device,
-                "precision": self.precision,
-                "max_tokens_per_microbatch": self.max_tokens_per_microbatch,
-                "compile_layers": self.torch_compile,
-            },
+            "logging": {"trackers": [name for name in trackers if name != "none"]},
         }
-        for override in self.overrides:
-            apply_override(raw, override)
-        return build_spec(raw, where=type(self).__name__)
+        keys = {name: key for name, key in TrainingConfig.keys.items() if name != "report_to"}
+        return build_spec(self.filled(raw, keys), where=type(self).__name__)
 
 
 class DARConfig(TrainingConfig):
     """`TrainingConfig` plus DAR's own settings (He et al. 2026, arXiv:2602.11523)."""
+
+    keys: ClassVar[dict[str, str]] = {
+        **TrainingConfig.keys,
+        **{name: f"algorithm.{name}" for name in ("alpha", "beta", "w_clip", "weight_scale", "updates")},
+    }
 
     alpha: Fraction = 0.1
     """Share of the regularisation that goes to π₀, in [0, 1]."""
@@ -187,10 +214,4 @@ class DARConfig(TrainingConfig):
     @property
     def algorithm(self) -> DARSpec:
         """DAR's spec."""
-        return DARSpec(
-            alpha=self.alpha,
-            beta=self.beta,
-            w_clip=self.w_clip,
-            weight_scale=self.weight_scale,
-            updates=self.updates,
-        )
+        return DARSpec(**{name: getattr(self, name) for name in DARConfig.keys.keys() - TrainingConfig.keys.keys()})

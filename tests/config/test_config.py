@@ -12,13 +12,17 @@ from pydantic import ValidationError
 from support.handmade import make_spec
 
 from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.base import keys_below
 from dar.config.model import LoraSpec
+from dar.config.other_names import INSTEAD, keys_in
 from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
 from dar.config.recipe import build_spec, dump_recipe, flatten, load_recipe
 from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import FunctionRewardSpec, reward_name
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
+from dar.files.hints import nearest_hint
 
 METHODS = list(ALGORITHM_SPECS)
 OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
@@ -74,7 +78,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rewards": ["sentiment", {"type": "length"}]}, "  rewards.1.target: this key is required"),
     # Names.
     ({"algorithm": "darr"}, f"algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: {', '.join(METHODS)}"),
-    ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo' (did you mean 'grpo'?)"),
+    ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo'; allowed: dar, awr,"),
     ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
     ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
     ({"algorithm": "best-of-n"}, "algorithm: unknown type 'best-of-n' (did you mean 'best_of_n'?)"),
@@ -118,7 +122,46 @@ def test_impossible_recipe_is_refused_in_words(changes: dict[str, Any], expected
 
 def test_keys_of_others_and_of_nobody_are_all_named():
     message = problem(algorithm={"type": "grpo", "w_clip": 20.0, "clp_low": 0.1})
-    assert "grpo has no w_clip; these methods do: awr, dar; unknown key 'clp_low' (did you mean 'clip_low'?)" in message
+    assert "grpo has no w_clip; these methods do: awr, dar\n  algorithm: unknown key 'clp_low' (did you" in message
+
+
+def test_unknown_keys_and_wrong_values_are_told_in_one_message():
+    with pytest.raises(ConfigError) as caught:
+        make_spec(lr=1e-5, learning_rat=1, stpes=3, temperature=0.5, seed="x", optim={"lr": 1, "eps": 0}, rewards=[])
+    _, *lines = str(caught.value).splitlines()
+    allowed = ", ".join(RunSpec.model_fields)
+    assert lines == [
+        "  there is no 'lr': use optim.learning_rate",
+        "  there is no 'temperature': use sampling.temperature",
+        f"  unknown keys 'learning_rat', 'stpes' (did you mean 'steps'?); allowed: {allowed}",
+        "  optim: there is no 'lr': use learning_rate",
+        "  optim.eps: Input should be greater than 0 (found 0)",
+        "  seed: Input should be a valid integer (found 'x')",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("num_train_epochs", "a run is counted in steps: steps = epochs × number of prompts / prompts_per_step"),
+        ("vllm_gpu_memory_utilization", "engine may be a class of yours that samples elsewhere"),
+        ("best_policy", None),
+        ("every", None),  # the name of too many keys
+    ],
+)
+def test_key_of_other_libraries_is_explained(name: str, written: str | None):
+    found = problem(**{name: 1})
+    assert f"unknown key '{name}'; allowed" in found if written is None else written in found
+
+
+def test_every_key_that_is_named_instead_of_another_exists():
+    known = {*keys_below(RunSpec), *keys_below(RewardModelSpec)}
+    assert [(name, key) for name, text in INSTEAD.items() for key in keys_in(text) or [""] if key not in known] == []
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "trpo", "max_tokens"])
+def test_no_name_is_taken_for_one_that_only_sounds_like_it(name: str):
+    assert nearest_hint(name, ["seed", "grpo", "max_steps"]) == ""
 
 
 def test_missing_keys_are_all_named_at_once():
@@ -334,7 +377,7 @@ def test_specs_cannot_be_changed():
 
 
 def test_specs_built_in_python_are_checked_too():
-    with pytest.raises(ValueError, match=r"unknown key 'alhpa' \(did you mean 'alpha'\?\)"):
+    with pytest.raises(ConfigError, match=r"^DARSpec: unknown key 'alhpa' \(did you mean 'alpha'\?\)"):
         DARSpec(alhpa=0.1)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         LoraSpec(rank=0)

@@ -83,7 +83,7 @@ NO_PROMPT = "row 1: 'prompt' must be a non-empty string or a list of messages wi
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "b", "id": 1}, "row 1 has no column 'prompt'; it has text, id$"),
+        ({"text": "b", "id": 1}, "row 1 has no column 'prompt'; it has text, id. If .* data.prompt_column: text$"),
         ({}, "row 1 has no column 'prompt'; it has none"),
         *(({"prompt": content}, rf"{NO_PROMPT}.* found {re.escape(repr(content))}$") for content in (
             "", "  \n", None, 5, [], ["say a"], [{"role": "user"}], [{"content": "say a"}],

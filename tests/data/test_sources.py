@@ -128,7 +128,7 @@ ZIPPED = gzip.compress(JSONL.encode() * 50)
         ("rows.jsonl.gz", ZIPPED[:-12], " cannot be read: .*"),
         ("rows.jsonl.gz", ZIPPED[:10] + b"\x07" + ZIPPED[11:], " cannot be read: .*"),
         ("rows.json", '{"prompt": 1}', ": expected a list of rows or JSON Lines, found one dict with the keys prompt"),
-        ("rows.jsonl", '{"prompt": "a"}\n["b"]\n', ": row 1 is a list, expected a mapping of columns to values"),
+        ("rows.jsonl", '{"prompt": "a"}\n["b"]\n', ": row 1 is a list, expected a mapping of columns to values, as .*"),
         ("rows.txt", JSONL, r": the file type is not known; use one of \.jsonl, \.json, \.parquet, \.csv"),
         ("rows.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n{"prompt": "c"}\n',
          r""": line 3 is not JSON that can be read \(Expecting ',' delimiter.*: \{"prompt": "b\""""),

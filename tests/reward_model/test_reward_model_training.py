@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import pytest
 import torch
 import yaml
 from conftest import make_model, make_tokenizer
+from peft import LoraConfig
 from safetensors.torch import load_file
 from support.reward_models import save_classifier
 from support.rows import write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from dar import RewardConfig, RewardTrainer
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
@@ -99,6 +102,70 @@ def test_it_learns_reports_and_is_loaded_by_transformers(tmp_path: Path):
     assert rows[1].keys() >= {"loss", "accuracy", "margin", "mean_reward", "grad_norm", "learning_rate", "epoch"}
     assert "longer wins" in (run / "model" / "README.md").read_text()
     require_same_scores_of_transformers(run)
+
+
+def test_python_trains_what_the_recipe_does(tmp_path: Path):
+    recipe = write_recipe(tmp_path, checkpoint={"every": 50})
+    whole = train(recipe)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    settings: dict[str, Any] = {
+        "learning_rate": 3e-3, "max_steps": 6, "pairs_per_step": 4, "device": "cpu", "precision": "fp32",
+        "overrides": ["data.wrap_as_user=true"],
+    }  # fmt: skip
+
+    def trainer(folder: str, **changes: Any) -> RewardTrainer:
+        given = {"model": tmp_path / "base", "train_dataset": rows[:12], "eval_dataset": rows}
+        return RewardTrainer(args=RewardConfig(output_dir=tmp_path / folder, **settings), **given | changes)  # pyright: ignore[reportArgumentType]
+
+    python = trainer("python")
+    result = python.train()
+    assert metrics_of(tmp_path / "python") == metrics_of(tmp_path / "run")
+    assert_same_weights(tmp_path / "python", tmp_path / "run")
+    assert (result.evaluation, result.model_dir) == (whole.evaluation, str(tmp_path / "python" / "model"))
+    assert repr(result).startswith(f"RewardModelResult(6 of 6 steps in {tmp_path}/python; held-out accuracy 50.0% → ")
+    assert python.evaluate()["eval/accuracy"] == whole.evaluation["after"]["accuracy"]
+    copy = python.save_model(tmp_path / "copy")
+    assert (copy / "model.safetensors").read_bytes() == Path(result.model_dir, "model.safetensors").read_bytes()
+    # A classifier given as an object is trained on as the one in its folder.
+    given = AutoModelForSequenceClassification.from_pretrained(result.model_dir, torch_dtype=torch.bfloat16)
+    saved = given.save_pretrained(tmp_path / "half") or make_tokenizer().save_pretrained(tmp_path / "half")
+    assert saved
+    tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
+    for folder, model in (("object", given), ("path", str(tmp_path / "half"))):
+        trainer(folder, model=model, processing_class=tokenizer).train()
+    assert_same_weights(tmp_path / "object", tmp_path / "path")
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
+    trainer("lora", peft_config=adapter).train()
+    assert (tmp_path / "lora" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"model": make_model(), "peft_config": LoraConfig(task_type="CAUSAL_LM"), "max_steps": 3, "args": None},
+         ["no argument max_steps: it belongs into args", "args must be a RewardConfig, got None", "model is a LlamaFor",
+          r"it needs task_type='SEQ_CLS'"]),
+        ({"train_dataset": []}, ["^train_dataset has no rows$"]),
+        ({"train_dataset": None}, ["^train_dataset is missing"]),
+        ({"eval_dataset": "absent.jsonl"}, ["^eval_dataset: the data file absent.jsonl does not exist$"]),
+        ({"args": RewardConfig(output_dir="run")}, [r"either steps or epochs \(max_steps or num_train_epochs\)"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_is_told_at_once(changes: dict[str, Any], messages: list[str]):
+    given = {"model": "toy:letters", "args": RewardConfig(output_dir="run", max_steps=1), "train_dataset": [{"a": 1}]}
+    with pytest.raises(ConfigError) as caught:
+        RewardTrainer(**given | changes)
+    for message in messages:
+        assert re.search(message, str(caught.value))
+
+
+def test_names_of_trl_are_what_they_are_there():
+    config = RewardConfig(output_dir="run", num_train_epochs=2, max_length=64, center_rewards_coefficient=0.01)
+    spec = config.reward_model_spec(model="m", train="t", heldout=None)
+    assert (spec.epochs, spec.steps, spec.loss.centering_coef) == (2, None, 0.01)
+    assert (spec.data.max_length, spec.data.long_pairs) == (64, "drop")
+    with pytest.raises(ConfigError, match="no 'per_device_train_batch_size': pairs_per_step is the whole batch"):
+        RewardConfig(output_dir="run", per_device_train_batch_size=2)  # pyright: ignore[reportCallIssue]
 
 
 def require_same_scores_of_transformers(run: Path) -> None:

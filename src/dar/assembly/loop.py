@@ -14,7 +14,7 @@ from dar.assembly.device import build_accelerator, build_precision
 from dar.assembly.engine import build_engine
 from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.policy import build_null_space, build_policy
-from dar.assembly.reward import build_reward
+from dar.assembly.reward import build_reward, check_calls
 from dar.config.data import DecodingSpec
 from dar.config.recipe import flatten
 from dar.config.run import RunSpec
@@ -38,6 +38,7 @@ from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Callback, Recorder
+from dar.run.trainer_callbacks import adapted
 from dar.run.watch import Watch
 
 
@@ -69,8 +70,10 @@ def build_loop(
     tokenizer = objects.tokenizer or load_tokenizer(spec.model)
     config = objects.model.config if objects.model is not None else load_config(spec.model)
     data, before = build_data(spec, objects, tokenizer, config), build_before(spec)
-    rewards = [build_reward(reward, objects.reward_functions, spec.runtime) for reward in spec.rewards]
+    rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
+    check_calls(rewards, data.train if data.logged is None else data.heldout)
+    check_calls([*rewards, *gold], data.heldout)
     engine = build_engine(spec.engine)
     folder = _folder(spec, data, accelerator, resume=resume, allow_changes=allow_changed_recipe)
     before.look(data, folder, accelerator, resume=resume)
@@ -83,6 +86,13 @@ def build_loop(
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     data = replace(data, logged=before.measure(data, policy, display))
     updater = Updater(policy, accelerator, spec, build_null_space(spec, policy, tokenizer, context_length(config)))
+    callbacks = adapted(
+        objects.callbacks,
+        spec,
+        model=unwrapped(policy.model),
+        processing_class=policy.tokenizer,
+        optimizer=updater.optimizer,
+    )
     if accelerator.is_main_process:
         # Only now, with everything loaded, is there a run that could be continued.
         if not resume:
@@ -97,7 +107,7 @@ def build_loop(
         accelerator=accelerator,
         folder=folder,
         display=display,
-        recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, objects.callbacks),
+        recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, callbacks),
         best=BestPolicy(spec, policy, folder),
         calibration=_calibration(spec, data, rewards, gold, engine),
     )

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import TrainerCallback
+
 from dar.algorithms.base import Algorithm
+from dar.reward_model.reward import Classifier
 from dar.rewards import RewardFunction
 from dar.run.recorder import Callback
 
@@ -20,9 +23,9 @@ class Objects:
     reference: Any | None = None
     train_rows: Iterable[Any] | None = None
     heldout_rows: Iterable[Any] | None = None
-    reward_functions: dict[str, RewardFunction] = field(default_factory=dict)
+    rewards: dict[str, RewardFunction | Classifier] = field(default_factory=dict)
     lora: Any | None = None
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback | TrainerCallback] = ()
     algorithm: Algorithm | None = None
 
 

@@ -42,7 +42,8 @@ def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], 
     """
     from pydantic import ValidationError
 
-    from dar.config.recipe import apply_override, explain
+    from dar.config.problems import explain
+    from dar.config.recipe import apply_override
 
     for setting in settings:
         apply_override(values, setting)

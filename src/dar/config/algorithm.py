@@ -23,18 +23,19 @@ class AlgorithmSpec(Spec):
     """Base of the algorithms' specs: `type` says which."""
 
     shorthand: ClassVar[str | None] = "type"
+    section: ClassVar[str] = "algorithm."
     needs_group: ClassVar[bool] = False
     """Whether the method compares the completions of one prompt, and so needs at least two."""
     logged: ClassVar[LoggedKind | None] = None
     """What rows of the data an offline method learns from; None for a method that samples its own completions."""
 
     @classmethod
-    def unknown_key(cls, key: object, type: object) -> str:
+    def other_way(cls, key: str, type: object) -> str | None:
         """Names the methods that do have an option this one has not."""
         method = type or cls.model_fields["type"].default
         owners = sorted(name for name, spec in concrete_specs(AlgorithmSpec) if key in spec.model_fields)
         if not owners:
-            return super().unknown_key(key, type)
+            return super().other_way(key, type)
         return f"{method} has no {key}; these methods do: {', '.join(owners)}"
 
 

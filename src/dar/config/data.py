@@ -120,6 +120,8 @@ class DataSpec(RowsSpec):
 class SamplingSpec(Spec):
     """How completions are drawn. Truncating samplers (top-k, top-p) would change π_t and are not offered."""
 
+    section: ClassVar[str] = "sampling."
+
     max_completion_length: Rows = 256
     """Most tokens a completion may have."""
     temperature: Positive = 1.0
@@ -131,18 +133,15 @@ class SamplingSpec(Spec):
     correction_cap: Annotated[float, Field(ge=1)] = 2.0
     """Upper bound of that factor."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_other_samplers(cls, value: Any) -> Any:
-        others = ("greedy", "top_k", "top_p", "min_p", "min_new_tokens", "stop")
-        found = [key for key in others if isinstance(value, dict) and key in value]
-        if found:
-            raise ValueError(
-                f"{' and '.join(found)} would change π_t: training must sample from the very distribution whose "
-                "log-probabilities it reads. Held-out prompts may be sampled otherwise (evaluation.greedy, "
-                "evaluation.top_k, evaluation.top_p), and so may dar sample"
-            )
-        return value
+    def other_way(cls, key: str, type: object) -> str | None:
+        if key not in ("greedy", "top_k", "top_p", "min_p", "min_new_tokens", "stop"):
+            return super().other_way(key, type)
+        return (
+            f"{key} would change π_t: training must sample from the very distribution whose log-probabilities it "
+            "reads. Held-out prompts may be sampled otherwise (evaluation.greedy, evaluation.top_k, "
+            "evaluation.top_p), and so may dar sample"
+        )
 
 
 class TruncationSpec(Spec):

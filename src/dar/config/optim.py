@@ -27,6 +27,7 @@ class OptimSpec(Spec):
     """Base of the optimizers' specs: `type` says which."""
 
     shorthand: ClassVar[str | None] = "type"
+    section: ClassVar[str] = "optim."
 
     learning_rate: Positive = 1e-6
     """Peak learning rate."""

@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import ValidationError
 
-from dar.config.base import Spec, unknown_name_message
+from dar.config.base import Spec
+from dar.config.problems import explain, quoted
 from dar.config.rewards import expand_reward
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from dar.files.paths import expanded
 from dar.shown import one_line
 
 MAX_YAML_BYTES = 500_000
-_MOST_VALUES, _DEEPEST, _MOST_PROBLEMS = 20_000, 100, 20
+_MOST_VALUES, _DEEPEST = 20_000, 100
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,7 +131,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             child = {}
         if not isinstance(child, dict | list):
             raise ConfigError(
-                f"override '{override}': {'.'.join(keys[: depth + 1])} is {_quoted(child)} and has no keys"
+                f"override '{override}': {'.'.join(keys[: depth + 1])} is {quoted(child)} and has no keys"
             )
         _set(target, key, child)
         target = child
@@ -171,56 +172,6 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, list) and value:
         return [leaf for index, child in enumerate(value) for leaf in _leaves(f"{prefix}.{index}", child)]
     return [(prefix, value)]
-
-
-def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
-    """pydantic's findings as `key.path: what is wrong (found …)`, without pydantic's vocabulary."""
-    lines = []
-    problems = error.errors(include_url=False)
-    for found in problems[:_MOST_PROBLEMS]:
-        path = _key_path(found["loc"], raw, keep_last=found["type"] == "missing")
-        message = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "union_tag_invalid":
-            context = found.get("ctx", {})
-            allowed = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-            message = unknown_name_message("type", context.get("tag", ""), allowed)
-        elif found["type"] == "union_tag_not_found":
-            message = "the key 'type' is required"
-        elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            message = f"expected a mapping of keys to values (found {_quoted(found['input'])})"
-        elif found["type"] == "missing":
-            message = "this key is required"
-        elif found["type"] != "value_error":
-            message = f"{message} (found {_quoted(found['input'])})"
-        lines.append(f"{path}: {message}" if path else message)
-    if len(problems) > _MOST_PROBLEMS:
-        lines.append(f"… and {len(problems) - _MOST_PROBLEMS:,} more")
-    return lines
-
-
-def _quoted(value: Any) -> str:
-    """What was found: of any size, and of any type where it comes from Python."""
-    try:
-        return one_line(repr(value))
-    except Exception:
-        return f"a {type(value).__name__}"
-
-
-def _key_path(location: tuple[int | str, ...], raw: Mapping[str, Any], *, keep_last: bool) -> str:
-    """pydantic's location without the union tags it puts between a key and its fields.
-
-    A part that the data does not have is such a tag, or (with `keep_last`) at the end the missing key itself.
-    """
-    keys: list[str] = []
-    here: Any = dict(raw)
-    for index, part in enumerate(location):
-        known = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
-        if part in known:
-            here = cast(Any, here)[part]
-        elif not (keep_last and index == len(location) - 1):
-            continue
-        keys.append(str(part))
-    return ".".join(keys)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -63,7 +63,7 @@ class RewardModelSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> RewardModelSpec:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("say how long to train: either steps or epochs, and not both")
+            raise ValueError("say how long to train: either steps or epochs (max_steps or num_train_epochs), not both")
         if self.optim.null_space is not None:
             raise ValueError("optim.null_space restricts policies; a reward model has no use for it")
         if self.checkpoint.best is not None:

@@ -203,8 +203,11 @@ def expand_rewards(value: Any) -> Any:
 
 
 def expand_reward(item: Any) -> Any:
-    """A reward given by name (`sentiment`) or import path (`pkg.mod:fn`) as a mapping; others as they are."""
+    """A reward given by name (`sentiment`), import path (`pkg.mod:fn`) or a reward model's folder or Hub id (with a
+    `/`) as a mapping; others as they are."""
     if isinstance(item, str):
+        if ":" not in item and "/" in item:
+            return {"type": "model", "model": item}
         return {"type": "function", "function": item} if ":" in item else {"type": item}
     if isinstance(item, dict) and "type" not in item and "function" in item:
         return {"type": "function", **item}

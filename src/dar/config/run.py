@@ -9,12 +9,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dar.config.alerts import AnyAlerts, why_blind
 from dar.config.algorithms import AnyAlgorithm
-from dar.config.base import Count, Positive, Rows, Seed, Spec, unknown_name_message
+from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
 from dar.config.optim import AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
+from dar.config.problems import unknown_name_message
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyRewards, require_distinct_names, reward_name
 from dar.files.paths import expanded

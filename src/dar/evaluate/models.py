@@ -13,7 +13,8 @@ from dar.batch import Prompt
 from dar.config.data import DataSpec, DecodingSpec, EvalSamplingSpec
 from dar.config.engine import InProcessSpec
 from dar.config.model import ModelSpec
-from dar.config.recipe import explain, read_yaml
+from dar.config.problems import explain
+from dar.config.recipe import read_yaml
 from dar.config.rewards import AnyReward, expand_reward
 from dar.config.run import RuntimeSpec
 from dar.data.prompts import prepare_prompts

@@ -64,7 +64,7 @@ def rows_of(table: Iterable[Any], *, where: str) -> list[Row]:
     if isinstance(table, Mapping):
         raise DataError(
             f"{where} is a {type(table).__name__} of {', '.join(map(str, table)) or 'nothing'}, and no table of rows: "
-            "give one of its parts, such as data['train']"
+            f"give one of its parts, such as data['{next(iter(table), 'train')}'] (of columns: Dataset.from_dict(data))"
         )
     if isinstance(table, str | bytes) or not isinstance(table, Iterable):
         raise DataError(f"{where} is a {type(table).__name__}; expected a list of rows, a datasets.Dataset or a path")
@@ -134,7 +134,9 @@ _DEEPEST = 100
 
 def _row(row: Any, here: str) -> Row:
     if not isinstance(row, Mapping):
-        raise DataError(f"{here} is a {type(row).__name__}, expected a mapping of columns to values")
+        raise DataError(
+            f"{here} is a {type(row).__name__}, expected a mapping of columns to values, as {{'prompt': '…'}}"
+        )
     if unnamed := [name for name in row if not isinstance(name, str)]:
         raise DataError(f"{here} has a column {unnamed[0]!r}; columns need names that are text")
     return {name: _plain(value, f"{here}: column '{name}'") for name, value in row.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import astuple
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from peft import TaskType
+from peft import PeftConfig, TaskType
 
 from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
@@ -25,11 +26,25 @@ from dar.run.environment import describe_environment, settle_heap
 from dar.run.folder import RunFolder
 
 
-def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quiet: bool = False) -> RewardModelLoop:
+@dataclass(frozen=True)
+class GivenPairs:
+    """Python objects that stand in for what a recipe would load; None = as the recipe says."""
+
+    model: Any | None = None
+    tokenizer: Any | None = None
+    train_rows: Iterable[Any] | None = None
+    heldout_rows: Iterable[Any] | None = None
+    lora: PeftConfig | None = None
+
+
+def build_reward_model_loop(
+    spec: RewardModelSpec, given: GivenPairs = GivenPairs(), *, resume: bool = False, quiet: bool = False
+) -> RewardModelLoop:
     """Everything the training needs, the cheap checks first: data and run folder fail before weights are loaded.
 
     Args:
         spec: the recipe.
+        given: Python objects to use instead of loading.
         resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
         quiet: print nothing while training.
 
@@ -41,20 +56,21 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
     require_package("matplotlib", "the figure of held-out pairs")
     settle_heap()
     precision = resolve_precision(spec.runtime)
-    tokenizer = load_tokenizer(spec.model)
-    context = context_length(load_config(spec.model))
-    pairs = build_pairs(spec, spec.data.train, tokenizer, context)
-    heldout = [] if spec.data.heldout is None else build_pairs(spec, spec.data.heldout, tokenizer, context)
+    tokenizer = given.tokenizer or load_tokenizer(spec.model)
+    context = context_length(load_config(spec.model) if given.model is None else given.model.config)
+    pairs = build_pairs(spec, spec.data.train, tokenizer, context, given.train_rows)
+    source = spec.data.heldout
+    heldout = [] if source is None else build_pairs(spec, source, tokenizer, context, given.heldout_rows)
     tables = {"data.train": pairs, "data.heldout": heldout}
     folder = RunFolder(spec.output_dir, {name: fingerprint(map(astuple, table)) for name, table in tables.items()})
     if resume:
         folder.require_same_recipe(spec, allow_changes=False)
     else:
         folder.require_new()
-    model = make_classifier(spec.model, tokenizer)
+    model = make_classifier(spec.model, tokenizer, given.model)
     initial = weights_fingerprint(model)
-    if spec.model.lora is not None:
-        model = add_lora(model, spec.model.lora, TaskType.SEQ_CLS, seed=spec.seed)
+    if (lora := given.lora or spec.model.lora) is not None:
+        model = add_lora(model, lora, TaskType.SEQ_CLS, seed=spec.seed)
     if spec.model.gradient_checkpointing:
         checkpoint_layers(model)
     module = ScoreModel(model.to(precision.device))
@@ -75,8 +91,10 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
     return loop
 
 
-def build_pairs(spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, context: int | None) -> list[TokenPair]:
-    """The pairs of a source, tokenised. Raises as `read_pairs` and `tokenize_pairs`."""
-    pairs = read_pairs(load_rows(source), spec.data, margin_column=spec.loss.margin_column, where=source.path)
+def build_pairs(
+    spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, context: int | None, rows: Iterable[Any] | None = None
+) -> list[TokenPair]:
+    """The pairs of a source, or of rows given, tokenised. Raises as `read_pairs` and `tokenize_pairs`."""
+    pairs = read_pairs(load_rows(source, rows), spec.data, margin_column=spec.loss.margin_column, where=source.path)
     longest = min(filter(None, (spec.data.max_length, context)), default=None)
     return tokenize_pairs(pairs, tokenizer, spec.data, max_length=longest, where=source.path)

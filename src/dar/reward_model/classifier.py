@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from dar.config.model import ModelSourceSpec
 from dar.errors import ConfigError
 from dar.policies.precision import Precision
-from dar.policies.text.loading import followed, load_config, load_tokenizer, load_weights
+from dar.policies.text.loading import disable_dropout, followed, load_config, load_tokenizer, load_weights
 from dar.reward_model.score_model import reads_last_token
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def load_classifier(spec: ModelSourceSpec) -> Any:
     return model.requires_grad_(False)
 
 
-def make_classifier(spec: ModelSourceSpec, tokenizer: Any) -> Any:
+def make_classifier(spec: ModelSourceSpec, tokenizer: Any, given: Any | None = None) -> Any:
     """A sequence classifier with one output to train: as it is, or a language model's layers under a new head.
 
     A new head is 0, so that every score is 0 at the start and the first differences are learnt ones.
@@ -70,14 +70,16 @@ def make_classifier(spec: ModelSourceSpec, tokenizer: Any) -> Any:
         spec: a causal language model, or a sequence classifier with one output.
         tokenizer: its tokenizer; gets a padding token of its own where it has none, for in a batch transformers takes
             the last token that is not padding for the end, and an end-of-sequence token that is padding too is none.
+        given: a sequence classifier to train instead of loading.
 
     Raises:
         ConfigError: it cannot be had, or it is a classifier with several outputs.
     """
-    config = _config(spec)
-    if _is_classifier(config):
+    config = _config(spec) if given is None else given.config
+    if given is not None or _is_classifier(config):
         _require_one_output(config, spec)
-        model, missing = _load(spec)
+        model, missing = _load(spec) if given is None else (given.float(), [])
+        disable_dropout(model)
     else:
         model, missing = _load(spec)
         head = [name for name in missing if name.startswith("score.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dar.batch import Message
 from dar.config.model_reward import CalibrationSpec, ModelRewardSpec
@@ -94,21 +94,29 @@ def check_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec) -> None:
     load_tokenizer(spec.model)
 
 
-def build_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec) -> ModelReward:
+class Classifier(NamedTuple):
+    """A sequence classifier given as an object, and its tokenizer, or None for the one it came with."""
+
+    model: Any
+    tokenizer: Any | None
+
+
+def build_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec, given: Classifier | None = None) -> ModelReward:
     """The reward model, loaded and frozen.
 
     Args:
         spec: the reward.
         runtime: the policy's, where the spec says nothing else.
+        given: an object to use instead of loading; it is moved to the device and frozen itself.
 
     Raises:
         ConfigError: it cannot be loaded, is no classifier with one output, or the device does not exist.
     """
     precision = _precision(spec, runtime)
-    context = context_length(load_classifier_config(spec.model))
-    tokenizer = load_tokenizer(spec.model)
-    module = ScoreModel(load_classifier(spec.model))
-    freeze_in(module.model, precision)
+    context = context_length(load_classifier_config(spec.model) if given is None else given.model.config)
+    tokenizer = (given and given.tokenizer) or load_tokenizer(spec.model)
+    model = load_classifier(spec.model) if given is None else given.model.float().requires_grad_(False)
+    module = ScoreModel(freeze_in(model, precision))
     return ModelReward(module, tokenizer, precision, spec, context)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dar.policies.text.saving import save_model
@@ -10,7 +11,7 @@ from dar.reward_model.card import reward_model_card
 from dar.reward_model.loop import RewardModelLoop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RewardModelResult:
     """steps: completed, of num_steps. evaluation: what evaluation.json holds. output_dir: the run folder."""
 
@@ -18,6 +19,16 @@ class RewardModelResult:
     num_steps: int
     evaluation: dict[str, Any]
     output_dir: str
+
+    @property
+    def model_dir(self) -> str:
+        """The reward model's folder, once the training is finished."""
+        return str(Path(self.output_dir) / "model")
+
+    def __repr__(self) -> str:
+        accuracy = [f"{row['accuracy']:.1%}" for row in self.evaluation.values()]
+        held = f"; held-out accuracy {' → '.join(accuracy)}" if accuracy else ""
+        return f"RewardModelResult({self.steps} of {self.num_steps} steps in {self.output_dir}{held})"
 
 
 def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> RewardModelResult:

@@ -7,7 +7,7 @@ number per completion, `None` where it does not apply, or `Failed(reason)` where
 """
 
 from dar.rewards.combine import Reward, RewardSet, Scoring
-from dar.rewards.function import RewardFunction, RewardValue, load_function
+from dar.rewards.function import RewardFunction, RewardValue, check_signature, load_function
 from dar.rewards.group import group_reward
 from dar.rewards.oracle import Oracle, ask_oracle
 from dar.rewards.table import RewardTable, join_tables
@@ -23,6 +23,7 @@ __all__ = [
     "RewardValue",
     "Scoring",
     "ask_oracle",
+    "check_signature",
     "group_reward",
     "join_tables",
     "load_function",

@@ -7,12 +7,13 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from dar.errors import ConfigError, RewardError
+from dar.files.hints import nearest_hint
 from dar.rewards.background import start_in_background
 from dar.rewards.foreign import ForeignCode
 from dar.sandbox.score import Failed, finite_float
@@ -46,6 +47,34 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{what} {path}: the module {module_name} has no callable '{attribute}'")
     return function
+
+
+OFFERED = ("prompts", "completions", "completion_ids", "finish_reasons", "group_ids")
+"""What a reward function may name, beside the columns of the data."""
+
+
+def check_signature(function: Callable[..., Any], name: str, columns: Iterable[str] | None) -> None:
+    """Raises ConfigError where the call of a reward function by keyword must fail.
+
+    Args:
+        function: the reward.
+        name: its name.
+        columns: of the data, or None where they are not known yet.
+    """
+    example = "def f(completions, **columns), which returns one number for each completion"
+    with ForeignCode(lambda kind, said: ConfigError(f"reward '{name}' cannot be asked its arguments: {kind}: {said}")):
+        if inspect.isclass(function):
+            raise ConfigError(f"reward '{name}' is a class: give an object of it that can be called, as {example}")
+        needed = [p for p in inspect.signature(function).parameters.values()
+                  if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
+    if unnamed := [each.name for each in needed if each.kind is each.POSITIONAL_ONLY]:
+        raise ConfigError(f"reward '{name}' takes {unnamed[0]} by position only, but is called by keyword: {example}")
+    known = None if columns is None else (*OFFERED, *sorted(columns))
+    if known is not None and (missing := [each.name for each in needed if each.name not in known]):
+        raise ConfigError(
+            f"reward '{name}' takes {', '.join(missing)}, which nobody passes{nearest_hint(missing[0], known)}: it is "
+            f"called by keyword with those that it names of {', '.join(known)}, or all, as {example}"
+        )
 
 
 def naming_errors(name: str, where: str) -> ForeignCode:

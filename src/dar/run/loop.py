@@ -41,6 +41,7 @@ from dar.run.heldout import HeldoutEvaluation
 from dar.run.metrics import sample_metrics
 from dar.run.recorder import Recorder
 from dar.run.steps import Steps, due
+from dar.run.trainer_callbacks import TrainerCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class Loop(Steps):
     def __post_init__(self) -> None:
         self.is_main = self.accelerator.is_main_process
         self.control = self.recorder.control
+        if self.is_main:  # as are all callbacks
+            theirs = (each for each in self.recorder.callbacks if isinstance(each, TrainerCallbacks))
+            self.trainer_callbacks = next(theirs, None)
         self.num_steps = self.spec.steps
         self.optimizer = self.learner.updater.optimizer
         self.initial = self.learner.policy.reference_fingerprint
@@ -205,7 +209,10 @@ class Loop(Steps):
         self.calibration.restore(state.calibration)
         self.learner.restore(extras)
         if self.is_main:
-            self.recorder.watch.restore(row for row in self.folder.metrics() if row["step"] <= state.step)
+            rows = [row for row in self.folder.metrics() if row["step"] <= state.step]
+            self.recorder.watch.restore(rows)
+            if self.trainer_callbacks is not None:
+                self.trainer_callbacks.restore(rows)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read
 from dar.run.display import Display
 from dar.run.folder import RunFolder
 from dar.run.stopping import Control, signals_handled
+from dar.run.trainer_callbacks import TrainerCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Steps(ABC):
     folder: of the run.
     display: shows it.
     control: what it was asked to do after the present step.
+    trainer_callbacks: those of transformers, which are told of its events.
     num_steps: the last step.
     optimizer: of the weights.
     initial: fingerprint of the weights before training, which a resumed run must find again.
@@ -38,6 +40,7 @@ class Steps(ABC):
     folder: RunFolder
     display: Display
     control: Control
+    trainer_callbacks: TrainerCallbacks | None = None
     is_main: bool = True
     _done: int = 0
     _is_whole: bool = True
@@ -74,6 +77,10 @@ class Steps(ABC):
         """Tensors that change from step to step beside the weights, by name."""
         return {}
 
+    def _tell(self, event: str) -> None:
+        if self.trainer_callbacks is not None:
+            self.trainer_callbacks.tell(event, self.control)
+
     def agreed(self, *wishes: bool) -> list[bool]:
         """Each wish, on every rank, where any rank has it."""
         return list(wishes)
@@ -106,6 +113,7 @@ class Steps(ABC):
         return self._done
 
     def _train(self) -> None:
+        self._tell("on_train_begin")
         # Step 0, or a step whose evaluation an earlier run could not finish.
         if self.evaluation_due(self._done) and not self.folder.is_evaluated(self._done):
             self.evaluate(self._done)
@@ -113,6 +121,7 @@ class Steps(ABC):
         is_stopping, _ = self.agreed(control.is_stopping, False)
         while self._done < self.num_steps and not is_stopping:
             step = self._done + 1
+            self._tell("on_step_begin")
             self.advance(step)
             self._done, self._is_whole = step, True
             if self.evaluation_due(step) or control.is_evaluating:
@@ -122,9 +131,11 @@ class Steps(ABC):
                 if self.is_main:
                     self._save()
                 self.agreed()
+                self._tell("on_save")
             control.is_saving = control.is_evaluating = False
         if control.reason is not None:
             self.display.note(f"stopped after step {self._done}: {control.reason}")
+        self._tell("on_train_end")
 
     def _save(self) -> None:
         save_checkpoint(
