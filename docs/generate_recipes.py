@@ -32,8 +32,10 @@ _INTRODUCTION = """\
 
 # Recipes: every key
 
-A recipe is a YAML file; [`recipes/quickstart.yaml`](../recipes/quickstart.yaml) is a complete one. Required are
-`model`, `data`, `steps` and `output_dir`, and `rewards` for every method that samples; everything else has a default.
+A recipe is a YAML file. Commands also take the name of a [shipped one](../src/dar/recipes), such as
+[`quickstart`](../src/dar/recipes/quickstart.yaml) or [`toy`](../src/dar/recipes/toy.yaml), where no file here has it.
+Required are `model`, `data`, `steps` and `output_dir`, and `rewards` for every method that samples; all else has a
+default.
 
 * **Checked before anything is loaded.** Unknown keys, wrong types and impossible values stop the command with exit
   code 2 and one line per problem: the key's path, what is wrong, and the nearest allowed name.

@@ -139,7 +139,7 @@ def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: s
 def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
     found = run("train", tmp_path / "absent.yaml")
     assert (found.code, found.out) == (2, "")
-    assert found.err.startswith(f"dar: {tmp_path / 'absent.yaml'} cannot be read: ")
+    assert found.err.startswith(f"dar: there is no recipe {tmp_path / 'absent.yaml'} here. Name a YAML file, or ")
     assert found.err.count("\n") == 1
 
 

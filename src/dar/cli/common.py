@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     SpecT = TypeVar("SpecT", bound=Spec)
 
 RecipeArgument = Annotated[
-    Path, typer.Argument(help="A recipe: a YAML file (reference: docs/recipes.md).", show_default=False)
+    Path, typer.Argument(help="A recipe: a YAML file, or a shipped one's name: quickstart, toy.", show_default=False)
 ]
 ModelArgument = Annotated[
     str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
