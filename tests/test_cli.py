@@ -448,6 +448,23 @@ def test_speed_stands_apart_from_the_completions(run: Run, tiny_folder: Path):
     assert "per second" not in found.out
 
 
+# --- init ---
+
+
+def test_project_of_init_trains_as_it_is(run: Run, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    first = run("init", "mine", "--model", "tiny-model")
+    assert first.out == (
+        "mine has recipe.yaml, prompts.jsonl, heldout.jsonl, my_rewards.py. Next: cd mine && dar train recipe.yaml\n"
+    )
+    again = run("init", "mine")
+    assert (again.code, "mine holds recipe.yaml, prompts.jsonl, heldout.jsonl" in again.err) == (2, True)
+    monkeypatch.chdir("mine")
+    done = run("train", "recipe.yaml", "steps=1", "rewards.0=my_rewards:on_topic", "sampling.max_completion_length=8")
+    assert done.code == 0, done.err
+    assert (tmp_path / "mine/runs/first/model/model.safetensors").is_file()
+
+
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 

@@ -91,13 +91,15 @@ def test_recipe_that_cannot_be_read_is_one_line(recipe: Path, text: str | bytes,
 
 
 def test_what_is_no_file_of_some_size_is_refused(tmp_path: Path):
+    (tmp_path / "mine.yml").touch()
     for path, problem in (
         (
             tmp_path / "absent.yaml",
-            r"no recipe .*absent\.yaml here\. Name a YAML file, or .*: adaptive_beta, ai_",
+            r"no recipe .*absent\.yaml here\. Name a YAML file \(.*: adaptive_beta, ai_",
         ),
         ("recipes/quickstrt.yaml", r"there is no recipe recipes/quickstrt\.yaml here \(did you mean 'quickstart'\?\)"),
-        (tmp_path, "cannot be read: .*directory"),
+        (tmp_path, r"is a folder\. Name a YAML file \(there: mine\.yml\), or a recipe"),
+        (tmp_path / "mine.yaml", r"here \(did you mean 'mine\.yml'\?\)"),
         ("/dev/zero", "/dev/zero holds more than 500,000 bytes"),
     ):
         with pytest.raises(ConfigError, match=problem):

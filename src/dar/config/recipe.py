@@ -110,14 +110,18 @@ def recipe_file(name: str | Path) -> Path:
     """The file of that name, or else the shipped recipe. Raises ConfigError where there is neither."""
     file = Path(expanded(name))
     names = sorted(each.stem for each in RECIPES.glob("*.yaml"))
-    # A folder of a recipe's name may well be the run it made.
-    if os.path.isfile(file) or (os.path.exists(file) and str(name) not in names):
+    # A folder of a recipe's name may well be a run of it.
+    if os.path.isfile(file) or (os.path.exists(file) and not os.path.isdir(file)):
         return file
     if str(name) in names:
         return RECIPES / f"{name}.yaml"
+    beside = sorted(each.name for each in (file if os.path.isdir(file) else file.parent).glob("*.y*ml"))
+    what = f"{name} is a folder" if os.path.isdir(file) else f"there is no recipe {name} here"
+    found = f" (there: {one_line(', '.join(beside))})" if beside else ""
+    hint = nearest_hint(file.name, beside) or nearest_hint(file.stem, names)
     raise ConfigError(
-        f"there is no recipe {name} here{nearest_hint(file.stem, names)}. Name a YAML file, or one that dar brings "
-        f"along: {', '.join(names)}. dar init FOLDER writes one of your own."
+        f"{what}{hint}. Name a YAML file{found}, or a recipe that dar brings along: "
+        f"{', '.join(names)}. dar init FOLDER writes one of your own."
     )
 
 
