@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli.app import main
+from dar.config.model import ModelSourceSpec
+from dar.policies.text.loading import load_model
 from dar.shown import visible
 
 Write = Callable[..., Path]
@@ -499,6 +502,47 @@ def test_model_of_a_lora_run_can_be_sampled_and_planned_with(
     planned = run("plan", write_recipe(model=str(adapter_run)))
     assert planned.code == 0
     assert f"{make_model().num_parameters():,} parameters" in planned.out
+
+
+def test_exported_adapter_is_the_trained_policy_to_transformers_and_peft(
+    run: Run, adapter_run: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = load_model(ModelSourceSpec(path=str(adapter_run)))(ids).logits
+    assert run("export", tmp_path / "run", tmp_path / "adapter").out.startswith(
+        f"{tmp_path / 'adapter'} has an adapter of "
+    )
+    assert run("export", tmp_path / "run", tmp_path / "whole", "--merge", "--dtype", "bf16").code == 0
+    assert run("export", adapter_run, tmp_path / "fp32", "--merge").code == 0
+    monkeypatch.chdir("/")
+    base = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "adapter"))
+    whole = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("fp32", "whole")]
+    with torch.no_grad():
+        assert torch.allclose(adapter(ids).logits, expected, atol=1e-4)
+        assert torch.equal(whole[0](ids).logits, expected)
+    rounded = whole[1].state_dict()
+    assert all(torch.equal(each.bfloat16(), rounded[name]) for name, each in whole[0].state_dict().items())
+    assert {each.dtype for each in rounded.values()} == {torch.bfloat16}
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template
+    assert (tmp_path / "whole/README.md").read_text() == (adapter_run / "README.md").read_text()
+    assert len({file.stat().st_mode for name in ("whole", "adapter") for file in (tmp_path / name).iterdir()}) == 1
+
+
+def test_export_overwrites_nothing_and_says_what_holds_no_model(run: Run, tiny_folder: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    for source, out, said in (
+        (tiny_folder, tmp_path / "run", "run is there already, and nothing is overwritten: name a new folder"),
+        (tmp_path / "run", tmp_path / "out", "run/model holds no model. The run is not finished: go on with"),
+        (tmp_path / "absent", tmp_path / "out", "absent holds no model. Name the folder of a run"),
+    ):
+        found = run("export", source, out)
+        assert (found.code, said in found.err) == (2, True), found.err
+    found = run("export", tiny_folder, tmp_path / "out", "--push", "me/mine")
+    assert (found.code, "nothing is uploaded to me/mine (" in found.err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapter_whose_base_is_gone_says_how_to_merge(

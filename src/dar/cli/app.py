@@ -14,6 +14,7 @@ import typer
 from dar import __version__
 from dar.cli.compare import compare
 from dar.cli.evaluate import eval_app
+from dar.cli.export import export
 from dar.cli.init import init
 from dar.cli.judge import judge
 from dar.cli.report import report, watch
@@ -58,7 +59,7 @@ _settings = {"debug": False}
 for command in (init, plan, train, compare, reward_model):
     app.command(rich_help_panel="Train")(command)
 app.add_typer(eval_app, rich_help_panel="Evaluate")
-for command in (sample, judge, report, watch):
+for command in (sample, judge, report, watch, export):
     app.command(rich_help_panel="Evaluate")(command)
 
 
