@@ -41,6 +41,10 @@ default.
   code 2 and one line per problem: the key's path, what is wrong, and the nearest allowed name.
 * **Overrides.** `dar train RECIPE key.path=value …`; values are YAML, list entries are counted from 0:
   `algorithm.alpha=0.5 rewards.0.weight=2 'model.lora={rank: 8}'`. `dar plan` takes the same.
+* **In an editor.** `dar schema > recipe.schema.json` (`--reward-model` for those), and
+  `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line: an editor with a YAML language server
+  completes, explains and checks its keys.
+* **In a shell.** `dar --install-completion`, once: Tab completes keys, methods, rewards and the names of recipes.
 * **Shorthands.** Where a table says "a bare string stands for `path`", `model: some/folder` is
   `model: {path: some/folder}`. In the lists `rewards` and `alerts`, a bare name is a `type`; among rewards, one with a
   colon is a function.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
@@ -23,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli.app import main
 from dar.config.model import ModelSourceSpec
+from dar.config.recipe import RECIPES, read_yaml
 from dar.policies.text.loading import load_model
 from dar.shown import visible
 
@@ -466,6 +468,51 @@ def test_project_of_init_trains_as_it_is(run: Run, tmp_path: Path, tiny_folder: 
     done = run("train", "recipe.yaml", "steps=1", "rewards.0=my_rewards:on_topic", "sampling.max_completion_length=8")
     assert done.code == 0, done.err
     assert (tmp_path / "mine/runs/first/model/model.safetensors").is_file()
+
+
+# --- what the shell and editors know of recipes ---
+
+
+def test_shell_completes_keys_methods_and_rewards_without_torch():
+    def completed(line: str, *, after: str = "pass") -> list[str]:
+        words = line.split(" ")
+        code = f"import sys\nsys.argv = ['dar']\nfrom dar.cli import main\ntry:\n    main()\nfinally:\n    {after}\n"
+        bash = {"_DAR_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+        found = subprocess.run([sys.executable, "-c", code], env={**os.environ, **bash}, capture_output=True, text=True)
+        return found.stdout.split()
+
+    heavy = "print({'torch', 'transformers'} & set(sys.modules) or 'light')"
+    assert completed("dar train toy algo", after=heavy) == ["algorithm.", "light"]
+    assert completed("dar plan toy algorithm.type=gr") == ["algorithm.type=grpo"]
+    assert completed("dar train toy rewards.0.type = sen") == ["sentiment"]  # bash has broken the word
+    assert completed("dar reward-model tldr loss.la") == ["loss.label_smoothing="]
+    assert completed("dar train quick") == ["quickstart"]
+
+
+def test_schema_of_an_editor_takes_what_can_be_run_and_little_else(run: Run):
+    run_schema, pair_schema = json.loads(run("schema").out), json.loads(run("schema", "--reward-model").out)
+    own = RECIPES.parent / "cli/project/recipe.yaml"
+    for file in [*RECIPES.glob("*.yaml"), own]:
+        jsonschema.validate(read_yaml(file), pair_schema if file.stem.endswith("reward_model") else run_schema)
+    toy = read_yaml(RECIPES / "toy.yaml")
+    for changes in (
+        {"algorithm": "own.method:Mine"},
+        {"algorithm": {"type": "own.method:Mine", "anything": 1}},
+        {"algorithm": {"alpha": 0.5}},
+        {"engine": "in_process"},
+        {"rewards": ["sentiment", "my_rewards.py:on_topic", {"function": "a:b"}]},
+        {"alerts": ["repetition"], "checkpoint": {"best": "eval/reward"}, "optim": {"learning_rate": 1}},
+    ):
+        jsonschema.validate(toy | changes, run_schema)
+    for changes in (
+        {"algorithm": "gpro"},
+        {"algorithm": {"type": "dar", "alhpa": 0.5}},
+        {"rewards": ["sentimnt"]},
+        {"stepz": 3},
+        {"optim": {"learning_rate": -1}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(toy | changes, run_schema)
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------

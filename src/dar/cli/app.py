@@ -20,6 +20,7 @@ from dar.cli.judge import judge
 from dar.cli.report import report, watch
 from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
+from dar.cli.schema import schema
 from dar.cli.train import plan, train
 from dar.console import Console, LogHandler
 from dar.errors import EXTRAS, ConfigError, DarError
@@ -56,7 +57,7 @@ def common(
 
 _settings = {"debug": False}
 
-for command in (init, plan, train, compare, reward_model):
+for command in (init, schema, plan, train, compare, reward_model):
     app.command(rich_help_panel="Train")(command)
 app.add_typer(eval_app, rich_help_panel="Evaluate")
 for command in (sample, judge, report, watch, export):
