@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,30 @@ def test_plan_as_json(run: Run, write_recipe: Write):
     plan = json.loads(found.out)
     assert (plan["rows_per_step"], plan["num_train_prompts"]) == (12, 5)
     assert "forward pass of the reference" in plan["passes"]
+
+
+def test_plan_tries_the_step_that_training_begins_with_and_leaves_nothing(
+    run: Run, write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, logging={"trackers": ["tensorboard"]})
+    trial = json.loads(run("plan", recipe, "--try", "--json", "evaluation.every=1").out)["trial"]
+    assert (list((tmp_path / "temporary").iterdir()), (tmp_path / "run").exists()) == ([], False)
+    assert run("train", recipe, "-q").code == 0
+    first = next(row for row in map(json.loads, (tmp_path / "run/metrics.jsonl").open()) if "loss" in row)
+    assert {key: trial["step"][key] for key in ("reward", "loss", "grad_norm")}.items() <= first.items()
+    assert re.fullmatch(r"<\|user\|>say \w+<eos><\|assistant\|>", trial["prompt"])
+    assert all(row["reward"] == -abs(row["length"] - 4) / 4 for row in trial["completions"])
+    assert len(trial["completions"]) == trial["num_evaluations"] == 4  # before, and after each of three steps
+    assert trial["run_seconds"] == 3 * trial["step"]["step_time"] + 4 * trial["evaluation_seconds"]
+    checkpoints = sum(file.stat().st_size for file in (tmp_path / "run/checkpoints").rglob("*.*"))
+    model = (tmp_path / "run/model/model.safetensors").stat().st_size
+    assert trial["disk_gb"] * 1e9 == pytest.approx(1.5 * checkpoints + model, rel=0.15)  # three where two are kept
+    shown = run("plan", recipe, "--try").out
+    assert "The first prompt, as the model reads it:\n<|user|>say " in shown
+    assert re.search(r"the run: about \d+ s \(3 steps and 2 evaluations of \d+ s\), ", shown)
 
 
 def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
