@@ -17,6 +17,7 @@ from dar.cli.evaluate import eval_app
 from dar.cli.export import export
 from dar.cli.init import init
 from dar.cli.judge import judge
+from dar.cli.ls import ls
 from dar.cli.report import report, watch
 from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
@@ -60,7 +61,7 @@ _settings = {"debug": False}
 for command in (init, schema, plan, train, compare, reward_model):
     app.command(rich_help_panel="Train")(command)
 app.add_typer(eval_app, rich_help_panel="Evaluate")
-for command in (sample, judge, report, watch, export):
+for command in (ls, sample, judge, report, watch, export):
     app.command(rich_help_panel="Evaluate")(command)
 
 
