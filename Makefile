@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Align a real 135M-parameter chat model with DAR and show before and after
-	$(BIN)/dar train recipes/quickstart.yaml $(if $(wildcard runs/quickstart/config.yaml),--resume)
+	$(BIN)/dar train quickstart $(if $(wildcard runs/quickstart/config.yaml),--resume)
 
 test: $(STAMP) ## Run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -31,13 +31,19 @@ _INTRODUCTION = """\
 
 # Recipes: every key
 
-A recipe is a YAML file; [`recipes/quickstart.yaml`](../recipes/quickstart.yaml) is a complete one. Required are
-`model`, `data`, `steps` and `output_dir`, and `rewards` for every method that samples; everything else has a default.
+A recipe is a YAML file. Commands also take the name of a [shipped one](../src/dar/recipes), such as
+[`quickstart`](../src/dar/recipes/quickstart.yaml) or [`toy`](../src/dar/recipes/toy.yaml), where no file here has it.
+Required are `model`, `data`, `steps` and `output_dir`, and `rewards` for every method that samples; all else has a
+default.
 
 * **Checked before anything is loaded.** Unknown keys, wrong types and impossible values stop the command with exit
   code 2 and one line per problem: the key's path, what is wrong, and the nearest allowed name.
 * **Overrides.** `dar train RECIPE key.path=value …`; values are YAML, list entries are counted from 0:
   `algorithm.alpha=0.5 rewards.0.weight=2 'model.lora={rank: 8}'`. `dar plan` takes the same.
+* **In an editor.** `dar schema > recipe.schema.json` (`--reward-model` for those), and
+  `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line: an editor with a YAML language server
+  completes, explains and checks its keys.
+* **In a shell.** `dar --install-completion`, once: Tab completes keys, methods, rewards and the names of recipes.
 * **Shorthands.** Where a table says "a bare string stands for `path`", `model: some/folder` is
   `model: {path: some/folder}`. In the lists `rewards` and `alerts`, a bare name is a `type`; among rewards, one with a
   colon is a function.

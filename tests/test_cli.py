@@ -9,18 +9,24 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli.app import main
+from dar.config.model import ModelSourceSpec
+from dar.config.recipe import RECIPES, read_yaml
+from dar.policies.text.loading import load_model
 from dar.shown import visible
 
 Write = Callable[..., Path]
@@ -139,7 +145,7 @@ def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: s
 def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
     found = run("train", tmp_path / "absent.yaml")
     assert (found.code, found.out) == (2, "")
-    assert found.err.startswith(f"dar: {tmp_path / 'absent.yaml'} cannot be read: ")
+    assert found.err.startswith(f"dar: there is no recipe {tmp_path / 'absent.yaml'} here. Name a YAML file, or ")
     assert found.err.count("\n") == 1
 
 
@@ -206,6 +212,30 @@ def test_plan_as_json(run: Run, write_recipe: Write):
     plan = json.loads(found.out)
     assert (plan["rows_per_step"], plan["num_train_prompts"]) == (12, 5)
     assert "forward pass of the reference" in plan["passes"]
+
+
+def test_plan_tries_the_step_that_training_begins_with_and_leaves_nothing(
+    run: Run, write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    prompts = str(tmp_path / "prompts.jsonl")
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, logging={"trackers": ["tensorboard"]})
+    trial = json.loads(run("plan", recipe, "--try", "--json", "evaluation.every=1").out)["trial"]
+    assert (list((tmp_path / "temporary").iterdir()), (tmp_path / "run").exists()) == ([], False)
+    assert run("train", recipe, "-q").code == 0
+    first = next(row for row in map(json.loads, (tmp_path / "run/metrics.jsonl").open()) if "loss" in row)
+    assert {key: trial["step"][key] for key in ("reward", "loss", "grad_norm")}.items() <= first.items()
+    assert re.fullmatch(r"<\|user\|>say \w+<eos><\|assistant\|>", trial["prompt"])
+    assert all(row["reward"] == -abs(row["length"] - 4) / 4 for row in trial["completions"])
+    assert len(trial["completions"]) == trial["num_evaluations"] == 4  # before, and after each of three steps
+    assert trial["run_seconds"] == 3 * trial["step"]["step_time"] + 4 * trial["evaluation_seconds"]
+    checkpoints = sum(file.stat().st_size for file in (tmp_path / "run/checkpoints").rglob("*.*"))
+    model = (tmp_path / "run/model/model.safetensors").stat().st_size
+    assert trial["disk_gb"] * 1e9 == pytest.approx(1.5 * checkpoints + model, rel=0.15)  # three where two are kept
+    shown = run("plan", recipe, "--try").out
+    assert "The first prompt, as the model reads it:\n<|user|>say " in shown
+    assert re.search(r"the run: about \d+ s \(3 steps and 2 evaluations of \d+ s\), ", shown)
 
 
 def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
@@ -448,6 +478,68 @@ def test_speed_stands_apart_from_the_completions(run: Run, tiny_folder: Path):
     assert "per second" not in found.out
 
 
+# --- init ---
+
+
+def test_project_of_init_trains_as_it_is(run: Run, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    first = run("init", "mine", "--model", "tiny-model")
+    assert first.out == (
+        "mine has recipe.yaml, prompts.jsonl, heldout.jsonl, my_rewards.py. Next: cd mine && dar train recipe.yaml\n"
+    )
+    again = run("init", "mine")
+    assert (again.code, "mine holds recipe.yaml, prompts.jsonl, heldout.jsonl" in again.err) == (2, True)
+    monkeypatch.chdir("mine")
+    done = run("train", "recipe.yaml", "steps=1", "rewards.0=my_rewards:on_topic", "sampling.max_completion_length=8")
+    assert done.code == 0, done.err
+    assert (tmp_path / "mine/runs/first/model/model.safetensors").is_file()
+
+
+# --- what the shell and editors know of recipes ---
+
+
+def test_shell_completes_keys_methods_and_rewards_without_torch():
+    def completed(line: str, *, after: str = "pass") -> list[str]:
+        words = line.split(" ")
+        code = f"import sys\nsys.argv = ['dar']\nfrom dar.cli import main\ntry:\n    main()\nfinally:\n    {after}\n"
+        bash = {"_DAR_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+        found = subprocess.run([sys.executable, "-c", code], env={**os.environ, **bash}, capture_output=True, text=True)
+        return found.stdout.split()
+
+    heavy = "print({'torch', 'transformers'} & set(sys.modules) or 'light')"
+    assert completed("dar train toy algo", after=heavy) == ["algorithm.", "light"]
+    assert completed("dar plan toy algorithm.type=gr") == ["algorithm.type=grpo"]
+    assert completed("dar train toy rewards.0.type = sen") == ["sentiment"]  # bash has broken the word
+    assert completed("dar reward-model tldr loss.la") == ["loss.label_smoothing="]
+    assert completed("dar train quick") == ["quickstart"]
+
+
+def test_schema_of_an_editor_takes_what_can_be_run_and_little_else(run: Run):
+    run_schema, pair_schema = json.loads(run("schema").out), json.loads(run("schema", "--reward-model").out)
+    own = RECIPES.parent / "cli/project/recipe.yaml"
+    for file in [*RECIPES.glob("*.yaml"), own]:
+        jsonschema.validate(read_yaml(file), pair_schema if file.stem.endswith("reward_model") else run_schema)
+    toy = read_yaml(RECIPES / "toy.yaml")
+    for changes in (
+        {"algorithm": "own.method:Mine"},
+        {"algorithm": {"type": "own.method:Mine", "anything": 1}},
+        {"algorithm": {"alpha": 0.5}},
+        {"engine": "in_process"},
+        {"rewards": ["sentiment", "my_rewards.py:on_topic", {"function": "a:b"}]},
+        {"alerts": ["repetition"], "checkpoint": {"best": "eval/reward"}, "optim": {"learning_rate": 1}},
+    ):
+        jsonschema.validate(toy | changes, run_schema)
+    for changes in (
+        {"algorithm": "gpro"},
+        {"algorithm": {"type": "dar", "alhpa": 0.5}},
+        {"rewards": ["sentimnt"]},
+        {"stepz": 3},
+        {"optim": {"learning_rate": -1}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(toy | changes, run_schema)
+
+
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +574,47 @@ def test_model_of_a_lora_run_can_be_sampled_and_planned_with(
     planned = run("plan", write_recipe(model=str(adapter_run)))
     assert planned.code == 0
     assert f"{make_model().num_parameters():,} parameters" in planned.out
+
+
+def test_exported_adapter_is_the_trained_policy_to_transformers_and_peft(
+    run: Run, adapter_run: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = load_model(ModelSourceSpec(path=str(adapter_run)))(ids).logits
+    assert run("export", tmp_path / "run", tmp_path / "adapter").out.startswith(
+        f"{tmp_path / 'adapter'} has an adapter of "
+    )
+    assert run("export", tmp_path / "run", tmp_path / "whole", "--merge", "--dtype", "bf16").code == 0
+    assert run("export", adapter_run, tmp_path / "fp32", "--merge").code == 0
+    monkeypatch.chdir("/")
+    base = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "adapter"))
+    whole = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("fp32", "whole")]
+    with torch.no_grad():
+        assert torch.allclose(adapter(ids).logits, expected, atol=1e-4)
+        assert torch.equal(whole[0](ids).logits, expected)
+    rounded = whole[1].state_dict()
+    assert all(torch.equal(each.bfloat16(), rounded[name]) for name, each in whole[0].state_dict().items())
+    assert {each.dtype for each in rounded.values()} == {torch.bfloat16}
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template
+    assert (tmp_path / "whole/README.md").read_text() == (adapter_run / "README.md").read_text()
+    assert len({file.stat().st_mode for name in ("whole", "adapter") for file in (tmp_path / name).iterdir()}) == 1
+
+
+def test_export_overwrites_nothing_and_says_what_holds_no_model(run: Run, tiny_folder: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    for source, out, said in (
+        (tiny_folder, tmp_path / "run", "run is there already, and nothing is overwritten: name a new folder"),
+        (tmp_path / "run", tmp_path / "out", "run/model holds no model. The run is not finished: go on with"),
+        (tmp_path / "absent", tmp_path / "out", "absent holds no model. Name the folder of a run"),
+    ):
+        found = run("export", source, out)
+        assert (found.code, said in found.err) == (2, True), found.err
+    found = run("export", tiny_folder, tmp_path / "out", "--push", "me/mine")
+    assert (found.code, "nothing is uploaded to me/mine (" in found.err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapter_whose_base_is_gone_says_how_to_merge(

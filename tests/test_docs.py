@@ -32,7 +32,7 @@ from dar.trainer import run_loop
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "src/dar/recipes").glob("*.yaml"))
 
 
 def blocks(page: Path, language: str) -> list[str]:

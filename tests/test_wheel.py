@@ -63,11 +63,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dar(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), "-m", "dar", "train", str(ROOT / "recipes/toy.yaml"), "output_dir=run", *arguments]
+    command = [str(python), "-m", "dar", "train", "toy", "output_dir=run", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_wheel_beside_what_it_needs_trains_the_toy(python: Path, tmp_path: Path):
+def test_wheel_beside_what_it_needs_trains_a_shipped_recipe(python: Path, tmp_path: Path):
     done = dar(python, tmp_path, "steps=2", "evaluation.num_generations=2")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from support.handmade import make_spec
 
 from dar.config.model import LoraSpec
 from dar.config.optim import AdamWSpec
-from dar.config.recipe import dump_recipe, flatten, load_recipe, parse_yaml
+from dar.config.recipe import RECIPES, dump_recipe, flatten, load_recipe, parse_yaml
 from dar.config.regression import DARSpec
 from dar.config.rewards import FunctionRewardSpec, LengthRewardSpec, SentimentRewardSpec
 from dar.config.run import RunSpec
@@ -91,13 +91,27 @@ def test_recipe_that_cannot_be_read_is_one_line(recipe: Path, text: str | bytes,
 
 
 def test_what_is_no_file_of_some_size_is_refused(tmp_path: Path):
+    (tmp_path / "mine.yml").touch()
     for path, problem in (
-        (tmp_path / "absent.yaml", r"absent\.yaml cannot be read: .*No such file"),
-        (tmp_path, "cannot be read: .*directory"),
+        (
+            tmp_path / "absent.yaml",
+            r"no recipe .*absent\.yaml here\. Name a YAML file \(.*: adaptive_beta, ai_",
+        ),
+        ("recipes/quickstrt.yaml", r"there is no recipe recipes/quickstrt\.yaml here \(did you mean 'quickstart'\?\)"),
+        (tmp_path, r"is a folder\. Name a YAML file \(there: mine\.yml\), or a recipe"),
+        (tmp_path / "mine.yaml", r"here \(did you mean 'mine\.yml'\?\)"),
         ("/dev/zero", "/dev/zero holds more than 500,000 bytes"),
     ):
         with pytest.raises(ConfigError, match=problem):
             load_recipe(path)
+
+
+def test_name_is_a_shipped_recipe_unless_a_file_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()  # such as a run of it
+    assert load_recipe("toy") == load_recipe(RECIPES / "toy.yaml")
+    (tmp_path / "quickstart").write_text(RECIPE)
+    assert load_recipe("quickstart").steps == 3
 
 
 def test_every_problem_is_listed_on_its_own_line(recipe: Path):

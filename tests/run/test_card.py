@@ -45,7 +45,10 @@ NAME = "a/b\nlicense: mit\n---\n# <b>x</b> \u202e"
 def test_what_the_front_matter_says_is_what_was_trained_from():
     card = model_card(build_spec(RECIPE | {"model": NAME}, where="recipe.yaml"), [], [])
     beginning, rest = card.removeprefix("---\n").split("\n---\n", maxsplit=1)
-    assert yaml.safe_load(beginning) == {"library_name": "transformers", "base_model": NAME, "tags": ["rlhf", "dar"]}
+    # The Hub takes no card whose base model is none of its own.
+    assert yaml.safe_load(beginning) == {"library_name": "transformers", "tags": ["rlhf", "dar"]}
+    hub = model_card(build_spec(RECIPE | {"model": "some/model"}, where="recipe.yaml"), [], [])
+    assert yaml.safe_load(hub.split("---\n")[1])["base_model"] == "some/model"
     assert rest.startswith("\n# a/b license: mit --- \\# \\<b\\>x\\</b\\> \\[RLO\\], aligned with DAR\n")
     assert "\u202e" not in card
 
@@ -70,7 +73,7 @@ def test_the_card_of_a_reward_model_is_as_careful():
     recipe = {"model": NAME, "data": "`x`|y", "steps": 1, "output_dir": "run"}
     card = reward_model_card(build_spec(recipe, where="r", kind=RewardModelSpec), {}, num_pairs=3, command="dar `````")
     beginning, rest = card.removeprefix("---\n").split("\n---\n", maxsplit=1)
-    assert yaml.safe_load(beginning)["base_model"] == NAME
+    assert yaml.safe_load(beginning)["tags"] == ["reward-model"]
     assert rest.startswith("\n# A reward model from a/b license: mit --- \\# ")
     assert r"preference pairs from \`x\`\|y. One output" in rest
     assert "\n``````sh\ndar `````\n``````\n" in rest

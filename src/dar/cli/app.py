@@ -14,10 +14,14 @@ import typer
 from dar import __version__
 from dar.cli.compare import compare
 from dar.cli.evaluate import eval_app
+from dar.cli.export import export
+from dar.cli.init import init
 from dar.cli.judge import judge
+from dar.cli.ls import ls
 from dar.cli.report import report, watch
 from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
+from dar.cli.schema import schema
 from dar.cli.train import plan, train
 from dar.console import Console, LogHandler
 from dar.errors import EXTRAS, ConfigError, DarError
@@ -54,10 +58,10 @@ def common(
 
 _settings = {"debug": False}
 
-for command in (plan, train, compare, reward_model):
+for command in (init, schema, plan, train, compare, reward_model):
     app.command(rich_help_panel="Train")(command)
 app.add_typer(eval_app, rich_help_panel="Evaluate")
-for command in (sample, judge, report, watch):
+for command in (ls, sample, judge, report, watch, export):
     app.command(rich_help_panel="Evaluate")(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,39 @@ if TYPE_CHECKING:
 
     SpecT = TypeVar("SpecT", bound=Spec)
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """What the name of a recipe may become, for the shell."""
+    from dar.config.recipe import RECIPES
+
+    return [file.stem for file in RECIPES.glob("*.yaml")] + glob.glob(f"{glob.escape(incomplete)}*.y*ml")
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """What `key.path=value` may become, for the shell."""
+    from dar.config.reward_model import RewardModelSpec
+    from dar.config.run import RunSpec
+    from dar.config.schema import allowed, recipe_schema
+
+    schema = recipe_schema(RewardModelSpec if ctx.info_name == "reward-model" else RunSpec)
+    before = ctx.params.get("overrides") or []
+    if before[-1:] == ["="]:  # bash makes three words of key=value
+        return allowed(schema, before[-2].split("."))[1]
+    path, is_value, _ = incomplete.partition("=")
+    *parents, name = path.split(".")
+    known = allowed(schema, parents)[0]
+    if is_value or known.get(name) is False:
+        return [f"{path}={value}" for value in allowed(schema, [*parents, name])[1] or [""]]
+    return [".".join([*parents, key]) + ("." if has_keys else "=") for key, has_keys in known.items()]
+
+
 RecipeArgument = Annotated[
-    Path, typer.Argument(help="A recipe: a YAML file (reference: docs/recipes.md).", show_default=False)
+    Path,
+    typer.Argument(
+        help="A recipe: a YAML file, or a shipped one's name: quickstart, toy.",
+        show_default=False,
+        autocompletion=complete_recipe,
+    ),
 ]
 ModelArgument = Annotated[
     str, typer.Argument(help="A Hub id, folder (such as RUN/model) or .gguf file.", show_default=False)
@@ -26,7 +58,9 @@ ModelArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Changes to the recipe, such as algorithm.alpha=0.5 optim.learning_rate=1e-5.", show_default=False
+        help="Changes to the recipe, such as algorithm.alpha=0.5 optim.learning_rate=1e-5.",
+        show_default=False,
+        autocompletion=complete_override,
     ),
 ]
 

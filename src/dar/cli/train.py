@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from dar.cli.common import AsJson, Overrides, RecipeArgument, Resume, hide_file_progress, print_json
+from dar.cli.trial import show_trial
 from dar.console import Console
 
 if TYPE_CHECKING:
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
     from dar.config.run import RunSpec
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    is_tried: Annotated[
+        bool, typer.Option("--try", help="Also load the model and take one step: samples, rewards, seconds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights.
 
-    (A .gguf model is converted into the cache on first use.)
+    (A .gguf model is converted into the cache on first use.) Nothing is left behind, by --try neither.
     """
     from dar.config.recipe import load_recipe
 
@@ -30,10 +38,18 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = 
 
     hide_file_progress()
     found = make_plan(spec)
-    if as_json:
-        print_json(dataclasses.asdict(found))
-    else:
+    if not as_json:
         Console().print(_plan_table(str(recipe), spec, found))
+    trial = None
+    if is_tried:
+        from dar.assembly.trial import try_step
+
+        Console(stderr=True).print("taking one step…", style="dim")
+        trial = try_step(spec, num_heldout_prompts=found.num_heldout_prompts)
+    if as_json:
+        print_json(dataclasses.asdict(found) | ({"trial": dataclasses.asdict(trial)} if trial else {}))
+    elif trial:
+        show_trial(Console(), spec, trial)
 
 
 def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from dar.config.problems import explain, quoted
 from dar.config.rewards import expand_reward
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
+from dar.files.hints import nearest_hint
 from dar.files.intake import read_text
 from dar.files.paths import expanded
 from dar.shown import one_line
@@ -50,6 +52,8 @@ for _side in (_Loader, _Dumper):
     )
 
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the library; the name of one is its file's, without the ending."""
 RecipeSpec = TypeVar("RecipeSpec", bound=Spec)
 
 
@@ -65,7 +69,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     """Reads a recipe file and applies `key.path=value` overrides.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a shipped recipe.
         overrides: for example `["algorithm.alpha=0.5", "rewards.0.weight=2"]`; values are YAML.
         kind: what it is a recipe of.
 
@@ -73,6 +77,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
         ConfigError: the file is missing or not YAML, an override is malformed, or a key is unknown, of the wrong type
             or impossible; the message has the key's path, what was found and what is allowed.
     """
+    path = recipe_file(path)
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
@@ -100,6 +105,25 @@ def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Any] = RunSpec)
     except ValidationError as error:
         problems = "\n".join(f"  {line}" for line in explain(error, raw))
         raise ConfigError(f"{where} cannot be run as written:\n{problems}") from error
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file of that name, or else the shipped recipe. Raises ConfigError where there is neither."""
+    file = Path(expanded(name))
+    names = sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    # A folder of a recipe's name may well be a run of it.
+    if os.path.isfile(file) or (os.path.exists(file) and not os.path.isdir(file)):
+        return file
+    if str(name) in names:
+        return RECIPES / f"{name}.yaml"
+    beside = sorted(each.name for each in (file if os.path.isdir(file) else file.parent).glob("*.y*ml"))
+    what = f"{name} is a folder" if os.path.isdir(file) else f"there is no recipe {name} here"
+    found = f" (there: {one_line(', '.join(beside))})" if beside else ""
+    hint = nearest_hint(file.name, beside) or nearest_hint(file.stem, names)
+    raise ConfigError(
+        f"{what}{hint}. Name a YAML file{found}, or a recipe that dar brings along: "
+        f"{', '.join(names)}. dar init FOLDER writes one of your own."
+    )
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -39,7 +39,8 @@ def resolve_path(path: str) -> str:
     package, _, inner = path.removeprefix(_SCHEME).partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"{path}: the package '{package}' is not installed in this environment")
+        how = f" (pip install --no-deps {package.replace('_', '-')})" if package.isidentifier() else ""
+        raise ConfigError(f"{path}: the package '{package}' is not installed in this environment{how}")
     for folder in found.submodule_search_locations:
         candidate = Path(folder) / inner
         if candidate.exists():

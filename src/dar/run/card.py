@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -63,6 +65,8 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
 
 
 def front_matter(**fields: Any) -> list[str]:
-    """The lines a card begins with: YAML that holds just these values, whatever they are."""
+    """The lines a card begins with: YAML that holds just these values, a base model only if it is one of the Hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base := fields["base_model"])) or Path(base).exists():
+        del fields["base_model"]  # the Hub takes no card that names another
     text = yaml.safe_dump({"library_name": "transformers"} | fields, sort_keys=False)
     return ["---", text.rstrip(), "---", ""]

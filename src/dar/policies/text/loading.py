@@ -54,7 +54,8 @@ def resolve_model(spec: ModelSourceSpec) -> str:
         raise ConfigError(f"the model path {path} does not exist")
     if Path(path).is_file():
         raise ConfigError(f"the model path {path} is a file: name the folder it is in")
-    return path
+    # An adapter names its base by this: from another folder, a relative path would lead nowhere.
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def followed(spec: ModelSourceSpec) -> tuple[ModelSourceSpec, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,5 +34,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Ma
             tokenizer.save_pretrained(scratch)
             for name, text in {"README.md": card, **(notes or {})}.items():
                 (scratch / name).write_text(text, encoding="utf-8")
+            for file in scratch.glob("*.safetensors"):
+                # The library makes weights its owner's alone, which no server or colleague could read.
+                shutil.copymode(scratch / "README.md", file)
     except OSError as error:
         raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error

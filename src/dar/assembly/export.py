@@ -1,0 +1,68 @@
+"""A trained model's folder as other programs want it: merged, in another precision, its base where it is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, TaskType
+from safetensors.torch import load_file, save_file
+
+from dar.config.model import ModelSourceSpec
+from dar.errors import CheckpointError, ConfigError
+from dar.files.atomic import written
+from dar.policies.text.loading import followed, load_model, load_tokenizer, resolve_model
+from dar.policies.text.saving import save_model
+from dar.reward_model.classifier import load_classifier
+
+
+def export_model(source: Path, out: Path, *, merge: bool, dtype: torch.dtype | None) -> str | None:
+    """Writes a model's folder again, its weights in another precision if asked for.
+
+    Args:
+        source: holds a policy or a reward model, or an adapter of one.
+        out: the new folder.
+        merge: make one model of an adapter and its base.
+        dtype: of the weights; None keeps it.
+
+    Returns:
+        The base, a Hub id or an absolute path, that what was written needs; None where it is a whole model.
+
+    Raises:
+        ConfigError: the base of an adapter cannot be had, or is an adapter itself and the two are not to be merged.
+        CheckpointError: it cannot be written.
+    """
+    spec = ModelSourceSpec(path=str(source))
+    base, adapters = followed(spec)
+    if len(adapters) > 1 and not merge:
+        raise ConfigError(f"{source} is an adapter on top of another, which few programs can follow: add --merge")
+    needs = resolve_model(base) if adapters and not merge else None
+    try:
+        with written(out) as scratch:
+            if adapters and merge:
+                is_classifier = PeftConfig.from_pretrained(adapters[-1]).task_type == TaskType.SEQ_CLS
+                model = load_classifier(spec) if is_classifier else load_model(spec)
+                card = source / "README.md"
+                text = card.read_text(encoding="utf-8") if card.is_file() else ""
+                save_model(model, load_tokenizer(spec), scratch, card=text)
+            else:
+                shutil.copytree(source, scratch)
+            settings = scratch / ("config.json" if needs is None else "adapter_config.json")
+            changes = {} if needs is None else {"base_model_name_or_path": needs}
+            if dtype is not None:
+                changes |= {"dtype": str(dtype).removeprefix("torch.")} if needs is None else {}
+                for file in scratch.glob("*.safetensors"):
+                    kept = {name: _in(dtype, each) for name, each in load_file(file).items()}
+                    save_file(kept, file, metadata={"format": "pt"})
+                    shutil.copymode(settings, file)
+            found = json.loads(settings.read_text(encoding="utf-8"))
+            settings.write_text(json.dumps(found | changes, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"the model cannot be written to {out}: {error}") from error
+    return needs
+
+
+def _in(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
