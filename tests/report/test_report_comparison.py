@@ -51,6 +51,10 @@ def test_runs_given_one_by_one_are_named_after_what_sets_them_apart(tmp_path: Pa
     write_run(tmp_path / "c", algorithm="rloo")
     arms = arms_of(load_runs([tmp_path / name for name in "abc"]))
     assert [arm.name for arm in arms] == ["dar, alpha 0.0", "dar, alpha 0.5", "rloo"]
+    # In the order of the recipe, where sampling stands before optim.
+    changed = {"sampling": {"temperature": 0.5}, "optim": {"learning_rate": 0.5}}
+    write_run(tmp_path / "d", algorithm="rloo", **changed)
+    assert arms_of(load_runs([tmp_path / "c", tmp_path / "d"]))[1].name == "rloo, temperature 0.5, learning_rate 0.5"
 
 
 def test_final_figures_are_means_with_student_s_interval_over_seeds(compared: Path) -> None:
@@ -73,6 +77,16 @@ def test_frontier_is_the_mean_over_seeds_with_their_range(compared: Path) -> Non
     assert mine.low == pytest.approx([0.016, 0.516, 1.016])
     assert mine.high == pytest.approx([0.016, 1.016, 2.016])
     assert [series.name for series in plot.series if series.is_faint][:2] == ["mine-seed0", "mine-seed1"]
+
+
+def test_gold_has_a_frontier_of_its_own(tmp_path: Path) -> None:
+    runs = load_runs([write_run(tmp_path / name, algorithm=name, gold=name == "dar") for name in ("dar", "rloo")])
+    plot = frontier(arms_of(runs), "gold")
+    assert plot is not None
+    assert (plot.name, plot.y.title) == ("frontier_gold", "held-out gold reward, not trained on")
+    assert [series.name for series in plot.series] == ["dar"]
+    # The gold reward is 0.5 less the reward, of which the evaluations' means are 0.016, 0.516 and 1.016.
+    assert plot.series[0].y == pytest.approx([0.484, -0.016, -0.516])
 
 
 def test_win_matrix_counts_prompts_and_mirrors_itself(compared: Path) -> None:

@@ -86,6 +86,8 @@ CURVES = (
         Axis("correlation"),
         "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
     ),
+)
+PAIRS = (
     # What stands for the reward in a method that learns from pairs.
     Curve("rewards/accuracies", "accuracy", "Accuracy", Axis("share of pairs", is_share=True), "Margin above 0."),
     Curve("rewards/margins", "margin", "Margin", Axis("β·log(π_θ/π₀)"), "Implicit reward of chosen less rejected."),
@@ -106,15 +108,15 @@ IN_COMPARISON = (CURVES[0], GOLD, CURVES[1], CURVES[3], CURVES[4])
 def training_plots(run: Run) -> list[Plot]:
     """The curves this run has data for, in the order of the page: also of held-out measures that no curve is made for.
 
-    The loss is among them where a method learns from data; of a policy's own samples it says little.
+    A method that learns from data has its pairs and its loss first; of a policy's own samples the loss says little.
     """
-    known = {curve.key for curve in CURVES}
+    known = {curve.key for curve in (*CURVES, *PAIRS)}
     others = [
         Curve(measure.key, measure.key.replace("/", "_"), measure.label.capitalize(), Axis(measure.name))
         for measure in measures_of(run.evaluations[-1] if run.evaluations else {})
         if measure.key not in known and not measure.is_part
     ]
-    return plots_of(run, [*CURVES, *([LOSS] if run.spec.algorithm.logged else []), *others])
+    return plots_of(run, (*PAIRS, LOSS, *others, *CURVES) if run.spec.algorithm.logged else (*CURVES, *PAIRS, *others))
 
 
 def plots_of(run: Training, curves: Sequence[Curve]) -> list[Plot]:

@@ -116,9 +116,9 @@ def comparison_panels(runs: Sequence[Run]) -> list[Panel]:
     """The plots of several runs, by section."""
     arms = arms_of(runs)
     steps = [over_steps(arms, curve) for curve in IN_COMPARISON]
-    plot = frontier(arms)
+    frontiers = [frontier(arms, key) for key in ("reward", "gold")]
     return [
-        Panel("frontier", "Frontier", [plot] if plot else []),
+        Panel("frontier", "Frontier", [plot for plot in frontiers if plot]),
         Panel("curves", "Over the steps", [plot for plot in steps if plot]),
     ]
 
