@@ -177,6 +177,19 @@ def test_a_held_out_measure_that_no_curve_is_made_for_has_one(folder: Path) -> N
     assert plot["series"][0]["y"] == [row["eval/gold"] for row in evaluations(folder)]
 
 
+def test_a_method_that_learns_from_pairs_shows_them_first(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run", evaluations=(), sampled=False, completions_every=0, algorithm="dpo", rewards=[]
+    )
+    RunFolder(folder).append_metrics({"step": 7, "loss": 0.5, "rewards/accuracies": 0.75})
+    for step, share in (0, 0.5), (7, 0.875):
+        RunFolder(folder).append_metrics({"step": step, "eval/rewards/accuracies": share, "eval/loss": 0.25})
+    plots = page_of(folder).data["plots"]
+    assert [*plots] == ["accuracy", "loss", "time"]
+    assert [series["y"] for series in plots["accuracy"]["series"]] == [[0.75], [0.5, 0.875]]
+    assert plots["loss"]["series"][-1]["y"] == [0.25, 0.25]
+
+
 def test_head_says_what_was_trained_where_and_when(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", model="some/path/to/a-model")
     (folder / "environment.json").write_text('{"started": "2026-11-30T07:05:09+00:00", "device": "cpu"}')

@@ -100,9 +100,9 @@ PAIRS = (
         {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
     ),
 )
-LOSS = Curve("loss", "loss", "Loss", Axis("loss"), "Of the whole batch.")
+LOSS = Curve("loss", "loss", "Loss", Axis("the method's own loss"))
 GOLD = Curve("gold", "gold", "Gold reward", Axis("gold reward"))
-IN_COMPARISON = (CURVES[0], GOLD, CURVES[1], CURVES[3], CURVES[4])
+IN_COMPARISON = (CURVES[0], GOLD, *PAIRS[:2], CURVES[1], CURVES[3], CURVES[4])
 
 
 def training_plots(run: Run) -> list[Plot]:
@@ -110,7 +110,7 @@ def training_plots(run: Run) -> list[Plot]:
 
     A method that learns from data has its pairs and its loss first; of a policy's own samples the loss says little.
     """
-    known = {curve.key for curve in (*CURVES, *PAIRS)}
+    known = {curve.key for curve in (*CURVES, *PAIRS, LOSS)}
     others = [
         Curve(measure.key, measure.key.replace("/", "_"), measure.label.capitalize(), Axis(measure.name))
         for measure in measures_of(run.evaluations[-1] if run.evaluations else {})
