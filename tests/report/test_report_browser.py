@@ -121,6 +121,37 @@ def test_completions_are_found_ordered_and_grouped(page: Page, tmp_path: Path) -
     playwright.expect(status).to_have_text("18 of 72 completions", timeout=PATIENCE)
 
 
+def test_completions_stand_beside_their_prompts_and_the_best_or_unfinished_can_be_picked(
+    page: Page, tmp_path: Path
+) -> None:
+    opened(page, tmp_path, write_run(tmp_path / "run"))
+    assert page.locator("tbody td.prompt").first.inner_text() == "Write about rain, number 0."
+    # Of each of four prompts completion k = 2 is the best, k = 0 the worst, and the one that was cut off.
+    shown = {"best": ["1.002", "1.012", "1.022", "1.032"], "worst": ["1", "1.010", "1.020", "1.030"]}
+    for kind, rewards in {**shown, "cut": shown["worst"]}.items():
+        page.select_option('[data-role="kind"]', kind)
+        assert cells(page, "reward") == rewards
+    page.select_option('[data-role="prompt"]', "Write about tea, number 2.")
+    assert cells(page, "reward") == ["1.020"]
+    assert page.locator("tbody td.prompt").count() == 0
+
+
+def test_on_a_phone_completions_are_sorted_and_tokens_read_by_tapping(chromium: Browser, tmp_path: Path) -> None:
+    context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    context.set_default_timeout(PATIENCE)
+    page = opened(context.new_page(), tmp_path, write_run(tmp_path / "run"))
+    assert not page.locator(".rows thead").is_visible()
+    page.select_option('[data-role="sort"]', "reward")
+    assert cells(page, "reward")[0].removeprefix("reward ") == "1.032"
+    page.locator(".open").first.tap()
+    page.locator('[data-role="ratio"]').tap()
+    token = page.locator("[data-nats]").first
+    token.tap()
+    assert page.locator(".nats").inner_text().endswith(f"= {token.get_attribute('data-nats')} nats")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
 def test_tokens_show_their_log_ratio_when_asked(page: Page, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     opened(page, tmp_path, folder)

@@ -15,7 +15,7 @@ from dar.report.page import render_page
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.png import picture, write_pictures
 from dar.report.run import load_run, load_runs
-from dar.report.text import cut, difference, duration, number, script_json
+from dar.report.text import cut, difference, duration, number, script_json, spans
 from dar.report.weights import bin_name, binned
 from dar.run.intervals import mean_interval, paired_difference, win_share
 from dar.shown import visible
@@ -39,12 +39,22 @@ def test_runs_that_differ_in_the_seed_stand_together(compared: Path) -> None:
     ]
 
 
+def test_runs_of_a_folder_stand_in_the_order_in_which_they_were_started(compared: Path) -> None:
+    for at, name in enumerate(("rloo-seed0", "rloo-seed1", "mine-seed0", "mine-seed1")):
+        (compared / name / "environment.json").write_text(f'{{"started": "2026-01-01T00:00:0{at}+00:00"}}')
+    assert [arm.name for arm in arms_of(load_runs([compared]))] == ["rloo", "mine"]
+
+
 def test_runs_given_one_by_one_are_named_after_what_sets_them_apart(tmp_path: Path) -> None:
     for name, alpha in ("a", 0.0), ("b", 0.5):
         write_run(tmp_path / name, algorithm={"type": "dar", "alpha": alpha})
     write_run(tmp_path / "c", algorithm="rloo")
     arms = arms_of(load_runs([tmp_path / name for name in "abc"]))
     assert [arm.name for arm in arms] == ["dar, alpha 0.0", "dar, alpha 0.5", "rloo"]
+    # In the order of the recipe, where sampling stands before optim.
+    changed = {"sampling": {"temperature": 0.5}, "optim": {"learning_rate": 0.5}}
+    write_run(tmp_path / "d", algorithm="rloo", **changed)
+    assert arms_of(load_runs([tmp_path / "c", tmp_path / "d"]))[1].name == "rloo, temperature 0.5, learning_rate 0.5"
 
 
 def test_final_figures_are_means_with_student_s_interval_over_seeds(compared: Path) -> None:
@@ -67,6 +77,16 @@ def test_frontier_is_the_mean_over_seeds_with_their_range(compared: Path) -> Non
     assert mine.low == pytest.approx([0.016, 0.516, 1.016])
     assert mine.high == pytest.approx([0.016, 1.016, 2.016])
     assert [series.name for series in plot.series if series.is_faint][:2] == ["mine-seed0", "mine-seed1"]
+
+
+def test_gold_has_a_frontier_of_its_own(tmp_path: Path) -> None:
+    runs = load_runs([write_run(tmp_path / name, algorithm=name, gold=name == "dar") for name in ("dar", "rloo")])
+    plot = frontier(arms_of(runs), "gold")
+    assert plot is not None
+    assert (plot.name, plot.y.title) == ("frontier_gold", "held-out gold reward, not trained on")
+    assert [series.name for series in plot.series] == ["dar"]
+    # The gold reward is 0.5 less the reward, of which the evaluations' means are 0.016, 0.516 and 1.016.
+    assert plot.series[0].y == pytest.approx([0.484, -0.016, -0.516])
 
 
 def test_win_matrix_counts_prompts_and_mirrors_itself(compared: Path) -> None:
@@ -95,7 +115,7 @@ def test_other_prompts_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "a", algorithm="dar", num_prompts=1)
     write_run(tmp_path / "b", algorithm="rloo", evaluations=())
     page = ReadPage(render_page(load_runs([tmp_path / "a", tmp_path / "b"])))
-    assert "The methods share no held-out prompt" in page.prose
+    assert "Who beats whom" not in page.prose
 
 
 def test_shares_and_means() -> None:
@@ -133,6 +153,8 @@ def test_texts_and_numbers_of_the_page() -> None:
     assert [duration(0.04), duration(59.96), duration(125), duration(3 * 3600 + 59.7)] == [
         "0.04 s", "1 min 00 s", "2 min 05 s", "3 h 01 min",
     ]  # fmt: skip
+    assert [number(-0.0004, "+.3f"), number(-0.04, ",.1f"), difference(-0.0004, ".1%")] == ["+0.000", "0.0", "+0.0 %"]
+    assert spans([9, 3, 4, 5, 4, 1000]) == "3–5, 9, 1\u202f000"
     assert visible("a\tb\n\r\x85\u2066") == "a\tb\n␍[U+0085][LRI]"
     assert cut("abc", 2) == ("ab", 1)
     assert script_json({"a": "</script>&\u2028"}) == '{"a":"\\u003c/script\\u003e\\u0026\\u2028"}'
@@ -144,6 +166,14 @@ def test_thinning_keeps_both_ends_and_running_means_start_short() -> None:
     assert thinned(5, 10) == [0, 1, 2, 3, 4]
     assert thinned(101, 5) == [0, 25, 50, 75, 100]
     assert running_mean([1.0, 3.0, 5.0], 2) == [1.0, 2.0, 4.0]
+
+
+def test_lines_differ_in_more_than_color_and_steps_are_whole() -> None:
+    lines = [Series(f"{color}", [0, 1], [0.0, 1.0], color, "line+points") for color in range(9)]
+    axes = picture(Plot("p", "P", Axis("step", is_whole=True), Axis("y"), lines)).axes[0]
+    looks = {(str(line.get_marker()), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == 9
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_ticks_of_a_square_root_axis_do_not_touch() -> None:
@@ -162,9 +192,15 @@ def test_every_plot_becomes_a_picture(compared: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"empty is not a run folder: it has no config.yaml. Give the output_dir"):
-        load_runs([tmp_path / "empty"])
+    with pytest.raises(ConfigError, match=r"none is not there. Give the output_dir of a run"):
+        load_runs([tmp_path / "none"])
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(ConfigError, match=r"recipe.yaml is a recipe, and a report is of what came of one"):
+        load_runs([tmp_path / "recipe.yaml"])
     folder = write_run(tmp_path / "run")
+    (folder / "model").mkdir()
+    with pytest.raises(ConfigError, match=r"model is not a run folder: it has no config.yaml. Its run is .*/run\."):
+        load_runs([folder / "model"])
     with pytest.raises(ConfigError, match="is given twice"):
         load_runs([folder, tmp_path / "." / "run"])
     (folder / "alerts.jsonl").write_text('{"step": 1}\n{"half')

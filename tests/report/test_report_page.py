@@ -64,7 +64,7 @@ def test_every_metric_is_in_the_page_as_it_was_recorded(folder: Path) -> None:
         ("weight_shares", "at the clip", "weights/clip_fraction"),
         ("weight_shares", "below 0.01", "weights/zero_fraction"),
         ("w_reg", "mean of log w_reg", "weights/log_w_reg_mean"),
-        ("time", "rollout", "time/rollout"),
+        ("time", "sampling", "time/rollout"),
         ("time", "update", "time/update"),
     ],
 )
@@ -124,7 +124,7 @@ def test_time_and_tokens_add_up(folder: Path) -> None:
     steps = [row for row in rows_of(folder) if "loss" in row]
     update = math.fsum(row["time/update"] for row in steps)
     # Six steps of 7 s and three evaluations of 4 s; rollouts take 3 s of each step.
-    assert phases["rollout"] == ["18.0 s", number(18 / 54, ".1%")]
+    assert phases["sampling"] == ["18.0 s", number(18 / 54, ".1%")]
     assert phases["update"] == [f"{update:.1f} s", number(update / 54, ".1%")]
     assert phases["rest of the steps"][0] == duration(42 - 18 - update)
     assert phases["held-out evaluation"] == ["12.0 s", number(12 / 54, ".1%")]
@@ -161,6 +161,41 @@ def test_alerts_stand_in_the_headline_and_in_the_curves(folder: Path) -> None:
     assert "missing_eos, step 4: <b>40 %</b> without EOS (stop)" in page.prose
     assert page.data["plots"]["reward"]["marks"] == [4]
     assert any("stop" in (attributes.get("class") or "") for tag, attributes in page.tags if tag == "li")
+
+
+def test_an_alert_that_is_raised_again_stands_once_with_its_steps(folder: Path) -> None:
+    for step in (2, 3, 5):
+        add_alert(folder, step=step, rule="kl", message=f"KL at {step}")
+    page = page_of(folder)
+    assert "kl 3 × at steps 2–3, 5; the last: KL at 5 (mark)" in page.prose
+    assert len([tag for tag, _ in page.tags if tag == "li"]) == 1
+
+
+def test_a_held_out_measure_that_no_curve_is_made_for_has_one(folder: Path) -> None:
+    plot = page_of(folder).data["plots"]["gold"]
+    assert [series["name"] for series in plot["series"]] == ["held-out"]
+    assert plot["series"][0]["y"] == [row["eval/gold"] for row in evaluations(folder)]
+
+
+def test_a_method_that_learns_from_pairs_shows_them_first(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run", evaluations=(), sampled=False, completions_every=0, algorithm="dpo", rewards=[]
+    )
+    RunFolder(folder).append_metrics({"step": 7, "loss": 0.5, "rewards/accuracies": 0.75})
+    for step, share in (0, 0.5), (7, 0.875):
+        RunFolder(folder).append_metrics({"step": step, "eval/rewards/accuracies": share, "eval/loss": 0.25})
+    plots = page_of(folder).data["plots"]
+    assert [*plots] == ["accuracy", "loss", "time"]
+    assert [series["y"] for series in plots["accuracy"]["series"]] == [[0.75], [0.5, 0.875]]
+    assert plots["loss"]["series"][-1]["y"] == [0.25, 0.25]
+
+
+def test_head_says_what_was_trained_where_and_when(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", model="some/path/to/a-model")
+    (folder / "environment.json").write_text('{"started": "2026-11-30T07:05:09+00:00", "device": "cpu"}')
+    prose = page_of(folder).prose
+    for fact in ("modela-model", "methoddar", "started2026-11-30 07:05 UTC", "time54.0 s", "oncpu"):
+        assert fact in prose
 
 
 def test_a_run_that_an_alert_ended_says_so_and_one_that_went_on_does_not(tmp_path: Path) -> None:
@@ -237,23 +272,32 @@ def test_a_very_long_completion_is_cut_and_says_so(tmp_path: Path) -> None:
     assert found["omitted"] == [980_000, 980_000]
 
 
-def test_empty_states_are_sentences(tmp_path: Path) -> None:
+def sections(page: ReadPage) -> list[str | None]:
+    """Of the page, in order; its menu has the same."""
+    found = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    links = [attributes.get("href") or "" for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"#{id}" for id in found]
+    return found
+
+
+def test_what_is_empty_is_left_out_or_said(tmp_path: Path) -> None:
     fresh = page_of(write_run(tmp_path / "fresh", steps=0, evaluations=()))
     assert "No step has been completed yet." in fresh.prose
     assert "0 of 6 steps done; the run is going on, or was interrupted." in fresh.prose
-    assert "No completions were recorded" in fresh.prose
+    assert sections(fresh) == ["result", "recipe"]
 
     no_heldout = page_of(write_run(tmp_path / "no_heldout", evaluations=()))
     assert "The run has no held-out evaluation (data.heldout)" in no_heldout.prose
     assert "Training reward" in no_heldout.prose
     assert "The recipe has no alerts." in no_heldout.prose
-    assert "Reward against drift needs two held-out evaluations" in no_heldout.prose
+    assert sections(no_heldout) == ["result", "curves", "weights", "time", "completions", "recipe"]
 
     offline = page_of(
         write_run(tmp_path / "offline", evaluations=(), sampled=False, completions_every=0, algorithm="dpo", rewards=[])
     )
     assert "No reward was recorded: dpo learns from logged data" in offline.prose
-    assert "dpo gives completions no weights of their own." in offline.prose
+    assert sections(offline) == ["result", "curves", "time", "recipe"]
+    assert [*offline.data["plots"]] == ["loss", "time"]
 
     started = page_of(write_run(tmp_path / "started", steps=1, evaluations=(0,)))
     assert "the only evaluation so far" in started.prose

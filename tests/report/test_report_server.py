@@ -137,8 +137,8 @@ def test_report_of_nothing_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
     assert dar(monkeypatch, "report", tmp_path / "nothing") == 2
-    assert "nothing is not a run folder" in capsys.readouterr().err
+    assert "nothing is not there" in capsys.readouterr().err
     assert dar(monkeypatch, "report", folder, "-o", tmp_path) == 2
     assert "is a folder: -o is the file to write" in capsys.readouterr().err
     assert dar(monkeypatch, "watch", tmp_path / "nothing") == 2
-    assert "nothing is not a run folder" in capsys.readouterr().err
+    assert "nothing is not there" in capsys.readouterr().err

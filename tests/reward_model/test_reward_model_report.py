@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
-from dar.reward_model.report import calibration_error, plot_reliability, preference_report
+from dar.reward_model.report import calibration_error, preference_report
 from dar.run.intervals import standard_error
 
 
@@ -48,11 +47,6 @@ def test_certainty_belongs_to_the_last_bin():
 
 def test_standard_error_of_one_value_is_0():
     assert standard_error([1.0]) == 0.0
-
-
-def test_plot_is_a_png(tmp_path: Path):
-    plot_reliability(preference_report([1.0, 2.0], [0.0, 3.0], [1, 2]), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_columns_of_different_lengths_are_refused():

@@ -94,8 +94,8 @@ def test_it_learns_reports_and_is_loaded_by_transformers(tmp_path: Path):
     assert after["num_pairs"] == 16
     assert after["longer_wins_accuracy"] == 0.0, "no, rain is longer than yes!!"
     assert json.loads((run / "evaluation.json").read_text()) == result.evaluation
-    for name in ("config.yaml", "environment.json", "reliability-before.png", "reliability-after.png"):
-        assert (run / name).is_file()
+    assert (run / "config.yaml").is_file()
+    assert (run / "environment.json").is_file()
     rows = metrics_of(run)
     assert [row["step"] for row in rows] == [0, *range(1, 21), 20]
     assert rows[0] == {"step": 0, **{f"eval/{key}": before[key] for key in ("loss", "accuracy", "ece", "mean_margin")}}

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from dar.config.recipe import build_spec
+from dar.config.reward_model import RewardModelSpec
+from dar.reward_model.report import preference_report
 from dar.run.folder import RunFolder
 
 WORDS = ("rain", "bread", "tea", "maps", "slow", "green", "paper", "stone", "river", "light")
@@ -148,3 +150,27 @@ def add_alert(path: Path, **alert: Any) -> None:
     row |= {"action": "mark"} | alert
     with (path / "alerts.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
+
+
+def write_reward_model_run(path: Path) -> Path:
+    """A reward model's training of four steps; of four held-out pairs it is then right on two."""
+    folder = RunFolder(path)
+    recipe = {"model": "some/model", "data": "pairs.jsonl", "steps": 4, "output_dir": str(path)}
+    spec = build_spec(recipe, where="recipe.yaml", kind=RewardModelSpec)
+    folder.start(spec, {"device": "cpu"})
+    longer_by = [3, 30, -5, 0]
+    reports = {
+        "before": preference_report([0.0] * 4, [0.0] * 4, longer_by),
+        "after": preference_report([1.0, 2.0, -1.0, 0.0], [0.0] * 4, longer_by),
+    }
+    for step in range(5):
+        if step:
+            loss = 0.7 - 0.1 * step
+            folder.append_metrics({"step": step, "loss": loss, "accuracy": 0.2 * step, "margin": 0.5, "step_time": 2.0})
+        if step in (0, 4):
+            when = "after" if step else "before"
+            folder.write_evaluation({**folder.evaluation(), when: reports[when]})
+            keys = ("loss", "accuracy", "ece", "mean_margin")
+            folder.append_metrics({"step": step, **{f"eval/{key}": reports[when][key] for key in keys}})
+    folder.model.mkdir()
+    return path

@@ -36,10 +36,11 @@ def report(
     from dar.report.page import render_page
     from dar.report.png import write_pictures
     from dar.report.record import record
-    from dar.report.run import load_runs
+    from dar.report.run import RewardModelRun, load_trainings
 
-    found = load_runs(runs)
-    target = out or (found[0].path / "report.html" if len(found) == 1 else Path("report.html"))
+    found = load_trainings(runs)
+    only = found if isinstance(found, RewardModelRun) else found[0] if len(found) == 1 else None
+    target = out or (only.path / "report.html" if only else Path("report.html"))
     target = Path(expanded(target))
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: -o is the file to write, such as {target / 'report.html'}")
@@ -65,10 +66,10 @@ def watch(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8317,
 ) -> None:
     """Serve the report to a browser on this machine and refresh it while the run goes on; Ctrl-C ends it."""
-    from dar.report.run import load_runs
+    from dar.report.run import load_trainings
     from dar.report.server import ReportServer
 
-    load_runs(runs)  # what is wrong with a folder is said here, not in the browser
+    load_trainings(runs)  # what is wrong with a folder is said here, not in the browser
     console = Console()
     with ReportServer(runs, host, port) as server:
         console.print(f"{server.url}   (Ctrl-C ends it)", soft_wrap=True)

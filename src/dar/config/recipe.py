@@ -100,6 +100,8 @@ def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Any] = RunSpec)
     Raises:
         ConfigError: every problem at once, one line each, with the path of the key.
     """
+    if kind is RunSpec and "pairs_per_step" in raw:
+        raise ConfigError(f"{where} is a recipe of a reward model, not of a policy: `dar reward-model` trains it")
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:

@@ -14,7 +14,7 @@ from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards
 from dar.report.run import Run
 from dar.run.intervals import Estimate, WinShare, mean_interval, win_share
-from dar.run.measures import MEASURES, Measure
+from dar.run.measures import BY_KEY, MEASURES, Measure
 from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")
@@ -29,7 +29,7 @@ class RecipeRuns:
     runs: tuple[Run, ...]
 
 
-COLUMNS = (*MEASURES[:-1], Measure("seconds", "time", "duration"))
+COLUMNS = (*(m for m in MEASURES if m.key != "completions/distinct_2"), Measure("seconds", "time", "duration"))
 """The figures of a finished run: of its last evaluation, and of all its training steps."""
 
 
@@ -41,7 +41,7 @@ def arms_of(runs: Sequence[Run]) -> list[RecipeRuns]:
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(_settings(run).items())), []).append(run)
-    settings = [dict(key) for key in groups]
+    settings = [_settings(group[0]) for group in groups.values()]
     names = [_name(group, mine, settings) for mine, group in zip(settings, groups.values(), strict=True)]
     # The same name twice would be one line of a legend for two things.
     taken = [
@@ -61,27 +61,27 @@ def final_figures(arm: RecipeRuns) -> dict[str, Estimate]:
     return {key: mean_interval([run[key] for run in runs]) for key in keys}
 
 
-def frontier(arms: Sequence[RecipeRuns]) -> Plot | None:
-    """Held-out reward against √KL, one line per method, the range over its seeds as a band; None without such data."""
+def frontier(arms: Sequence[RecipeRuns], key: str = "reward") -> Plot | None:
+    """Held-out reward, or `gold`, against √KL, a line per method, the range over its seeds as a band; None without."""
     series = []
     for color, arm in enumerate(arms):
-        points = _over_seeds(arm, ("kl/ref", "reward"))
+        points = _over_seeds(arm, ("kl/ref", key))
         if not points:
             continue
         kls, rewards = zip(*(point for _, point in points))
         if len(arm.runs) > 1:
             for run in arm.runs:
-                rows = [row for row in run.evaluations if "kl/ref" in row]
-                kl, reward = [row["kl/ref"] for row in rows], [row["reward"] for row in rows]
+                rows = [row for row in run.evaluations if "kl/ref" in row and key in row]
+                kl, reward = [row["kl/ref"] for row in rows], [row[key] for row in rows]
                 series.append(Series(run.name, kl, reward, color, is_faint=True, in_legend=False))
         series.append(_with_band(arm, color, [fmean(values) for values in kls], rewards))
     if not series:
         return None
     return Plot(
-        "frontier",
-        "Reward for drift",
+        "frontier" if key == "reward" else f"frontier_{key}",
+        f"{BY_KEY[key].label.capitalize()} for drift",
         KL_AXIS,
-        Axis("held-out reward"),
+        Axis(f"held-out {BY_KEY[key].name}"),
         series,
         note="Each point is a held-out evaluation, mean over seeds; the band goes from the lowest to the highest seed. "
         "Higher at the same KL is better. On this axis the reward of KL-efficient methods is nearly a straight line.",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.report.plots import thinned
-from dar.report.run import CompletionFile, Run
+from dar.report.run import CompletionFile, Training
 from dar.report.text import count, cut
 from dar.shown import visible
 
@@ -49,7 +49,7 @@ class Browser:
     notes: list[str]
 
 
-def browser_of(runs: Sequence[Run], *, max_bytes: int = MAX_PAGE_BYTES) -> Browser:
+def browser_of(runs: Sequence[Training], *, max_bytes: int = MAX_PAGE_BYTES) -> Browser:
     """Packs the completions of some runs; of several, the held-out ones of the last evaluation first.
 
     Where they do not all fit, steps spread evenly over the run are taken, the first and the last before others.
@@ -127,7 +127,7 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _by_importance(runs: Sequence[Run]) -> Iterator[tuple[int, Run, CompletionFile]]:
+def _by_importance(runs: Sequence[Training]) -> Iterator[tuple[int, Training, CompletionFile]]:
     """(place in the page, run, file): each run's last and first before what lies between, in ever finer steps."""
     flat = [(run, file) for run in runs for file in run.completions if len(runs) == 1 or file.is_heldout]
     kinds: dict[tuple[Path, bool], list[int]] = {}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from dar.report.plots import Axis, Number, Plot, Series, running_mean, thinned
 from dar.report.results import evaluation_intervals
-from dar.report.run import Run
-from dar.run.measures import BY_KEY, Measure
+from dar.report.run import Run, Training
+from dar.report.spending import PHASES
+from dar.run.measures import BY_KEY, Measure, measures_of
 
 MAX_POINTS = 2000
 """Steps of a longer run are thinned to this many for the plots."""
 
-STEP = Axis("step")
+STEP = Axis("step", is_whole=True)
 KL_AXIS = Axis("KL(π‖π₀), nats per completion, square-root axis", scale="sqrt")
 
 
@@ -85,7 +86,11 @@ CURVES = (
         Axis("correlation"),
         "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
     ),
+)
+PAIRS = (
     # What stands for the reward in a method that learns from pairs.
+    Curve("rewards/accuracies", "accuracy", "Accuracy", Axis("share of pairs", is_share=True), "Margin above 0."),
+    Curve("rewards/margins", "margin", "Margin", Axis("β·log(π_θ/π₀)"), "Implicit reward of chosen less rejected."),
     Curve(
         "",
         "pairs",
@@ -95,16 +100,26 @@ CURVES = (
         {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
     ),
 )
+LOSS = Curve("loss", "loss", "Loss", Axis("the method's own loss"))
 GOLD = Curve("gold", "gold", "Gold reward", Axis("gold reward"))
-IN_COMPARISON = (CURVES[0], GOLD, CURVES[1], CURVES[3], CURVES[4])
+IN_COMPARISON = (CURVES[0], GOLD, *PAIRS[:2], CURVES[1], CURVES[3], CURVES[4])
 
 
 def training_plots(run: Run) -> list[Plot]:
-    """The curves this run has data for, in the order of the page."""
-    return plots_of(run, CURVES)
+    """The curves this run has data for, in the order of the page: also of held-out measures that no curve is made for.
+
+    A method that learns from data has its pairs and its loss first; of a policy's own samples the loss says little.
+    """
+    known = {curve.key for curve in (*CURVES, *PAIRS, LOSS)}
+    others = [
+        Curve(measure.key, measure.key.replace("/", "_"), measure.label.capitalize(), Axis(measure.name))
+        for measure in measures_of(run.evaluations[-1] if run.evaluations else {})
+        if measure.key not in known and not measure.is_part
+    ]
+    return plots_of(run, (*PAIRS, LOSS, *others, *CURVES) if run.spec.algorithm.logged else (*CURVES, *PAIRS, *others))
 
 
-def plots_of(run: Run, curves: Sequence[Curve]) -> list[Plot]:
+def plots_of(run: Training, curves: Sequence[Curve]) -> list[Plot]:
     """The plots for which the run has something."""
     marks = sorted({alert.step for alert in run.alerts})
     found = [(curve, _series(run, curve)) for curve in curves]
@@ -137,13 +152,14 @@ def overoptimization_plot(run: Run) -> Plot | None:
 def time_plot(run: Run) -> Plot | None:
     """Seconds of each step by phase, stacked; None without timings."""
     rows = [run.steps[index] for index in thinned(len(run.steps), MAX_POINTS)]
-    names = sorted({key for row in rows for key in row if key.startswith("time/")})
+    names = {key for row in rows for key in row if key.startswith("time/")}
     if not names:
         return None
     x = [row["step"] for row in rows]
     series = [
-        Series(key.removeprefix("time/"), x, [row.get(key, 0.0) for row in rows], color, "bars")
-        for color, key in enumerate(names)
+        Series(name, x, [row.get(f"time/{phase}", 0.0) for row in rows], color, "bars")
+        for color, (phase, name) in enumerate(PHASES.items())
+        if f"time/{phase}" in names
     ]
     return Plot(
         "time",
@@ -155,13 +171,13 @@ def time_plot(run: Run) -> Plot | None:
     )
 
 
-def _series(run: Run, curve: Curve) -> list[Series]:
+def _series(run: Training, curve: Curve) -> list[Series]:
     if curve.lines is None:
         return [*_training_series(run, curve.key), *_heldout_series(run, curve.key)]
     return [_line(run, key, name, color) for color, (key, name) in enumerate(curve.lines.items()) if run.series(key)[0]]
 
 
-def _training_series(run: Run, key: str) -> list[Series]:
+def _training_series(run: Training, key: str) -> list[Series]:
     """The metric itself, faint, and its running mean over a twentieth of the run where that smooths anything."""
     steps, values = run.series(key)
     if not steps:
@@ -175,7 +191,7 @@ def _training_series(run: Run, key: str) -> list[Series]:
     return [_line(run, key, name, 0, is_faint=True), mean]
 
 
-def _line(run: Run, key: str, name: str, color: int, *, is_faint: bool = False) -> Series:
+def _line(run: Training, key: str, name: str, color: int, *, is_faint: bool = False) -> Series:
     steps, values = run.series(key)
     keep = thinned(len(steps), MAX_POINTS)
     # A single point is no line.
@@ -183,7 +199,7 @@ def _line(run: Run, key: str, name: str, color: int, *, is_faint: bool = False) 
     return Series(name, [steps[i] for i in keep], [values[i] for i in keep], color, style, is_faint)
 
 
-def _heldout_series(run: Run, key: str) -> list[Series]:
+def _heldout_series(run: Training, key: str) -> list[Series]:
     steps, values = run.series(key, heldout=True)
     if not steps:
         return []

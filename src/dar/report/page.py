@@ -18,14 +18,16 @@ from plotly.offline import get_plotlyjs
 from dar import __version__
 from dar.config.recipe import dump_recipe
 from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, over_steps, win_matrix
-from dar.report.completions import Browser, browser_of
-from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, time_plot, training_plots
+from dar.report.completions import browser_of
+from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, plots_of, time_plot, training_plots
 from dar.report.plots import Plot, thinned
 from dar.report.results import changes, training_change
-from dar.report.run import Run
-from dar.report.spending import spending
-from dar.report.text import count, difference, duration, number, script_json
+from dar.report.reward_model import CURVES, reliability
+from dar.report.run import RewardModelRun, Run, Training
+from dar.report.spending import PHASES, spending
+from dar.report.text import count, difference, duration, number, script_json, spans
 from dar.report.weights import weight_plots
+from dar.run.intervals import wilson
 from dar.shown import visible
 
 _SCRIPTS = ("plot.js", "browser.js", "report.js")
@@ -33,33 +35,38 @@ _SCRIPTS = ("plot.js", "browser.js", "report.js")
 
 @dataclass(frozen=True)
 class Panel:
-    """A section of plots. empty: what is said where there are none."""
+    """A section of plots, which the page leaves out where there are none."""
 
     id: str
     title: str
     plots: list[Plot]
-    empty: str = ""
 
 
-def render_page(runs: Sequence[Run], *, version: str | None = None) -> str:
-    """The report of one run, or the comparison of several, as HTML.
+def render_page(runs: Sequence[Run] | RewardModelRun, *, version: str | None = None) -> str:
+    """The report of one run, of a reward model's training, or the comparison of several runs, as HTML.
 
     Args:
-        runs: one or more.
+        runs: one or more runs, or a reward model's training.
         version: where the page is served and asks for news: what `/version` says of the state it shows. None for a
             file, which asks for nothing.
     """
-    panels = single_panels(runs[0]) if len(runs) == 1 else comparison_panels(runs)
-    browser = browser_of(runs)
+    panels = panels_of(runs)
+    if isinstance(runs, RewardModelRun):
+        kind, found, context = "reward_model", [runs], single_context(runs)
+    elif len(runs) == 1:
+        kind, found, context = "run", runs, single_context(runs[0])
+    else:
+        kind, found, context = "comparison", runs, comparison_context(runs)
+    browser = browser_of(found)
     data = {
         "plots": {plot.name: plot.record() for panel in panels for plot in panel.plots},
-        "metrics": metric_columns(runs[0]) if len(runs) == 1 else {},
+        "metrics": metric_columns(found[0]) if len(found) == 1 else {},
         "chunks": [{"id": c.id, "run": visible(c.run), "label": c.label, "rows": c.rows} for c in browser.chunks],
         "version": version,
     }
     scripts = [Markup(text) for text in (get_plotlyjs(), *_own_scripts())]
     shared = {
-        "runs": runs,
+        "runs": found,
         "panels": {panel.id: panel for panel in panels},
         "browser": browser,
         "data": Markup(script_json(data)),
@@ -68,9 +75,7 @@ def render_page(runs: Sequence[Run], *, version: str | None = None) -> str:
         "policy": security_policy(scripts, is_served=version is not None),
         "dar_version": __version__,
     }
-    if len(runs) == 1:
-        return _templates().get_template("run.html.j2").render(**shared, **single_context(runs[0], browser))
-    return _templates().get_template("comparison.html.j2").render(**shared, **comparison_context(runs))
+    return _templates().get_template(f"{kind}.html.j2").render(**shared, **context)
 
 
 def security_policy(scripts: Sequence[str], *, is_served: bool) -> str:
@@ -88,24 +93,21 @@ def security_policy(scripts: Sequence[str], *, is_served: bool) -> str:
     )
 
 
+def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
+    """The plots of whatever a page is of, by section."""
+    if isinstance(runs, RewardModelRun):
+        curves = plots_of(runs, CURVES)
+        return [Panel("curves", "Training", curves), Panel("calibration", "Calibration", reliability(runs))]
+    return single_panels(runs[0]) if len(runs) == 1 else comparison_panels(runs)
+
+
 def single_panels(run: Run) -> list[Panel]:
     """The plots of one run, by section."""
     over, time = overoptimization_plot(run), time_plot(run)
     return [
-        Panel("curves", "Training", training_plots(run), "No step has been completed yet."),
-        Panel(
-            "overoptimization",
-            "Proxy and gold",
-            [over] if over else [],
-            "Reward against drift needs two held-out evaluations with a KL to π₀: data.heldout in the recipe, and "
-            "sampling that is neither greedy nor truncated.",
-        ),
-        Panel(
-            "weights",
-            "Weights",
-            weight_plots(run),
-            f"{run.spec.algorithm.type} gives completions no weights of their own.",
-        ),
+        Panel("curves", "Training", training_plots(run)),
+        Panel("overoptimization", "Proxy and gold", [over] if over else []),
+        Panel("weights", "Weights", weight_plots(run)),
         Panel("time", "Time and tokens", [time] if time else []),
     ]
 
@@ -114,19 +116,14 @@ def comparison_panels(runs: Sequence[Run]) -> list[Panel]:
     """The plots of several runs, by section."""
     arms = arms_of(runs)
     steps = [over_steps(arms, curve) for curve in IN_COMPARISON]
-    plot = frontier(arms)
+    frontiers = [frontier(arms, key) for key in ("reward", "gold")]
     return [
-        Panel(
-            "frontier",
-            "Frontier",
-            [plot] if plot else [],
-            "No run has held-out evaluations with a KL to π₀ (data.heldout, evaluation.every).",
-        ),
-        Panel("curves", "Over the steps", [plot for plot in steps if plot], "No run has been evaluated."),
+        Panel("frontier", "Frontier", [plot for plot in frontiers if plot]),
+        Panel("curves", "Over the steps", [plot for plot in steps if plot]),
     ]
 
 
-def metric_columns(run: Run) -> dict[str, Any]:
+def metric_columns(run: Training) -> dict[str, Any]:
     """Every metric of the run by its name: the steps and values, thinned where the run is long."""
     found: dict[str, Any] = {}
     for rows, prefix in ((run.steps, ""), (run.evaluations, "eval/")):
@@ -137,18 +134,20 @@ def metric_columns(run: Run) -> dict[str, Any]:
     return found
 
 
-def single_context(run: Run, browser: Browser) -> dict[str, Any]:
-    """What the template of one run reads beside the plots."""
-    return {
+def single_context(run: Run | RewardModelRun) -> dict[str, Any]:
+    """What the template of one training reads beside the plots."""
+    found = {
         "run": run,
-        "changes": changes(run),
-        "training": training_change(run),
-        "has_gold": any("gold" in row for row in run.evaluations),
         "spending": spending(run),
+        "phase_names": PHASES,
         "recipe": visible(dump_recipe(run.spec)),
         "environment": visible(yaml.safe_dump(run.environment, sort_keys=False, allow_unicode=True)),
         "thinned_to": MAX_POINTS if len(run.steps) > MAX_POINTS else None,
     }
+    if isinstance(run, Run):
+        has_gold = any("gold" in row for row in run.evaluations)
+        found |= {"changes": changes(run), "training": training_change(run), "has_gold": has_gold}
+    return found
 
 
 def comparison_context(runs: Sequence[Run]) -> dict[str, Any]:
@@ -180,6 +179,8 @@ def _templates() -> Environment:
         "difference": difference,
         "duration": duration,
         "count": count,
+        "spans": spans,
+        "wilson": wilson,
         "visible": visible,
     }
     return environment

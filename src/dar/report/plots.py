@@ -17,18 +17,23 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Axis:
-    """title: with the unit. scale: `sqrt` draws √x and labels it with x (values below 0 stand at 0)."""
+    """title: with the unit. scale: `sqrt` draws √x and labels it with x (values below 0 stand at 0).
+
+    is_whole: it counts, and a tick between two whole numbers would mean nothing.
+    """
 
     title: str
     scale: Literal["linear", "sqrt"] = "linear"
     is_share: bool = False
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
 class Series:
     """One line, set of points or stack of bars.
 
-    color: index into the palette, taken round; a second round is dashed.
+    color: index into the palette, the dashes and the markers, each taken round: lines differ in more than color. Points
+        are joined thinly, for nothing was measured between them.
     low, high: of error bars, or of a band where `is_band`.
     in_legend: False for a line that another one stands for.
     """

@@ -5,37 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dar.errors import CheckpointError
 from dar.files.atomic import written
-from dar.report.page import comparison_panels, single_panels
+from dar.report.page import panels_of
 from dar.report.plots import PALETTE, Axis, Number, Plot, Series
-from dar.report.run import Run
+from dar.report.run import RewardModelRun, Run
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#3f8fc4", "#00365c"])
-_STYLES: dict[str, dict[str, Any]] = {
-    "line": {"linestyle": "-"},
-    "points": {"linestyle": "", "marker": "o", "markersize": 4},
-    "line+points": {"linestyle": "-", "marker": "o", "markersize": 4},
-}
+_DASHES, _MARKERS = ("-", "--", ":", "-."), "oDs^vPX"
 
 
-def write_pictures(runs: Sequence[Run], folder: Path) -> list[Path]:
+def write_pictures(runs: Sequence[Run] | RewardModelRun, folder: Path) -> list[Path]:
     """Writes every plot of the report as FOLDER/<name>.png.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    panels = single_panels(runs[0]) if len(runs) == 1 else comparison_panels(runs)
     try:
-        return [_write(plot, folder / f"{plot.name}.png") for panel in panels for plot in panel.plots]
+        return [_write(plot, folder / f"{plot.name}.png") for panel in panels_of(runs) for plot in panel.plots]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
@@ -59,7 +53,7 @@ def picture(plot: Plot) -> Figure:
                 _line(axes, plot, series)
         _ticks(axes, plot)
         if len(axes.get_legend_handles_labels()[1]) > 1:
-            figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+            figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
         axes.grid(alpha=0.3)
     for step in plot.marks:
         axes.axvline(step, color="#8a4b00", linewidth=1, linestyle=":")
@@ -79,11 +73,17 @@ def _write(plot: Plot, file: Path) -> Path:
 def _line(axes: Axes, plot: Plot, series: Series) -> None:
     x = _mapped(plot.x, series.x)
     y = [math.nan if value is None else value for value in series.y]
-    dash = ("-", "--", ":")[series.color // len(PALETTE) % 3]
-    look = _STYLES[series.style] | {"color": _color(series), "linewidth": 0.8 if series.is_faint else 1.6}
-    if look["linestyle"] == "-":
-        look["linestyle"] = dash
-    axes.plot(x, y, **look, alpha=0.4 if series.is_faint else 1.0, label=series.name if series.in_legend else None)
+    axes.plot(
+        x,
+        y,
+        color=_color(series),
+        linestyle="" if series.style == "points" else _DASHES[series.color % len(_DASHES)],
+        linewidth=1.6 if series.style == "line" and not series.is_faint else 0.8,
+        marker="" if series.style == "line" else _MARKERS[series.color % len(_MARKERS)],
+        markersize=5,
+        alpha=0.4 if series.is_faint else 1.0,
+        label=series.name if series.in_legend else None,
+    )
     if series.low is None or series.high is None:
         return
     if series.is_band:
@@ -105,8 +105,11 @@ def _heatmap(figure: Figure, axes: Axes, plot: Plot) -> None:
 
 
 def _ticks(axes: Axes, plot: Plot) -> None:
-    if plot.y.is_share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis, drawn in (plot.x, axes.xaxis), (plot.y, axes.yaxis):
+        if axis.is_share:
+            drawn.set_major_formatter(PercentFormatter(1, decimals=0))
+        if axis.is_whole:
+            drawn.set_major_locator(MaxNLocator(integer=True))
     if plot.x.scale == "sqrt":
         ticks = plot.x_ticks()
         axes.set_xticks([math.sqrt(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])

@@ -8,11 +8,11 @@ from typing import Any
 
 from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
 from dar.report.results import changes, training_change
-from dar.report.run import Run
+from dar.report.run import RewardModelRun, Run
 
 
-def record(runs: Sequence[Run]) -> dict[str, Any]:
-    """The figures of one or more runs.
+def record(runs: Sequence[Run] | RewardModelRun) -> dict[str, Any]:
+    """The figures of one or more runs, or of a reward model's training: then `runs` alone, with what it was tested on.
 
     Returns:
         `runs`, what `run_record` says of each; `arms`, for every recipe its name, the folders of its runs and its final
@@ -21,6 +21,9 @@ def record(runs: Sequence[Run]) -> dict[str, Any]:
         the shared held-out prompts on which the row's reward is above the column's, with its interval (null on the
         diagonal).
     """
+    if isinstance(runs, RewardModelRun):
+        how_far = {"folder": str(runs.path), "steps_done": runs.last_step, "is_finished": runs.is_finished}
+        return {"runs": [how_far | {"heldout": runs.evaluation}]}
     arms = arms_of(runs)
     return {
         "runs": [run_record(run) for run in runs],

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from statistics import fmean
 
-from dar.report.run import CompletionFile, Run
+from dar.report.run import CompletionFile, Run, Training
 from dar.run.intervals import Estimate, mean_interval, paired_difference
 from dar.run.measures import MEASURES, Measure, measures_of
 
@@ -65,7 +65,7 @@ def final_prompt_rewards(run: Run) -> dict[Hashable, float]:
     return prompt_means(files[-1] if files else None, MEASURES[0])
 
 
-def evaluation_intervals(run: Run, measure: Measure) -> dict[int, Estimate]:
+def evaluation_intervals(run: Training, measure: Measure) -> dict[int, Estimate]:
     """By step: the mean over the held-out prompts with its interval, where the completions are there."""
     means = {row["step"]: prompt_means(run.heldout_file(row["step"]), measure) for row in run.evaluations}
     return {step: mean_interval(list(found.values())) for step, found in means.items() if found}

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from dar.config.recipe import load_recipe
+from dar.config.recipe import load_recipe, read_yaml
+from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError
 from dar.files.intake import parse_json, read_text
@@ -50,8 +51,8 @@ class CompletionFile:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run.
+class Training:
+    """What every training leaves behind.
 
     name: of its folder, as it is shown.
     steps, evaluations: the lines of metrics.jsonl, in order; an evaluation's keys without `eval/`, `step` apart.
@@ -60,7 +61,6 @@ class Run:
 
     name: str
     path: Path
-    spec: RunSpec
     environment: dict[str, Any]
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -70,6 +70,22 @@ class Run:
     @property
     def last_step(self) -> int:
         return max((row["step"] for row in (*self.steps, *self.evaluations)), default=0)
+
+    def heldout_file(self, step: int) -> CompletionFile | None:
+        """The completions of the evaluation after `step`."""
+        return next((file for file in self.completions if file.is_heldout and file.step == step), None)
+
+    def series(self, key: str, *, heldout: bool = False) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric where it was recorded."""
+        rows = [row for row in (self.evaluations if heldout else self.steps) if key in row]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+
+@dataclass(frozen=True)
+class Run(Training):
+    """One run of a policy."""
+
+    spec: RunSpec
 
     @property
     def is_finished(self) -> bool:
@@ -82,14 +98,17 @@ class Run:
             return None
         return next((alert for alert in self.alerts if (alert.action, alert.step) == ("stop", self.last_step)), None)
 
-    def heldout_file(self, step: int) -> CompletionFile | None:
-        """The completions of the evaluation after `step`."""
-        return next((file for file in self.completions if file.is_heldout and file.step == step), None)
 
-    def series(self, key: str, *, heldout: bool = False) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric where it was recorded."""
-        rows = [row for row in (self.evaluations if heldout else self.steps) if key in row]
-        return [row["step"] for row in rows], [row[key] for row in rows]
+@dataclass(frozen=True)
+class RewardModelRun(Training):
+    """One training of a reward model. evaluation: what evaluation.json holds: `before` and, at the end, `after`."""
+
+    spec: RewardModelSpec
+    evaluation: dict[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        return RunFolder(self.path).model.is_dir()
 
 
 def load_run(path: str | Path) -> Run:
@@ -99,27 +118,23 @@ def load_run(path: str | Path) -> Run:
         ConfigError: the folder holds no run, or its recipe is not one.
         CheckpointError: a file of it is damaged.
     """
-    folder = RunFolder(path)
-    if not folder.is_run:
-        raise ConfigError(
-            f"{folder.path} is not a run folder: it has no config.yaml. Give the output_dir of a run, or the --out of "
-            "`dar compare`."
-        )
-    rows = folder.metrics()
-    return Run(
-        name=one_line(folder.path.resolve().name, 100),
-        path=folder.path,
-        spec=load_recipe(folder.path / "config.yaml"),
-        environment=_json(folder.path / "environment.json"),
-        steps=[row for row in rows if not evaluations([row])],
-        evaluations=evaluations(rows),
-        alerts=[_alert(folder, row) for row in folder.alerts()],
-        completions=_completion_files(folder.path / "completions"),
-    )
+    folder = _run_folder(path)
+    return Run(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml"))
+
+
+def load_trainings(paths: Sequence[str | Path]) -> list[Run] | RewardModelRun:
+    """Runs of policies, as `load_runs`; or the one training of a reward model, if its folder is all that is given."""
+    folder = RunFolder(paths[0])
+    file = folder.path / "config.yaml"
+    raw = read_yaml(file) if len(paths) == 1 and folder.is_run else None
+    if not isinstance(raw, dict) or "pairs_per_step" not in raw:
+        return load_runs(paths)
+    spec = load_recipe(file, kind=RewardModelSpec)
+    return RewardModelRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Reads run folders; a folder of `dar compare` stands for the runs in it.
+    """Reads run folders; a folder of `dar compare` stands for the runs in it, in the order in which they were started.
 
     Raises:
         ConfigError: a folder holds neither, or a run is given twice.
@@ -128,11 +143,40 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     found: list[Run] = []
     for path in (RunFolder(path).path for path in paths):
         inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
-        found += [load_run(file.parent) for file in inside] or [load_run(path)]
+        runs = [load_run(file.parent) for file in inside] or [load_run(path)]
+        found += sorted(runs, key=lambda run: run.environment.get("started", ""))
     places = [run.path.resolve() for run in found]
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):
         raise ConfigError(f"{twice[0]} is given twice")
     return found
+
+
+def _run_folder(path: str | Path) -> RunFolder:
+    """The folder of a run. Raises ConfigError where it is none, saying what it is instead."""
+    folder = RunFolder(path)
+    if folder.is_run:
+        return folder
+    here, found = folder.path, "not a run folder: it has no config.yaml"
+    if here.suffix in (".yaml", ".yml"):
+        found = "a recipe, and a report is of what came of one"
+    elif not here.exists():
+        found = "not there"
+    runs = [parent for parent in here.resolve().parents[:2] if RunFolder(parent).is_run]
+    advice = f"Its run is {runs[0]}." if runs else "Give the output_dir of a run, or the --out of `dar compare`."
+    raise ConfigError(f"{here} is {found}. {advice}")
+
+
+def _recorded(folder: RunFolder) -> dict[str, Any]:
+    rows = folder.metrics()
+    return {
+        "name": one_line(folder.path.resolve().name, 100),
+        "path": folder.path,
+        "environment": _json(folder.path / "environment.json"),
+        "steps": [row for row in rows if not evaluations([row])],
+        "evaluations": evaluations(rows),
+        "alerts": [_alert(folder, row) for row in folder.alerts()],
+        "completions": _completion_files(folder.path / "completions"),
+    }
 
 
 def _json(file: Path) -> dict[str, Any]:

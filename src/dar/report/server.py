@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dar.errors import ConfigError, DarError
 from dar.report.page import render_page
-from dar.report.run import load_runs
+from dar.report.run import load_trainings
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -68,7 +68,7 @@ class ReportServer(ThreadingHTTPServer):
         with self._lock:
             version = self.version()
             if self._page is None or self._page[0] != version:
-                self._page = version, render_page(load_runs(self.folders), version=version).encode()
+                self._page = version, render_page(load_trainings(self.folders), version=version).encode()
             return self._page[1]
 
     def accepts(self, host: str | None) -> bool:

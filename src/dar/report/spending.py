@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dar.report.run import Run
+from dar.report.run import Training
+
+PHASES = {
+    "rollout": "sampling", "reward": "scoring", "reference": "reference", "critic": "critic", "update": "update",
+    "diagnostics": "diagnostics", "heldout": "held-out evaluation", "rest": "rest of the steps",
+}  # fmt: skip
+"""What people are shown for `time/<phase>`, in the order of a step; the place of a phase is its color everywhere."""
 
 
 @dataclass(frozen=True)
 class Spending:
     """Totals over the recorded steps.
 
-    phases: (name, seconds, share of the whole) in falling order; phases that overlap add up to more than the whole.
+    phases: (phase, seconds, share of the whole) in falling order; phases that overlap add up to more than the whole.
     seconds: all training steps and held-out evaluations.
     steps: the seconds of the training steps alone.
     prompt_tokens, completion_tokens: trained on, each prompt counted once.
@@ -29,7 +35,7 @@ class Spending:
     peak_gb: float | None
 
 
-def spending(run: Run) -> Spending | None:
+def spending(run: Training) -> Spending | None:
     """Sums of the run's own timings; None before the first step."""
     if not run.steps:
         return None
@@ -39,9 +45,9 @@ def spending(run: Run) -> Spending | None:
     seconds = {name.removeprefix("time/"): math.fsum(row.get(name, 0.0) for row in run.steps) for name in names}
     rest = steps - math.fsum(seconds.values())
     if rest > 0:
-        seconds["rest of the steps"] = rest
+        seconds["rest"] = rest
     if evaluation > 0:
-        seconds["held-out evaluation"] = evaluation
+        seconds["heldout"] = evaluation
     whole = steps + evaluation
     completion = sum(row.get("tokens/completion", 0) for row in run.steps)
     rollout = seconds.get("rollout")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from dar.shown import visible
@@ -28,10 +30,15 @@ def script_json(value: Any) -> str:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """A figure as every table of the page shows it, by its format specification or `duration`; '–' where none is."""
+    """A figure as every table of the page shows it, by its format specification or `duration`; '–' where none is.
+
+    What rounds to 0 has no minus.
+    """
     if value is None:
         return "–"
     text = duration(value) if form == "duration" else format(value, form)
+    if not any(digit in text for digit in "123456789"):
+        text = text.replace("-", "+" if "+" in form else "")
     return text.replace("-", "−").replace(",", "\u202f").replace("%", " %")
 
 
@@ -51,6 +58,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def spans(steps: Iterable[int]) -> str:
+    """3–5, 9: steps without gaps as one span."""
+    runs = (list(run) for _, run in groupby(enumerate(sorted(set(steps))), lambda pair: pair[1] - pair[0]))
+    return ", ".join("–".join(count(step) for step in sorted({run[0][1], run[-1][1]})) for run in runs)
 
 
 def count(value: int) -> str:

@@ -12,7 +12,7 @@ from peft import PeftConfig, TaskType
 from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.data.sources import fingerprint, load_rows
-from dar.errors import ConfigError, require_package
+from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
@@ -53,7 +53,6 @@ def build_reward_model_loop(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("dar reward-model runs in one process: start it without torchrun or accelerate launch")
-    require_package("matplotlib", "the figure of held-out pairs")
     settle_heap()
     precision = resolve_precision(spec.runtime)
     tokenizer = given.tokenizer or load_tokenizer(spec.model)

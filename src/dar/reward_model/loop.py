@@ -18,7 +18,7 @@ from dar.learn.optim import clipped_step, set_learning_rate
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
 from dar.reward_model.pairs import TokenPair
-from dar.reward_model.report import plot_reliability, preference_report
+from dar.reward_model.report import preference_report
 from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb
@@ -139,7 +139,6 @@ class RewardModelLoop(Steps):
             [pair.longer_by for pair in self.heldout],
         )
         self.folder.write_evaluation({**self.folder.evaluation(), when: report})
-        plot_reliability(report, self.folder.path / f"reliability-{when}.png")
         self.folder.append_metrics({"step": step, **{f"eval/{name}": report[name] for name in SUMMARY}})
         self.display.note(
             f"held-out {when} training: accuracy {report['accuracy']:.1%} ± {report['accuracy_se']:.1%} on "

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from dar.files.atomic import written
 from dar.run.intervals import standard_error
 
 _EDGES = (-64, -16, 0, 1, 17, 65)
@@ -79,25 +77,6 @@ def calibration_error(margins: Sequence[float], *, num_bins: int = 10) -> tuple[
     ]
     error = sum(part["num_pairs"] * abs(part["accuracy"] - part["confidence"]) for part in bins) / len(margins)
     return error, bins
-
-
-def plot_reliability(report: dict[str, Any], path: Path) -> None:
-    """Accuracy over confidence, with the diagonal a calibrated model lies on; the area of a dot is its pairs' share."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only a finished training draws
-
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    bins, count = report["reliability"], report["num_pairs"]
-    axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
-    axes.scatter(
-        [part["confidence"] for part in bins],
-        [part["accuracy"] for part in bins],
-        s=[20 + 400 * part["num_pairs"] / count for part in bins],
-    )
-    axes.set(xlabel="probability the model gives", ylabel="share it is right", xlim=(0.48, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title(f"{count} held-out pairs, ECE {report['ece']:.3f}")
-    with written(path) as scratch:
-        figure.savefig(scratch, dpi=120)
 
 
 def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[str, Any]]:

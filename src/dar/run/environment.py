@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _PACKAGES = ("dar-rlhf", "torch", "transformers", "accelerate", "peft", "dataset
 def describe_environment(precision: Precision, *, world_size: int) -> dict[str, Any]:
     """Facts for environment.json."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),

@@ -3,9 +3,10 @@
 var darBrowser = (() => {
   const PAGE = 60;
   const COLUMNS = [
-    ["text", "completion"], ["reward", "reward"], ["advantage", "advantage"], ["weight", "weight"],
-    ["kl_ref", "KL to π₀"], ["length", "tokens"], ["ended", "ended"],
+    ["prompt", "prompt"], ["text", "completion"], ["reward", "reward"], ["advantage", "advantage"], ["weight", "weight"],
+    ["kl_ref", "KL to π₀, nats"], ["length", "tokens"], ["ended", "EOS"],
   ];
+  const TEXTS = ["prompt", "text"];
   const cache = new Map();
 
   function make(tag, properties = {}, ...children) {
@@ -21,8 +22,8 @@ var darBrowser = (() => {
   function figure(value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return value ? "yes" : "no";
-    if (Number.isInteger(value)) return String(value).replace("-", "−");
-    return (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3)).replace("-", "−");
+    const text = Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
   }
 
   async function unpack(id) {
@@ -38,7 +39,7 @@ var darBrowser = (() => {
   function rowsOf(chunk, data) {
     return data.text.map((text, index) => {
       const row = { chunk, data, index, text, prompt: data.prompts[data.prompt[index]], ended: data.ended[index] };
-      for (const [key] of COLUMNS) if (key !== "ended" && key !== "text" && data[key]) row[key] = data[key][index];
+      for (const [key] of COLUMNS) if (key !== "ended" && !TEXTS.includes(key) && data[key]) row[key] = data[key][index];
       return row;
     });
   }
@@ -56,6 +57,16 @@ var darBrowser = (() => {
     const missing = row.length - row.data.tokens[row.index].length;
     if (missing > 0) box.append(make("span", { className: "muted", textContent: ` … ${missing} tokens more` }));
     return box;
+  }
+
+  // Of each prompt in each file the completion with the highest reward, or the lowest.
+  function extremes(rows, sign) {
+    const found = new Map();
+    for (const row of rows) {
+      const key = `${row.chunk.id} ${row.data.prompt[row.index]}`, best = found.get(key);
+      if (row.reward !== null && row.reward !== undefined && (!best || sign * (row.reward - best.reward) > 0)) found.set(key, row);
+    }
+    return [...found.values()];
   }
 
   class Browser {
@@ -82,13 +93,22 @@ var darBrowser = (() => {
       select.value = ids.includes(this.state.chunk) ? this.state.chunk : this.chunks[this.chunks.length - 1].id;
       this.part("query").value = this.state.query ?? "";
       this.part("ratio").checked = this.state.ratio ?? false;
+      this.part("kind").value = this.state.kind ?? "";
+      const sort = this.part("sort");
+      for (const [key, label] of [["", "order of the data"], ...COLUMNS]) sort.append(make("option", { value: key, textContent: label }));
+      sort.addEventListener("change", () => this.sortBy(sort.value));
+      this.part("kind").addEventListener("change", () => this.refresh());
       select.addEventListener("change", () => this.load());
       this.part("prompt").addEventListener("change", () => this.refresh());
       this.part("query").addEventListener("input", () => this.refresh());
       this.part("ratio").addEventListener("change", () => this.render());
       this.part("more").addEventListener("click", () => { this.shown += 4 * PAGE; this.render(); });
-      this.part("body").addEventListener("pointerover", (event) => {
-        if (event.target.dataset.nats) this.part("token").textContent = `log π/π₀ of this token: ${event.target.dataset.nats} nats`;
+      for (const touch of ["pointerover", "click"]) this.part("body").addEventListener(touch, (event) => {
+        const nats = event.target.dataset.nats;
+        if (!nats) return;
+        this.part("token").textContent = `log π/π₀ of this token: ${nats} nats`;
+        const shown = event.target.closest("td").querySelector(".nats");
+        if (shown) shown.textContent = `“${event.target.textContent.trim()}”: log π/π₀ = ${nats} nats`;
       });
       await this.load(this.state.prompt);
     }
@@ -121,8 +141,11 @@ var darBrowser = (() => {
 
     visible() {
       const query = this.part("query").value.toLowerCase(), prompt = this.part("prompt").value;
-      const rows = this.rows.filter((row) =>
+      const kind = this.part("kind").value;
+      const pool = kind === "best" ? extremes(this.rows, 1) : kind === "worst" ? extremes(this.rows, -1) : this.rows;
+      const rows = pool.filter((row) =>
         (!prompt || row.prompt === prompt)
+        && (kind !== "cut" || !row.ended) && (kind !== "ended" || row.ended)
         && (!query || row.text.toLowerCase().includes(query) || row.prompt.toLowerCase().includes(query)));
       const { sort, down } = this.state;
       if (!sort) return rows;
@@ -140,9 +163,12 @@ var darBrowser = (() => {
       const ratio = this.part("ratio").checked;
       Object.assign(this.state, {
         chunk: this.part("chunk").value, prompt: this.part("prompt").value, query: this.part("query").value, ratio,
+        kind: this.part("kind").value,
       });
       const rows = this.visible();
-      const columns = COLUMNS.filter(([key]) => key === "text" || this.rows.some((row) => row[key] !== undefined));
+      const isOne = this.state.prompt !== "";
+      const columns = COLUMNS.filter(([key]) => (key === "prompt" ? !isOne : this.rows.some((row) => row[key] !== undefined)));
+      this.part("sort").value = this.state.sort ?? "";
       this.part("legend").hidden = !ratio;
       this.part("status").textContent = `${rows.length} of ${this.rows.length} completions`;
       this.part("head").replaceChildren(...columns.map((column) => this.header(column)));
@@ -152,19 +178,22 @@ var darBrowser = (() => {
 
     header([key, label]) {
       const sort = make("button", { type: "button", textContent: label });
-      sort.addEventListener("click", () => {
-        this.state.down = this.state.sort === key ? !this.state.down : key !== "text";
-        this.state.sort = key;
-        this.refresh();
-      });
-      const cell = make("th", { className: key === "text" ? "text" : "", scope: "col" }, sort);
+      sort.addEventListener("click", () => this.sortBy(key));
+      const cell = make("th", { className: TEXTS.includes(key) ? key : "", scope: "col" }, sort);
       cell.setAttribute("aria-sort", this.state.sort !== key ? "none" : this.state.down ? "descending" : "ascending");
       return cell;
+    }
+
+    sortBy(key) {
+      this.state.down = this.state.sort === key ? !this.state.down : !TEXTS.includes(key);
+      this.state.sort = key;
+      this.refresh();
     }
 
     line(row, columns, ratio) {
       const isOpen = this.opened.has(row);
       const cells = columns.map(([key, label]) => {
+        if (key === "prompt") return make("td", { className: "prompt" }, hostile(row.prompt.slice(0, 200), "snippet"));
         if (key !== "text") {
           const cell = make("td", { textContent: figure(row[key]) });
           cell.dataset.label = label;
@@ -193,6 +222,7 @@ var darBrowser = (() => {
       const cell = make("td", { colSpan: width },
         make("h4", { textContent: `prompt, ${row.chunk.label}` }), hostile(row.prompt),
         make("h4", { textContent: "completion" }), colored ? tokens(row) : hostile(row.text));
+      if (colored) cell.append(make("p", { className: "muted nats", textContent: "Tap a token, or point at it." }));
       if (omitted && !colored) cell.append(make("p", { className: "muted", textContent: `… ${omitted} characters more were left out of this page` }));
       if (ratio && !row.data.tokens) cell.append(make("p", { className: "muted", textContent: "No log-probabilities under π and π₀ were recorded here." }));
       cell.append(list, group);

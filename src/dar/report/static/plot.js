@@ -1,9 +1,8 @@
 "use strict";
 // Draws the plots of the report from plain records (dar.report.plots.Plot), in the colors of the page's theme.
 var darPlot = (() => {
-  const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6a00", "#6a6a6a"];
-  const DARK = ["#4aa8e0", "#ff8a3d", "#2cc79b", "#e39cc5", "#f3b93c", "#8ccdf2", "#c9b23a", "#a8a8a8"];
-  const DASHES = ["solid", "dash", "dot"];
+  const DASHES = ["solid", "dash", "dot", "dashdot"];
+  const MARKERS = ["circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x"];
   const CONFIG = {
     responsive: true, displaylogo: false, showTips: false,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
@@ -40,6 +39,7 @@ var darPlot = (() => {
       tickfont: { size: 11 },
     };
     if (axis.is_share) layout.tickformat = ".0%";
+    if (axis.is_whole && Math.max(...values) - Math.min(...values) < 10) layout.dtick = 1;
     if (axis.scale === "sqrt") {
       const top = Math.max(...values.map((value) => Math.sqrt(Math.max(value, 0))), 0.1);
       Object.assign(layout, { tickvals: ticks.map(Math.sqrt), ticktext: ticks.map(String), range: [-0.03 * top, 1.05 * top] });
@@ -49,7 +49,7 @@ var darPlot = (() => {
 
   function hover(plot, series) {
     const format = plot.y.is_share ? ".1%" : ".4~f";
-    const x = plot.x.scale === "sqrt" ? "KL %{customdata:.4~f} nats" : `${plain(plot.x.title)} %{x}`;
+    const x = plot.x.is_share ? `${plain(plot.x.title)} %{x:.1%}` : plot.x.scale === "sqrt" ? "KL %{customdata:.4~f} nats" : `${plain(plot.x.title)} %{x}`;
     return `${x}<br>%{y:${format}}<extra>${plain(series.name)}</extra>`;
   }
 
@@ -64,7 +64,7 @@ var darPlot = (() => {
 
   function traces(plot, series, palette) {
     const color = palette[series.color % palette.length];
-    const dash = DASHES[Math.floor(series.color / palette.length) % DASHES.length];
+    const dash = DASHES[series.color % DASHES.length], symbol = MARKERS[series.color % MARKERS.length];
     const base = {
       name: plain(series.name), x: mapped(plot.x, series.x), y: series.y, customdata: series.x,
       hovertemplate: hover(plot, series),
@@ -73,7 +73,8 @@ var darPlot = (() => {
     const line = {
       ...base, type: "scatter",
       mode: { line: "lines", points: "markers", "line+points": "lines+markers" }[series.style],
-      line: { color, width: series.is_faint ? 1 : 2, dash }, marker: { color, size: 6 },
+      line: { color, width: series.style === "line" && !series.is_faint ? 2 : 1, dash },
+      marker: { color, symbol, size: series.x.length > 40 ? 5 : 8 },
       opacity: series.is_faint ? 0.4 : 1, showlegend: series.in_legend,
     };
     if (!series.low) return [line];
@@ -95,7 +96,7 @@ var darPlot = (() => {
   }
 
   function draw(element, plot) {
-    const palette = isDark() ? DARK : LIGHT;
+    const palette = [0, 1, 2, 3, 4, 5, 6, 7].map((place) => css(`--c${place}`));
     const data = plot.heatmap ? [heatTrace(plot.heatmap)] : plot.series.flatMap((s) => traces(plot, s, palette));
     const all = (pick) => plot.series.flatMap(pick);
     const layout = {
@@ -112,7 +113,7 @@ var darPlot = (() => {
       })),
     };
     if (plot.heatmap) {
-      layout.yaxis.type = "category";
+      layout.xaxis.type = layout.yaxis.type = "category"; // a column is a recorded step, wherever its neighbours are
       layout.yaxis.title.standoff = 14;
     }
     // A legend of many names takes its height from the page, not from the curves.
