@@ -71,6 +71,15 @@ class RepetitionAlertSpec(SampledAlertSpec):
     """Mean share of a completion's tokens that lie inside its longest repeated n-gram."""
 
 
+class NoSignalAlertSpec(SampledAlertSpec):
+    """Most groups have no difference in reward, so that nothing is learned from them (`frac_reward_zero_std`)."""
+
+    type: Literal["no_signal"] = "no_signal"
+    """`no_signal`"""
+    max: Fraction = 0.9
+    """Share of groups."""
+
+
 class OveroptimizationAlertSpec(AlertSpec):
     """The reward that is trained on (`eval/reward`) rises while the held-out reward (`eval/gold`) falls.
 
@@ -94,6 +103,7 @@ AnyAlert = Annotated[
     | LengthDriftAlertSpec
     | EntropyAlertSpec
     | RepetitionAlertSpec
+    | NoSignalAlertSpec
     | OveroptimizationAlertSpec,
     Field(discriminator="type"),
 ]

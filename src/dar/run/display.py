@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dar.console import Console, about, table
+from dar.console import Console, about, new_table
 from dar.run.alerts import Alert
 from dar.run.measures import BY_KEY, measures_of
 from dar.shown import one_line
@@ -167,7 +167,7 @@ class Display:
 
     def before_after(self, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
         """The table of what training changed."""
-        shown = table(title, "held-out", "before", "after")
+        shown = new_table(title, "held-out", "before", "after")
         for row in measures_of(after):
             if row.key in before:
                 indent = "  " if row.is_part else ""
@@ -176,7 +176,7 @@ class Display:
 
     def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """(prompt, completion before, completion after) triples."""
-        shown = table("completions of held-out prompts", "prompt", "before", "after", is_text=True)
+        shown = new_table("completions of held-out prompts", "prompt", "before", "after", is_text=True)
         for row in rows:
             shown.add_row(*row)
         self.console.print(shown)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dar.advantages import tied_groups
 from dar.algorithms.base import kl_metrics
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DecodingSpec
@@ -77,6 +78,7 @@ class HeldoutEvaluation:
         rewards = self.rewards.score(rollouts, where=where)
         gold = None if self.gold is None else self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
         metrics = rewards.metrics() | completion_metrics(rollouts) | _gold_metrics(gold)
+        metrics["frac_reward_zero_std"] = float(tied_groups(rewards.total).float().mean())
         metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
             metrics["entropy"] = sampled_entropy(rollouts)
