@@ -33,7 +33,7 @@ class LogHandler(logging.Handler):
         Console(stderr=True).print(f"{record.levelname} {self.format(record)}"[:8_000], soft_wrap=True)
 
 
-def table(title: str, *headings: str, caption: str = "", is_text: bool = False) -> Table:
+def new_table(title: str, *headings: str, caption: str = "", is_text: bool = False) -> Table:
     """An empty table in the one look that all have: no frame, which leaves more of 80 columns to what is said.
 
     Args:
@@ -55,7 +55,8 @@ def table(title: str, *headings: str, caption: str = "", is_text: bool = False) 
         show_lines=is_text and any(headings),
     )
     for index, heading in enumerate(headings):
-        found.add_column(heading, justify="right" if index and not is_text else "left")
+        is_name = not index and not is_text
+        found.add_column(heading, justify="right" if index and not is_text else "left", no_wrap=is_name)
     return found
 
 
