@@ -76,7 +76,7 @@ class PairedPreference(Algorithm):
             "rewards/chosen": Mean.of(implicit[chosen]),
             "rewards/rejected": Mean.of(implicit[rejected]),
             "rewards/margins": Mean.of(margins),
-            "rewards/accuracies": Mean.of((margins > 0).float()),
+            "rewards/accuracies": Mean.of(margins.heaviside(margins.new_tensor(0.5))),
         }
         return Terms(torch.zeros_like(current).masked_scatter(chosen, losses.to(current.dtype)), means)
 

@@ -137,7 +137,7 @@ def why_blind(
     """
     on_heldout = isinstance(alert, OveroptimizationAlertSpec) or alert.samples == "heldout"
     if on_heldout and num_evaluations == 0:
-        return "it reads held-out evaluations, but data.heldout names no prompts"
+        return "it reads held-out evaluations, but no held-out prompts are sampled: name data.heldout and rewards"
     if isinstance(alert, OveroptimizationAlertSpec) and not has_gold:
         return "it compares the reward with a held-out one, but evaluation.rewards is empty"
     if on_heldout and not is_plain and isinstance(alert, KLAlertSpec | EntropyAlertSpec):

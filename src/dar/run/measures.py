@@ -30,7 +30,7 @@ class Measure:
     @property
     def is_part(self) -> bool:
         """Whether it is a single one of several rewards."""
-        return self.key.startswith("rewards/")
+        return self.key.startswith("rewards/") and self.key.endswith("/mean")
 
     def shown(self, value: float) -> str:
         return format(value, self.form)
@@ -39,6 +39,9 @@ class Measure:
 MEASURES = (
     Measure("reward", "reward", "+z.3f", column="reward"),
     Measure("gold", "gold reward", "+z.3f", "not trained on", "gold"),
+    Measure("rewards/accuracies", "accuracy", ".1%", "held-out pairs"),
+    Measure("rewards/margins", "margin", "+z.3f", "chosen less rejected"),
+    Measure("loss", "loss", "z.4f", "held-out completions of the data"),
     Measure("kl/ref", "KL to π₀", "z.3f", "nats per completion", "kl_ref"),
     Measure("completions/mean_length", "length", ",.1f", "tokens", "length"),
     Measure("completions/clipped_ratio", "missing EOS", ".1%", column="finish_reason"),
