@@ -12,6 +12,7 @@ from dar.config.alerts import (
     KLAlertSpec,
     LengthDriftAlertSpec,
     MissingEosAlertSpec,
+    NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
 )
@@ -25,8 +26,16 @@ _KEYS = {
     "length_drift": "completions/mean_length",
     "entropy": "entropy",
     "repetition": "completions/repetition",
+    "no_signal": "frac_reward_zero_std",
 }
-_Sampled = MissingEosAlertSpec | KLAlertSpec | LengthDriftAlertSpec | EntropyAlertSpec | RepetitionAlertSpec
+_Sampled = (
+    MissingEosAlertSpec
+    | KLAlertSpec
+    | LengthDriftAlertSpec
+    | EntropyAlertSpec
+    | RepetitionAlertSpec
+    | NoSignalAlertSpec
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,9 @@ def _broken(rule: _Sampled, start: float, now: float) -> _Found:
         case RepetitionAlertSpec() if now > rule.max:
             text = f"{now:.0%} of a completion is its longest repeated part ({where}; limit {rule.max:.0%})"
             return now, rule.max, text
+        case NoSignalAlertSpec() if now > rule.max:
+            text = f"{now:.0%} of groups have no difference in reward, so nothing is learned from them"
+            return now, rule.max, f"{text} ({where}; limit {rule.max:.0%})"
         case LengthDriftAlertSpec() if not 1 / rule.max_ratio <= now / start <= rule.max_ratio:
             ratio = now / start
             limit = rule.max_ratio if ratio > 1 else 1 / rule.max_ratio
