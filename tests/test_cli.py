@@ -507,7 +507,7 @@ def test_runs_are_listed_newest_first_with_their_state(run: Run, tmp_path: Path)
         for name in parts:
             (folder / name).mkdir(parents=True)
         for file in folder.glob("*.*"):
-            os.utime(file, (time.time() - seconds,) * 2)
+            os.utime(file, (time.time() - seconds, time.time() - seconds))
 
     write_run(tmp_path / "now", steps=3, evaluations=(), algorithm="grpo", num_generations=2)
     aged(write_run(tmp_path / "compare/dar-seed0", evaluations=(0, 6)), 400, parts=["model"])

@@ -59,7 +59,7 @@ def try_step(spec: RunSpec, *, num_heldout_prompts: int) -> Trial:
     num_evaluations = 1 + math.ceil(spec.steps / (spec.evaluation.every or spec.steps)) if num_tried else 0
     num_kept = min(spec.checkpoint.keep, math.ceil(spec.steps / (spec.checkpoint.every or spec.steps)))
     return Trial(
-        prompt=loop.learner.policy.tokenizer.decode(list(prompt.token_ids)),
+        prompt=str(loop.recorder.tokenizer.decode(list(prompt.token_ids))),
         completions=[row for row in table if row["position"] == prompt.position],
         step=step,
         evaluation_seconds=seconds,
