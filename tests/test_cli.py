@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import PeftModel
+from support.run_folders import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from dar.cli.app import main
 from dar.config.model import ModelSourceSpec
-from dar.config.recipe import RECIPES, read_yaml
+from dar.config.recipe import RECIPES, build_spec, read_yaml
+from dar.config.reward_model import RewardModelSpec
 from dar.policies.text.loading import load_model
+from dar.run.folder import RunFolder
 from dar.shown import visible
 
 Write = Callable[..., Path]
@@ -492,6 +496,55 @@ def test_project_of_init_trains_as_it_is(run: Run, tmp_path: Path, tiny_folder: 
     done = run("train", "recipe.yaml", "steps=1", "rewards.0=my_rewards:on_topic", "sampling.max_completion_length=8")
     assert done.code == 0, done.err
     assert (tmp_path / "mine/runs/first/model/model.safetensors").is_file()
+
+
+# --- ls ---
+
+
+def test_runs_are_listed_newest_first_with_their_state(run: Run, tmp_path: Path):
+    def aged(folder: Path, seconds: float, *, parts: Sequence[str] = ()) -> None:
+        for name in parts:
+            (folder / name).mkdir(parents=True)
+        for file in folder.glob("*.*"):
+            os.utime(file, (time.time() - seconds, time.time() - seconds))
+
+    write_run(tmp_path / "now", steps=3, evaluations=(), algorithm="grpo", num_generations=2)
+    aged(write_run(tmp_path / "compare/dar-seed0", evaluations=(0, 6)), 400, parts=["model"])
+    aged(write_run(tmp_path / "a/stopped", steps=4), 500, parts=["model", "checkpoints/step-4"])  # it is to go further
+    aged(write_run(tmp_path / "failed", steps=0, evaluations=()), 600)
+    pairs = RunFolder(tmp_path / "pairs")
+    recipe = {"model": "some/base", "data": "pairs.jsonl", "epochs": 1.0, "output_dir": "pairs"}
+    pairs.start(build_spec(recipe, where="recipe", kind=RewardModelSpec), {})
+    pairs.append_metrics({"step": 0, "eval/accuracy": 0.5})
+    aged(pairs.path, 700, parts=["model"])
+    (write_run(tmp_path / "damaged") / "metrics.jsonl").write_text("{\n")
+    aged(tmp_path / "damaged", 800)
+    write_run(tmp_path / ".hidden")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").touch()
+
+    found = json.loads(run("ls", tmp_path, "--json").out)
+    assert found[-1].pop("state").startswith("damaged: ")
+    assert [(Path(row["folder"]).name, row["method"], row["done"], row["steps"], row["metric"]) for row in found] == [
+        ("now", "grpo", 3, 6, "reward"),
+        ("dar-seed0", "dar", 6, 6, "eval/reward"),
+        ("stopped", "dar", 4, 6, "eval/reward"),
+        ("failed", "dar", 0, 6, None),
+        ("pairs", "reward-model", 0, None, "eval/accuracy"),
+        ("damaged", "?", 0, None, None),
+    ]
+    assert [row["state"] for row in found[:-1]] == ["running", "finished", "stopped", "failed", "finished"]
+    rewards = [row["eval/reward"] for row in RunFolder(found[1]["folder"]).metrics() if "eval/reward" in row]
+    assert (found[1]["first"], found[1]["last"]) == (rewards[0], rewards[-1])
+    shown = run("ls", tmp_path).out.splitlines()
+    assert len(shown) == 7
+    assert re.search(rf"dar +model +6/6 +finished +eval/reward \{rewards[0]:+.3f} → \{rewards[-1]:+.3f}$", shown[2])
+
+
+def test_no_run_and_no_folder_are_said(run: Run, tmp_path: Path):
+    assert run("ls", tmp_path).err == f"no run in {tmp_path} or below; dar train RECIPE makes one\n"
+    found = run("ls", tmp_path / "absent")
+    assert (found.code, found.err) == (2, f"dar: there is no folder {tmp_path / 'absent'}\n")
 
 
 # --- what the shell and editors know of recipes ---

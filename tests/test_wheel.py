@@ -63,20 +63,26 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dar(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), "-m", "dar", "train", "toy", "output_dir=run", *arguments]
+    command = [str(python), "-m", "dar", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_wheel_beside_what_it_needs_trains_a_shipped_recipe(python: Path, tmp_path: Path):
-    done = dar(python, tmp_path, "steps=2", "evaluation.num_generations=2")
+    done = dar(python, tmp_path, "train", "toy", "output_dir=run", "steps=2", "evaluation.num_generations=2")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 
+def test_wheel_writes_a_project(python: Path, tmp_path: Path):
+    made = json.loads(dar(python, tmp_path, "init", "mine", "--json").stdout)
+    assert made["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"  # the package with the other is not there
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {*made["files"]}
+
+
 def test_extra_that_is_missing_is_named_with_its_command(python: Path, tmp_path: Path):
-    done = dar(python, tmp_path, "rewards=[sentiment]")
+    done = dar(python, tmp_path, "train", "toy", "output_dir=run", "rewards=[sentiment]")
     said = "dar: the sentiment reward needs the package vaderSentiment: pip install 'dar-rlhf[sentiment]'"
     assert " ".join(done.stderr.split()) == said
     assert done.returncode == 2

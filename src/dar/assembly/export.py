@@ -18,14 +18,13 @@ from dar.policies.text.saving import save_model
 from dar.reward_model.classifier import load_classifier
 
 
-def export_model(source: Path, out: Path, *, merge: bool, dtype: torch.dtype | None) -> str | None:
-    """Writes a model's folder again, its weights in another precision if asked for.
+def export_model(source: Path, out: Path, *, merge: bool, dtype: str | None) -> str | None:
+    """Writes the folder of a policy, a reward model or an adapter again.
 
     Args:
-        source: holds a policy or a reward model, or an adapter of one.
-        out: the new folder.
+        source, out: the folder, and the new one.
         merge: make one model of an adapter and its base.
-        dtype: of the weights; None keeps it.
+        dtype: `bf16` or `fp32`, of the weights; None keeps theirs.
 
     Returns:
         The base, a Hub id or an absolute path, that what was written needs; None where it is a whole model.
@@ -52,9 +51,11 @@ def export_model(source: Path, out: Path, *, merge: bool, dtype: torch.dtype | N
             settings = scratch / ("config.json" if needs is None else "adapter_config.json")
             changes = {} if needs is None else {"base_model_name_or_path": needs}
             if dtype is not None:
-                changes |= {"dtype": str(dtype).removeprefix("torch.")} if needs is None else {}
+                precision = torch.bfloat16 if dtype == "bf16" else torch.float32
+                changes |= {"dtype": str(precision).removeprefix("torch.")} if needs is None else {}
                 for file in scratch.glob("*.safetensors"):
-                    kept = {name: _in(dtype, each) for name, each in load_file(file).items()}
+                    tensors = load_file(file).items()
+                    kept = {name: each.to(precision) if each.is_floating_point() else each for name, each in tensors}
                     save_file(kept, file, metadata={"format": "pt"})
                     shutil.copymode(settings, file)
             found = json.loads(settings.read_text(encoding="utf-8"))
@@ -62,7 +63,3 @@ def export_model(source: Path, out: Path, *, merge: bool, dtype: torch.dtype | N
     except OSError as error:
         raise CheckpointError(f"the model cannot be written to {out}: {error}") from error
     return needs
-
-
-def _in(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

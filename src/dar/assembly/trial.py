@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
@@ -21,8 +20,7 @@ from dar.run.environment import peak_memory_gb
 class Trial:
     """What one step took, and what the whole run will: seconds, and GB of 10⁹ bytes.
 
-    prompt: the step's first, as the model reads it.
-    completions: of that prompt, as in completions/step-1.parquet.
+    prompt: the step's first, as the model reads it; completions: its own, as in completions/step-1.parquet.
     step: the step's line of metrics.jsonl.
     evaluation_seconds: of one held-out evaluation, from one of as many prompts as a step has; 0 without any.
     """
@@ -38,11 +36,7 @@ class Trial:
 
 
 def try_step(spec: RunSpec, *, num_heldout_prompts: int) -> Trial:
-    """Takes one step, its files in a folder that does not stay.
-
-    Raises:
-        DarError: whatever would end the run in its first step.
-    """
+    """Takes one step, its files in a folder that does not stay. Raises DarError, whatever would end it in a run."""
     num_heldout = min(num_heldout_prompts, spec.evaluation.max_prompts or num_heldout_prompts)
     num_tried = min(num_heldout, spec.prompts_per_step)
     with tempfile.TemporaryDirectory(prefix="dar-try-") as temporary:
@@ -57,26 +51,23 @@ def try_step(spec: RunSpec, *, num_heldout_prompts: int) -> Trial:
         finally:
             loop.end()
         table = pyarrow.parquet.read_table(f"{temporary}/completions/step-1.parquet").to_pylist()
-        recorded = sum(file.stat().st_size for file in Path(temporary, "completions").iterdir())
         seconds = sum(row.get("eval/time", 0.0) for row in loop.folder.metrics()) * num_heldout / max(1, num_tried)
     prompt = loop.collector.stream.at(0)[0]
     weights = _bytes(loop.trainable().values())
-    checkpoint = weights + _bytes(loop.extras().values())
-    checkpoint += sum(_bytes(state.values()) for state in loop.optimizer.state.values())
+    moments = sum(_bytes(state.values()) for state in loop.optimizer.state.values())
+    checkpoint = weights + moments + _bytes(loop.extras().values())
     num_evaluations = 1 + math.ceil(spec.steps / (spec.evaluation.every or spec.steps)) if num_tried else 0
     num_kept = min(spec.checkpoint.keep, math.ceil(spec.steps / (spec.checkpoint.every or spec.steps)))
-    num_tables = spec.steps // (spec.logging.completions_every or spec.steps + 1) + num_evaluations
-    # While the newest checkpoint is written, the one it replaces is still there.
-    disk = (num_kept + 1) * checkpoint + (2 if spec.checkpoint.best else 1) * weights + num_tables * recorded
     return Trial(
-        prompt=loop.learner.policy.tokenizer.decode(list(prompt.token_ids)),
+        prompt=str(loop.recorder.tokenizer.decode(list(prompt.token_ids))),
         completions=[row for row in table if row["position"] == prompt.position],
         step=step,
         evaluation_seconds=seconds,
         num_evaluations=num_evaluations,
         run_seconds=spec.steps * step["step_time"] + num_evaluations * seconds,
         memory_gb=peak_memory_gb(),
-        disk_gb=disk / 1e9,
+        # While the newest checkpoint is written, the one it replaces is still there.
+        disk_gb=((num_kept + 1) * checkpoint + (2 if spec.checkpoint.best else 1) * weights) / 1e9,
     )
 
 

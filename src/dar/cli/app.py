@@ -28,7 +28,7 @@ from dar.errors import EXTRAS, ConfigError, DarError
 
 app = typer.Typer(
     name="dar",
-    help="Align a language model online, and know what the run did. First: dar plan RECIPE, then dar train RECIPE.",
+    help="Align a language model online, and know what the run did. First: dar init FOLDER, then dar train RECIPE.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -172,6 +172,14 @@ def test_dropout_of_an_adapter_is_off():
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
+def test_adapter_names_a_base_given_by_a_relative_path_so_that_it_is_found_elsewhere(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tiny_folder.parent)
+    wrapped = add_lora(load_model(ModelSpec(path="tiny-model")), LoraSpec(rank=2))
+    assert wrapped.peft_config["default"].base_model_name_or_path == str(tiny_folder)
+
+
 def test_adapter_has_the_rank_and_scale_of_its_spec():
     wrapped = add_lora(make_model(), LoraSpec(rank=3, alpha=6.0, target_modules=["q_proj"]))
     trainable = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
