@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.page_reader import ReadPage
@@ -52,7 +53,7 @@ def test_runs_given_one_by_one_are_named_after_what_sets_them_apart(tmp_path: Pa
     arms = arms_of(load_runs([tmp_path / name for name in "abc"]))
     assert [arm.name for arm in arms] == ["dar, alpha 0.0", "dar, alpha 0.5", "rloo"]
     # In the order of the recipe, where sampling stands before optim.
-    changed = {"sampling": {"temperature": 0.5}, "optim": {"learning_rate": 0.5}}
+    changed: dict[str, Any] = {"sampling": {"temperature": 0.5}, "optim": {"learning_rate": 0.5}}
     write_run(tmp_path / "d", algorithm="rloo", **changed)
     assert arms_of(load_runs([tmp_path / "c", tmp_path / "d"]))[1].name == "rloo, temperature 0.5, learning_rate 0.5"
 
