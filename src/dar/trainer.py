@@ -28,6 +28,7 @@ from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
 from dar.config.rewards import reward_name
 from dar.config.run import LoggingSpec
+from dar.data.logged import readable
 from dar.data.prompts import missing_column
 from dar.errors import CheckpointError, ConfigError, DarError
 from dar.files.atomic import write_text
@@ -77,15 +78,12 @@ class TrainResult:
         return target
 
     def __repr__(self) -> str:
-        lines = [
-            f"{self.steps} steps in {self.output_dir}"
-            + (f", stopped by {self.stopped_by.rule}" if self.stopped_by else "")
-        ]
+        said = [f"{self.steps} steps in {self.output_dir}"]
+        said += [f"stopped by the alert {self.stopped_by.rule}"] if self.stopped_by else []
         for key in ("reward", "eval/reward", "loss"):
-            found = [row[key] for row in self.metrics if key in row]
-            if found and not (key == "loss" and len(lines) > 1):
-                lines.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
-        return f"TrainResult({'; '.join(lines)})"
+            if (found := [row[key] for row in self.metrics if key in row]) and (key != "loss" or len(said) == 1):
+                said.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
+        return f"TrainResult({'; '.join(said)})"
 
 
 class SavesModel(ABC):
@@ -179,7 +177,6 @@ class Trainer(SavesModel):
 
     Raises:
         ConfigError: all that is wrong with the arguments; what can be seen in files alone, when `train` begins.
-        DataError: rows given as objects are none to train on.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -302,13 +299,10 @@ class Trainer(SavesModel):
         save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
 
     def __repr__(self) -> str:
-        spec = self.spec
+        spec, name = self.spec, type(self).__name__
         rewards = ", ".join(map(reward_name, spec.rewards)) or "none"
         state = "not trained yet" if self.loop is None else f"trained in {spec.output_dir}"
-        return (
-            f"{type(self).__name__}({spec.algorithm.type}, model {spec.model.path}, rewards {rewards}, "
-            f"{spec.steps} steps, {state})"
-        )
+        return f"{name}({spec.algorithm.type}, {spec.model.path}, rewards {rewards}, {spec.steps} steps, {state})"
 
     def _build_spec(self, args: TrainingConfig, model: GivenModel, train: Any, heldout: Any,
                     ref_model: GivenModel | None, method: AlgorithmSpec, rewards: list[dict[str, Any]],
@@ -328,17 +322,21 @@ class Trainer(SavesModel):
             algorithm=method,
             rewards=rewards,
         )
-        data, columns = self.spec.data, None
+        data = self.spec.data
         for source, rows, name in (data.train, train, "train_dataset"), (data.heldout, heldout, "eval_dataset"):
-            if source is None or source.format is not None or (method.logged and rows is train):
+            if source is None or source.format is not None:
                 continue
             columns = arguments.columns_of(rows)
+            if method.logged and rows is train:
+                if columns and method.logged != "verdicts":  # with an oracle these are preferences
+                    row = dict.fromkeys([data.prompt_column, *columns])
+                    readable([row], data.prompt_column, method.logged, name)
+                continue
             if columns is not None and data.prompt_column not in columns:
                 raise missing_column(data.prompt_column, columns, name)
-            known = None if columns is None else set(columns) - {data.prompt_column}
             for reward, function in functions.items():
                 if not isinstance(function, Classifier):
-                    check_signature(function, reward, known)
+                    check_signature(function, reward, columns and set(columns) - {data.prompt_column})
 
     def _method(self, algorithm: str | AlgorithmSpec | Algorithm | None, args: TrainingConfig | None) -> AlgorithmSpec:
         """The spec that is meant; a `DARConfig` says DAR's itself."""
@@ -349,10 +347,9 @@ class Trainer(SavesModel):
                 "published and 'bnpo' what TRL's default loss computes; for a DPO script it is 'dpo'; 'dar' is DAR "
                 f"(DARTrainer with a DARConfig). There are {', '.join(ALGORITHM_SPECS)}"
             )
-        kinds = (OwnAlgorithmSpec, Algorithm, *ALGORITHM_SPECS.values())
-        named = isinstance(algorithm, str) and (":" in algorithm or algorithm in ALGORITHM_SPECS)
-        if not named and not isinstance(algorithm, kinds):
-            hint = nearest_hint(algorithm, ALGORITHM_SPECS) if isinstance(algorithm, str) else ""
+        is_name = isinstance(algorithm, str) and (":" in algorithm or algorithm in ALGORITHM_SPECS)
+        if not is_name and not isinstance(algorithm, (OwnAlgorithmSpec, Algorithm, *ALGORITHM_SPECS.values())):
+            hint = nearest_hint(str(algorithm), ALGORITHM_SPECS)
             raise ConfigError(
                 f"algorithm is {shown(algorithm)}, which is not known{hint}; pass a method, its spec (GRPOSpec(…)), "
                 f"its import path, or one of the names {', '.join(ALGORITHM_SPECS)}"
@@ -400,8 +397,8 @@ def python_words(config: type[FlatConfig]) -> Iterator[None]:
         yield
     except DarError as error:
         text = re.sub(r" \((?:resume_from_checkpoint|overwrite)=True[^)]*\)", "", str(error))
-        for option, argument in _OPTIONS.items():
-            text = text.replace(option, argument)
+        text = text.replace("--resume", "resume_from_checkpoint=True").replace("--overwrite", "overwrite=True")
+        text = text.replace("--allow-changed-recipe", "allow_changed_recipe=True")
         keys = dict.fromkeys(re.findall(r"(?:^|(?<=\S ))[a-z_]+\.[a-z_.]*[a-z_]\b", text))
         known = [key for key in keys if key in keys_below(config.recipe)]
         if known and "overrides=" not in text:
@@ -411,14 +408,6 @@ def python_words(config: type[FlatConfig]) -> Iterator[None]:
     finally:
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-_OPTIONS = {
-    "--resume": "resume_from_checkpoint=True",
-    "--allow-changed-recipe": "allow_changed_recipe=True",
-    "--overwrite": "overwrite=True",
-}
-"""Options of `dar train` and the arguments of `Trainer.train`."""
 
 
 def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
