@@ -28,7 +28,7 @@ MINIMAL: dict[str, Any] = {"output_dir": "run", "max_steps": 1}
         ("max_prompt_length", "use overrides=['data.max_prompt_length=…']; prompts are never cut"),
         ("bf16", "set precision to 'bf16'"),
         ("top_p", "held-out prompts have overrides=['evaluation.top_p=…'] and overrides=['evaluation.top_k=…']"),
-        ("loss_type", "a loss is a method: use the trainer's algorithm (grpo, "),
+        ("loss_type", "a loss is a method: use the trainer's algorithm (TRL's dapo is "),
         ("ref_model", "use the trainer's ref_model"),
         ("epsilon", "use algorithm=GRPOSpec(clip_low=…), and algorithm=GRPOSpec(clip_high=…) for the other side"),
         ("target_kl", "use algorithm=DARSpec(beta={'target_kl': …})"),
