@@ -24,7 +24,7 @@ import dar.objectives
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.base import Spec
 from dar.run.stopping import Control
-from dar.trainer import TrainResult
+from dar.trainer import DARTrainer, SavesModel, TrainResult
 
 TARGET = Path(__file__).with_name("api.md")
 
@@ -131,7 +131,8 @@ def _class(kind: type) -> str:
     if not inspect.isabstract(kind) and not getattr(kind, "_is_protocol", False):
         parts.append(_call(kind.__name__, inspect.signature(kind)))
     parts.append(_docstring(kind))
-    for name, member in vars(kind).items():
+    members = {**(vars(SavesModel) if issubclass(kind, SavesModel) and kind is not DARTrainer else {}), **vars(kind)}
+    for name, member in members.items():
         if (
             name.startswith("_")
             or not (inspect.isfunction(member) or isinstance(member, property))

@@ -187,9 +187,21 @@ def test_gae_is_the_discounted_sum_of_residuals_and_never_reads_padding(seed: in
 def test_tied_groups_are_those_with_equal_rewards():
     rewards = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 2.0], [0.9, 0.9, 0.9]])
     assert tied_groups(rewards).tolist() == [True, False, True]
+    # Of one completion each, the batch is the group.
     assert tied_groups(torch.tensor([[1.0], [2.0]])).tolist() == [False, False]
+    assert tied_groups(torch.tensor([[2.0], [2.0]])).tolist() == [True, True]
     # A tie among those that have a reward is a tie.
     assert tied_groups(torch.tensor([[2.0, NAN, 2.0], [2.0, NAN, 3.0]])).tolist() == [True, False]
+
+
+def test_what_rounding_changes_makes_no_advantage():
+    # 8 units in the last place of fp32 at 1 are 2^-20; the larger of the two is a little more than 1.
+    rounded, apart = (torch.tensor([[1.0, 1.0 + ulps * 2.0**-23]]).double() for ulps in (8, 9))
+    assert batch_standardized(group_mean(rounded)).tolist() == [[0.0, 0.0]]
+    assert_close(batch_standardized(group_mean(apart), eps=0.0), [[-1.0, 1.0]], rtol=1e-5)
+    # One completion per prompt: the batch is what is standardised.
+    assert batch_standardized(group_mean(rounded.T)).tolist() == [[0.0], [0.0]]
+    assert_close(batch_standardized(group_mean(apart.T), eps=0.0), [[-1.0], [1.0]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

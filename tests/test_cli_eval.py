@@ -82,7 +82,7 @@ def test_win_rate_as_tables(dar: Run, annotated: Path):
     code, out, _ = dar("eval", "win-rate", "--annotations", annotated, "--length-controlled", "--resamples", "20")
     assert code == 0
     for words in (
-        "win rate          │ 72.50",
+        "72.50",
         "9 wins, 0 ties, 3 losses",
         "no difficulty term (no --instruction-difficulty)",
         "position bias: not known",
@@ -116,8 +116,8 @@ def test_agreement_as_json_and_tables(dar: Run, preferences: Path, tmp_path: Pat
     assert found["subsets"]["S1"]["longer"]["accuracy"] == 75
     code, out, _ = dar("eval", "agreement", preferences, "--choices", scores)
     assert code == 0
-    assert re.search(r"choices\s+│\s+33\.3", out)
-    assert re.search(r"longer wins\s+│\s+62\.5", out)
+    assert re.search(r"choices\s+33\.3", out)
+    assert re.search(r"longer wins \(characters\)\s+62\.5", out)
     assert "1 pairs have no choice and are left out" in out
 
 
@@ -129,7 +129,7 @@ def test_gsm8k_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path, mo
     command = ("eval", "gsm8k", tiny_folder, questions, "--out", tmp_path / "e", "--max-tokens", "4")
     code, out, err = dar(*command)
     assert code == 0
-    assert re.search(r"right\s+│\s+50\.0 │ .* │\s+2", out)
+    assert re.search(r"right\s+50\.0 .* 2\s", out)
     assert "model: 2 of 2" in err
     code, out, err = dar(*command, "--json")
     assert (code, json.loads(out)["percent"], json.loads(out)["n"]) == (0, 50, 2)
@@ -171,8 +171,8 @@ def test_mt_bench_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path)
     with ScriptedJudge(lambda body, before: said("?" if user_text(body).startswith("c") else "[[7]]")) as server:
         code, out, err = dar(*command, "--base-url", server.url)
         assert code == 0
-        assert re.search(r"overall\s+│\s+7\.00 │\s+7\.00 │\s+7\.00 │\s+2 │\s+2", out)
-        assert re.search(r"math\s+│\s+– │\s+– │\s+– │\s+0 │\s+2", out)
+        assert re.search(r"overall\s+7\.00\s+7\.00\s+7\.00\s+2\s+2", out)
+        assert re.search(r"math\s+–\s+–\s+–\s+0\s+2", out)
         assert "2 answers of the judge hold no rating; what is not rated is left out of the means" in out
         assert "turn 2, temperature 0.1, model: 1 of 1" in err
         assert "judgements: 4 of 4" in err

@@ -38,12 +38,22 @@ def outcome_of(name: str, seed: int, folder: Path, *, rate: float = 1e-3, error:
     return Outcome(Arm(name, name), seed, folder, rate, error)
 
 
-def make_run(folder: Path, *, steps: int, rewards: list[float], kls: list[float], finished: bool = True) -> Path:
+def make_run(
+    folder: Path,
+    *,
+    steps: int,
+    rewards: list[float],
+    kls: list[float],
+    finished: bool = True,
+    gold: float | None = None,
+) -> Path:
     """A run folder as training leaves it, its numbers made up."""
     RunFolder(folder).start(make_spec(steps=max(steps, 1)), {})
     rows: list[dict[str, Any]] = [{"step": 0, **dict(zip(KEYS, (rewards[0], kls[0], 5.0, 0.0, 1.0)))}]
     rows += [{"step": step, "loss": 1.0, "step_time": 2.0, "kl/old_k3": 0.1 * step} for step in range(1, steps + 1)]
     rows.append({"step": steps, **dict(zip(KEYS, (rewards[1], kls[1], 7.0, 0.25, 0.5)))})
+    for row in (rows[0], rows[-1]) if gold is not None else ():
+        row["eval/gold"] = gold
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         (folder / "model").mkdir()
@@ -108,6 +118,21 @@ def test_a_method_stands_in_the_table_at_its_best_rate_and_one_without_a_stopped
     assert [row["num_stopped"] for row in summary["tried"]] == [0, 1, 0]
 
 
+def test_where_there_is_a_gold_reward_it_chooses_the_rate_and_the_table_says_so(tmp_path: Path):
+    outcomes = []
+    for rate, end, gold in ((1e-5, 1.0, 0.75), (2e-5, 2.0, 0.5)):
+        folder = make_run(tmp_path / str(rate), steps=1, rewards=[0.0, end], kls=[0.0, 1.0], gold=gold)
+        outcomes.append(outcome_of("dar", 0, folder, rate=rate))
+    summary = summarize(outcomes)
+    assert (summary["chosen_by"], summary["methods"]["dar"]["learning_rate"]) == ("gold", 1e-5)
+    assert summary["runs"][0]["curve"][-1] == {"step": 1, "reward": 1.0, "kl_ref": 1.0, "gold": 0.75}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison_table(summary))
+    text = console.export_text()
+    assert "+0.750" in text
+    assert "each method at the learning rate of its highest gold reward" in " ".join(text.split())
+
+
 def test_figures_are_the_last_evaluations_and_means_with_students_interval(tmp_path: Path):
     folders = [make_run(tmp_path / f"a{seed}", steps=2, rewards=[0.0, 1.0 + seed], kls=[0.0, 4.0]) for seed in (0, 1)]
     outcomes = [outcome_of("dar", seed, folder) for seed, folder in enumerate(folders)]
@@ -142,8 +167,8 @@ def test_the_table_of_one_seed_is_whole_in_80_columns(tmp_path: Path):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(comparison_table(summarize(outcomes)))
     lines = [line.split() for line in console.export_text().splitlines()]
-    headings = [text.split() for text in ("KL to KL to missing", "method rate reward π₀ π_t length EOS entropy min")]
-    figures = ["4e-05", "-0.574", "125.490", "0.100", "7.0", "25.0%", "0.500", "0.0"]
+    headings = [["method", "rate", "reward", "KL", "to", "π₀", "length", "missing", "EOS", "entropy", "min"]]
+    figures = ["4e-05", "-0.574", "125.490", "7.0", "25.0%", "0.500", "0.0"]
     assert [line for line in lines if line in headings] == headings
     assert [line for line in lines if "4e-05" in line] == [["online_dpo", *figures], ["dar_adaptive", *figures]]
 
@@ -179,6 +204,7 @@ def test_finished_runs_are_kept_a_failing_one_is_reported_and_the_others_go_on(
     # The recipe's own method keeps the recipe's settings; overrides for all runs reach every one.
     assert load_recipe(out / "dar-seed0" / "config.yaml").algorithm.model_dump()["beta"] == 0.7
     assert load_recipe(out / "grpo-seed0" / "config.yaml").algorithm.type == "grpo"
+    assert any(re.fullmatch(r"1 more to train: \d+ (s|min) so far, about \d+ (s|min) left", line) for line in notes)
     before = (out / "dar-seed0" / "metrics.jsonl").read_bytes()
     notes.clear()
     again = run_all(recipe, [], arms[:1], [0], out, notes.append)
@@ -270,7 +296,7 @@ def test_a_method_with_a_run_that_was_stopped_early_has_the_figures_all_its_runs
 def test_a_recipe_without_heldout_prompts_is_refused_before_anything_runs(
     write_recipe: Callable[..., Path], tmp_path: Path
 ):
-    with pytest.raises(ConfigError, match=r"no data\.heldout"):
+    with pytest.raises(ConfigError, match=r"needs data\.heldout and rewards"):
         run_all(write_recipe(), [], parse_arms(["dar"]), [0], tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out").exists()
 

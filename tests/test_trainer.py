@@ -710,8 +710,8 @@ def test_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, value: 
         ({"args": None}, ConfigError, "args must be a TrainingConfig, got None: write TrainingConfig"),
         ({"algorithm": "dpo", "reward_funcs": None}, ConfigError,
          "^train_dataset: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
-        ({"algorithm": "dpo", **WITHOUT_REWARDS, "eval_dataset": ROWS[:1]}, ConfigError,
-         r"data\.heldout is set, but no rewards to measure held-out samples of dpo"),
+        ({"algorithm": "dpo", **WITHOUT_REWARDS, "eval_dataset": ROWS[:1]}, DataError,
+         "<eval_dataset: list>: row 0 has no column 'chosen'; preferences need"),
     ],
 )  # fmt: skip
 def test_method_without_what_it_learns_from_is_refused(

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from dar.ops import require_same_shape
 
+ROUNDING = 2.0**-20
+"""Rewards that differ by no more than this share of the larger one are equal: 8 units in the last place of fp32. It is
+what adding up a few terms in another order changes, and no standardisation may make advantages of it."""
+
 
 def group_mean(rewards: Tensor) -> Tensor:
     """A = r − mean_k r: the Monte-Carlo baseline of the group, the sample itself included.
@@ -87,7 +91,7 @@ def group_standardized(rewards: Tensor, *, ddof: int, eps: float) -> Tensor:
 
 
 def batch_standardized(advantages: Tensor, *, ddof: int = 0, eps: float = 1e-8) -> Tensor:
-    """Â = (A − mean A) / (std A + ε) over the whole batch; an all-equal batch gives exactly 0, never NaN.
+    """Â = (A − mean A) / (std A + ε) over the whole batch; a batch equal but for `ROUNDING` gives exactly 0.
 
     Args:
         advantages: [P, K] (any shape), every row of the global batch.
@@ -103,7 +107,7 @@ def batch_standardized(advantages: Tensor, *, ddof: int = 0, eps: float = 1e-8) 
     values = advantages[~advantages.isnan()]
     if values.numel() <= ddof:
         raise ValueError(f"batch_standardized needs more than {ddof} values, got {values.numel()}")
-    if values.min() == values.max():
+    if is_tied(values.reshape(1, -1)):
         return advantages * 0.0
     return (advantages - values.mean()) / (values.std(correction=ddof) + eps)
 
@@ -144,19 +148,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def tied_groups(rewards: Tensor) -> Tensor:
-    """[P] bool: True where all rewards of a prompt are equal (with K = 1 no group is called tied)."""
+    """[P] bool: True where all rewards of a prompt (with K = 1, of the batch) are equal but for `ROUNDING`."""
     _require_groups(rewards)
-    return _tied(rewards).squeeze(1) & (rewards.shape[1] > 1)
+    groups = rewards.T if rewards.shape[1] == 1 else rewards
+    return is_tied(groups).squeeze(1).expand(len(rewards))
 
 
-def _tied(rewards: Tensor) -> Tensor:
+def is_tied(rewards: Tensor) -> Tensor:
+    """[P, K] → [P, 1] bool: whether those of a row that are there (not NaN) are equal but for `ROUNDING`."""
     lowest = rewards.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=1, keepdim=True)
     highest = rewards.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=1, keepdim=True)
-    return lowest >= highest
+    return (lowest >= highest) | (highest - lowest <= ROUNDING * torch.maximum(lowest.abs(), highest.abs()))
 
 
 def _zero_where_tied(advantages: Tensor, rewards: Tensor) -> Tensor:
-    return torch.where(_tied(rewards) & ~rewards.isnan(), torch.zeros_like(advantages), advantages)
+    return torch.where(is_tied(rewards) & ~rewards.isnan(), torch.zeros_like(advantages), advantages)
 
 
 def _count(rewards: Tensor) -> Tensor:

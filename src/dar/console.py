@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 import rich.console
+from rich import box
+from rich.table import Table
 from rich.text import Text
 
 from dar.shown import visible
@@ -29,3 +31,37 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         Console(stderr=True).print(f"{record.levelname} {self.format(record)}"[:8_000], soft_wrap=True)
+
+
+def new_table(title: str, *headings: str, caption: str = "", is_text: bool = False) -> Table:
+    """An empty table in the one look that all have: no frame, which leaves more of 80 columns to what is said.
+
+    Args:
+        title: above it, on the left.
+        headings: of the columns; with none that says anything there is no line of headings.
+        caption: below it; what a `±` is of, above all.
+        is_text: the cells are sentences; else figures, on the right of every column but the first.
+    """
+    found = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+        title=f"\n{title}",
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        show_header=any(headings),
+        show_lines=is_text and any(headings),
+    )
+    for index, heading in enumerate(headings):
+        is_name = not index and not is_text
+        found.add_column(heading, justify="right" if index and not is_text else "left", no_wrap=is_name)
+    return found
+
+
+def about(seconds: float) -> str:
+    """A time that is only estimated: 45 s, 12 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -268,7 +268,7 @@ class Trainer(SavesModel):
             return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
 
     def evaluate(self) -> dict[str, float]:
-        """Samples and measures the held-out prompts, with the policy as it is: `eval/…`, as in metrics.jsonl.
+        """Measures the policy as it is on the held-out rows: `eval/…`, as in metrics.jsonl.
 
         Nothing is written. The random numbers are those of the run's own evaluations.
 
@@ -279,18 +279,16 @@ class Trainer(SavesModel):
         if self.spec.data.heldout is None:
             raise ConfigError("there is nothing to evaluate on: pass held-out prompts as eval_dataset")
         with python_words(self.config_class), tempfile.TemporaryDirectory() as folder:
-            if self.loop is not None and self.loop.heldout is not None:
-                heldout = replace(self.loop.heldout, engine=build_engine(self.spec.engine))
-                return heldout.run(self.spec.steps).line
+            if self.loop is not None:
+                return measured(self.loop, self.spec.steps)
             spec = self.spec.model_copy(update={"output_dir": folder, "logging": LoggingSpec()})
             loop = build_loop(spec, self._objects, quiet=True)
             if self._objects.model is not None:
                 # An adapter is put on in place: the run finds it there.
                 self._objects = replace(self._objects, model=_model_of(loop), lora=None)
-            assert loop.heldout is not None
             try:
                 loop.calibration.run()
-                return loop.heldout.run(0).line
+                return measured(loop, 0)
             finally:
                 loop.end()
 
@@ -332,7 +330,7 @@ class Trainer(SavesModel):
                     row = dict.fromkeys([data.prompt_column, *columns])
                     readable([row], data.prompt_column, method.logged, name)
                 continue
-            if columns is not None and data.prompt_column not in columns:
+            if columns and not method.logged and data.prompt_column not in columns:
                 raise missing_column(data.prompt_column, columns, name)
             for reward, function in functions.items():
                 if not isinstance(function, Classifier):
@@ -373,15 +371,17 @@ class Trainer(SavesModel):
 
 
 class DARTrainer(Trainer):
-    """`Trainer` with DAR, whose settings are those of its `DARConfig`; arguments as for `Trainer`.
+    """`Trainer` with DAR, whose settings are those of its `DARConfig`.
 
-    trainer = DARTrainer(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        reward_funcs=my_reward,
-        args=DARConfig(output_dir="runs/first", max_steps=100),
-        train_dataset=dataset,
-    )
-    trainer.train()
+        trainer = DARTrainer(
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            reward_funcs=my_reward,
+            args=DARConfig(output_dir="runs/first", max_steps=100),
+            train_dataset=dataset,
+        )
+        trainer.train()
+
+    Arguments as for `Trainer`.
     """
 
     config_class = DARConfig
@@ -429,6 +429,14 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
 
 
+def measured(loop: Loop, step: int) -> dict[str, float]:
+    """What a held-out evaluation finds now, as in metrics.jsonl; nothing is written."""
+    found = {} if loop.known is None else loop.known.run()
+    if loop.heldout is not None:
+        found |= replace(loop.heldout, engine=build_engine(loop.spec.engine)).run(step).metrics
+    return {f"eval/{name}": value for name, value in found.items()}
+
+
 def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
     """Saves a loop's policy with its card; `command` is what was run. Raises as `Policy.save`."""
     card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
@@ -442,6 +450,8 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
         return
     before, after = found[0], found[-1]
     loop.display.before_after(before, after, title=str(loop.folder.path))
+    if "reward" not in after:
+        return  # nothing was sampled
     tables = [
         pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
         for row in (before, after)

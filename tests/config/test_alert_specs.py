@@ -82,7 +82,7 @@ ON_HELDOUT = {"alerts": alert("missing_eos", samples="heldout")}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (ON_HELDOUT, "missing_eos) could never fire: it reads held-out evaluations, but data.heldout names no prompts"),
+        (ON_HELDOUT, "missing_eos) could never fire: it reads held-out evaluations, but no held-out prompts are"),
         ({"alerts": alert("overoptimization", min_fall=1.0), "data": HELDOUT},
          "alerts.0 (overoptimization) could never fire: it compares the reward with a held-out one, but "
          "evaluation.rewards is empty"),

@@ -13,6 +13,7 @@ from dar.config.alerts import (
     KLAlertSpec,
     LengthDriftAlertSpec,
     MissingEosAlertSpec,
+    NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
 )
@@ -53,6 +54,13 @@ def evaluations(*points: tuple[int, float, float]) -> list[dict[str, float]]:
             "eval/completions/repetition",
             0.75,
             "75% of a completion is its longest repeated part (held-out, mean of 2 evaluations; limit 50%)",
+        ),
+        (
+            NoSignalAlertSpec(max=0.5, window=2),
+            "frac_reward_zero_std",
+            0.75,
+            "75% of groups have no difference in reward, so nothing is learned from them (training, mean of 2 steps; "
+            "limit 50%)",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from support.handmade import make_spec
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
-from dar.errors import ConfigError
+from dar.data.logged import token_groups
+from dar.errors import ConfigError, DataError
+from dar.run.loop import Loop
 from dar.trainer import run_loop
 
 GOLD = [
@@ -78,3 +81,70 @@ def test_an_entry_of_the_gold_rewards_can_be_overridden(write_recipe: Callable[.
     recipe = write_recipe(data={"train": prompts, "heldout": prompts}, evaluation={"rewards": ["sentiment"]})
     (reward,) = load_recipe(recipe, ["evaluation.rewards.0.weight=3.0"]).evaluation.rewards
     assert (reward.type, reward.weight) == ("sentiment", 3.0)
+
+
+# --- completions of the data -----------------------------------------------------------------------------------------
+
+
+PAIRS = [
+    {"prompt": f"say {word}: ", "completion": word, "chosen": word, "rejected": f"no {word}"}
+    | {"chosen_complies": index > 1, "rejected_complies": index == 0}
+    for index, word in enumerate(("a", "bee", "sea", "dee"))
+]
+
+
+def offline(
+    write_recipe: Callable[..., Path], tmp_path: Path, method: str, keys: dict[str, Any], **changes: Any
+) -> Loop:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    data = {"train": str(file), "heldout": str(file)}
+    recipe = write_recipe(data=data, algorithm={"type": method, **keys}, evaluation={"every": 1}, steps=2, **changes)
+    return build_loop(load_recipe(recipe), quiet=True)
+
+
+@pytest.mark.parametrize("method", ["dpo", "trace"])
+def test_pairs_are_measured_without_any_reward(write_recipe: Callable[..., Path], tmp_path: Path, method: str):
+    loop = offline(write_recipe, tmp_path, method, {"beta": 0.1}, rewards=[])
+    rows = run_loop(loop, resume=False, command="test").metrics
+    found = [row for row in rows if "eval/rewards/margins" in row]
+    assert [row["step"] for row in found] == [0, 1, 2]
+    # Before training the policy is π₀: every margin is 0, which is half an accuracy, and −log σ(0) = log 2.
+    assert (found[0]["eval/rewards/accuracies"], found[0]["eval/rewards/margins"]) == (0.5, 0.0)
+    assert found[0]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert not any(key.startswith(("eval/reward_", "eval/completions")) or key == "eval/reward" for key in found[-1])
+    # After it, by hand: margins β·Δ with β = 0.1, of chosen and rejected as the file has them, whatever TRACE inverts.
+    assert loop.known is not None
+    groups = token_groups(loop.known.groups)
+    policy = loop.learner.policy
+    ratios = (policy.logprobs(groups, max_tokens=4096) - policy.ref_logprobs(groups, max_tokens=4096)).sum(1)
+    margins = 0.1 * (ratios[0::2] - ratios[1::2])
+    assert found[-1]["eval/rewards/margins"] == pytest.approx(float(margins.mean()), rel=1e-4)
+    assert found[-1]["eval/rewards/accuracies"] == float((margins > 0).float().mean())
+    assert found[-1]["eval/loss"] == pytest.approx(float(-margins.sigmoid().log().mean()), rel=1e-5)
+    assert not list((tmp_path / "run" / "completions").glob("heldout-*"))
+    assert "| accuracy, held-out pairs | 50.0% |" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_with_rewards_both_are_measured_and_the_best_pairs_can_be_kept(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    loop = offline(write_recipe, tmp_path, "sft", {}, checkpoint={"best": {"metric": "eval/loss", "mode": "min"}})
+    last = run_loop(loop, resume=False, command="test").metrics[-1]
+    # SFT's loss is the mean of −log π over all tokens of the demonstrations.
+    assert loop.known is not None
+    groups = token_groups(loop.known.groups)
+    logprobs = loop.learner.policy.logprobs(groups, max_tokens=4096)
+    assert last["eval/loss"] == pytest.approx(float(-logprobs.sum() / groups.mask.sum()), rel=1e-5)
+    assert {"eval/reward", "eval/kl/ref"} < last.keys()
+    assert json.loads((tmp_path / "run" / "best" / "best.json").read_text())["step"] == 2
+
+
+def test_prompts_alone_are_not_enough_without_rewards(write_recipe: Callable[..., Path], tmp_path: Path):
+    offline(write_recipe, tmp_path, "dpo", {}, rewards=[], output_dir=str(tmp_path / "other"))
+    data = {"train": str(tmp_path / "pairs.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")}
+    spec = load_recipe(write_recipe(data=data, algorithm="dpo", rewards=[]))
+    with pytest.raises(DataError, match=r"prompts\.jsonl: row 0 has no column 'chosen'"):
+        build_loop(spec, quiet=True)
+    with pytest.raises(ConfigError, match=r"evaluation\.rewards stand beside rewards, but rewards is empty"):
+        load_recipe(write_recipe(data=data, algorithm="dpo", rewards=[], evaluation={"rewards": GOLD}))

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dar.advantages import is_tied
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
 from dar.batch import Batch, Role, TokenOutputs, Weighted
 from dar.config.preference import (
@@ -75,7 +76,7 @@ class PairedPreference(Algorithm):
             "rewards/chosen": Mean.of(implicit[chosen]),
             "rewards/rejected": Mean.of(implicit[rejected]),
             "rewards/margins": Mean.of(margins),
-            "rewards/accuracies": Mean.of((margins > 0).float()),
+            "rewards/accuracies": Mean.of(margins.heaviside(margins.new_tensor(0.5))),
         }
         return Terms(torch.zeros_like(current).masked_scatter(chosen, losses.to(current.dtype)), means)
 
@@ -83,7 +84,7 @@ class PairedPreference(Algorithm):
 def pair_roles(rewards: Tensor) -> Tensor:
     """[P, K] rewards → [P, K] roles: the best completion is chosen, the worst rejected (the first of equals).
 
-    A group whose best equals its worst has no pair; a completion without a reward (NaN) is in none.
+    A group whose best equals its worst, but for rounding, has no pair; a completion without a reward (NaN) is in none.
     """
     absent = rewards.isnan()
     highest = rewards.masked_fill(absent, -torch.inf).amax(1, keepdim=True)
@@ -92,7 +93,7 @@ def pair_roles(rewards: Tensor) -> Tensor:
     worst = (rewards == lowest).to(torch.uint8).argmax(1, keepdim=True)
     roles = torch.zeros(rewards.shape, dtype=torch.int64)
     roles = roles.scatter(1, best, Role.CHOSEN).scatter(1, worst, Role.REJECTED)
-    return roles.masked_fill(highest <= lowest, Role.NONE)
+    return roles.masked_fill(is_tied(rewards), Role.NONE)
 
 
 def build(spec: AnyPreference) -> Algorithm:

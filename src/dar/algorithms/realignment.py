@@ -104,7 +104,7 @@ class TRACE(Algorithm):
             rejected, chosen = (self.spec.beta * inverted).unbind(1)
             means["rewards/chosen"], means["rewards/rejected"] = Mean.of(chosen), Mean.of(rejected)
             means["rewards/margins"] = Mean.of(chosen - rejected)
-            means["rewards/accuracies"] = Mean.of((chosen > rejected).float())
+            means["rewards/accuracies"] = Mean.of((chosen - rejected).heaviside(chosen.new_tensor(0.5)))
         if len(punished):
             means["trace/punish_log_ratio"] = Mean.of(punished)
         return means

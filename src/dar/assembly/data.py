@@ -13,7 +13,7 @@ from dar.config.algorithm import LoggedKind
 from dar.config.data import SourceSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
-from dar.data.logged import LoggedCompletion, LoggedSet, prepare_logged
+from dar.data.logged import COLUMNS, LoggedCompletion, LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
@@ -30,19 +30,22 @@ class RunData:
 
     train: the prompts it learns from.
     logged: their completions, where the method is an offline one.
-    heldout: the prompts it is evaluated on, if any.
+    heldout: the prompts it samples from to be evaluated, if there are any and rewards.
+    known: completions that come with the held-out rows, where the method is an offline one that has them.
     gold: the pairs of `algorithm.gold`, if any.
     """
 
     train: PromptSet
     logged: LoggedSet | None
     heldout: PromptSet | None
+    known: LoggedSet | None
     gold: LoggedSet | None
 
     def fingerprints(self) -> dict[str, str]:
         """Of all that a run's numbers depend on, for a resumed run to compare."""
         found: dict[str, str] = {}
-        tables = {"data.train": self.logged or self.train, "data.heldout": self.heldout, "algorithm.gold": self.gold}
+        heldout = self.known or self.heldout
+        tables = {"data.train": self.logged or self.train, "data.heldout": heldout, "algorithm.gold": self.gold}
         for name, table in tables.items():
             prompts, texts = _texts(table)
             found[f"{name} (its rows)"] = fingerprint((each.position, each.content, each.columns) for each in prompts)
@@ -89,16 +92,25 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
     pairs = spec.algorithm.gold if isinstance(spec.algorithm, TRACESpec) else None
     logged = None if kind is None else completions(spec.data.train, objects.train_rows, kind)
     train = prompts(spec.data.train, objects.train_rows) if logged is None else logged.prompts
-    heldout = None if source is None else prompts(source, objects.heldout_rows)
+    heldout, known = None, None
+    if source is not None:
+        rows = None if objects.heldout_rows is None else list(objects.heldout_rows)
+        # Verdicts say what becomes of a pair in training; what is to be preferred in the end is what `chosen` says.
+        has = None if kind is None else "preferences" if kind == "verdicts" else kind
+        # Where nothing is scored there is nothing else to measure, and rows without them are refused.
+        if has and (not spec.rewards or any(name in row for row in load_rows(source, rows) for name in COLUMNS[has])):
+            known = completions(source, rows, has)
+        if spec.rewards:
+            heldout = known.prompts if known is not None else prompts(source, rows)
     gold = None if pairs is None else completions(pairs, None, "preferences")
-    _require_vocabulary(config, logged or train, heldout)
+    _require_vocabulary(config, logged or train, known or heldout)
     if logged is None:
         check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
     if heldout is not None and source is not None:
         rows = [(each.position, each.columns) for each in heldout.prompts]
         check_rows([*spec.rewards, *spec.evaluation.rewards], rows, source.path)
     _require_vocabulary(config, gold)
-    return RunData(train, logged, heldout, gold)
+    return RunData(train, logged, heldout, known, gold)
 
 
 def build_prompts(

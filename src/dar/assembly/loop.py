@@ -8,6 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from dar.algorithms import preference
+from dar.algorithms.base import Algorithm
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import RunData, build_data
 from dar.assembly.device import build_accelerator, build_precision
@@ -16,6 +18,8 @@ from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.reward import build_reward, check_calls
 from dar.config.data import DecodingSpec
+from dar.config.preference import DPOSpec
+from dar.config.realignment import TRACESpec
 from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
@@ -35,7 +39,7 @@ from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
 from dar.run.environment import describe_environment, settle_heap
 from dar.run.folder import RunFolder
-from dar.run.heldout import HeldoutEvaluation
+from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Callback, Recorder
 from dar.run.trainer_callbacks import adapted
@@ -104,6 +108,7 @@ def build_loop(
         engine=engine,
         collector=_collector(spec, data, rewards, policy, engine, display),
         heldout=_heldout(spec, data, rewards, gold, policy, engine),
+        known=_known(spec, data, policy, algorithm),
         accelerator=accelerator,
         folder=folder,
         display=display,
@@ -170,6 +175,17 @@ def _heldout(
         decoding=DecodingSpec(greedy=asked.greedy, top_k=asked.top_k, top_p=asked.top_p),
         gold=RewardSet(_as_they_are(gold)) if gold else None,
     )
+
+
+def _known(spec: RunSpec, data: RunData, policy: Policy, algorithm: Algorithm) -> HeldoutCompletions | None:
+    """The evaluation on held-out completions of the data, if there are any."""
+    if data.known is None:
+        return None
+    if isinstance(spec.algorithm, TRACESpec):
+        # Its own loss is of triaged pairs; of pairs as they should be it is DPO's.
+        algorithm = preference.build(DPOSpec(beta=spec.algorithm.beta))
+    groups = data.known.groups[: spec.evaluation.max_prompts]
+    return HeldoutCompletions(groups, policy, algorithm, spec.runtime.max_tokens_per_microbatch)
 
 
 def _as_they_are(rewards: Sequence[Reward]) -> list[Reward]:

@@ -93,7 +93,7 @@ def make_plan(spec: RunSpec) -> Plan:
     return Plan(
         num_parameters=num_parameters,
         num_train_prompts=len(data.train),
-        num_heldout_prompts=0 if data.heldout is None else len(data.heldout),
+        num_heldout_prompts=len(data.known.groups) if data.known else len(data.heldout or ()),
         num_dropped=data.train.num_dropped,
         mean_prompt_length=sum(lengths) / len(lengths),
         longest_prompt=max(lengths),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -56,6 +57,12 @@ def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """JSON on standard output: for programs, and in ASCII alone, so that none of it does anything to a terminal."""
     typer.echo(redacted(json.dumps(value, indent=indent)))
+
+
+def say_next(say: Callable[[str], object], *commands: Sequence[str | Path]) -> None:
+    """The commands worth typing now, written so that a shell reads them as they are."""
+    for index, command in enumerate(commands):
+        say(f"{'next:' if index == 0 else '     '} {shlex.join(['dar', *map(str, command)])}")
 
 
 def hide_file_progress() -> None:

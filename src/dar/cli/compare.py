@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 
-from dar.cli.common import AsJson, Overrides, RecipeArgument, print_json
-from dar.console import Console
+from dar.cli.common import AsJson, Overrides, RecipeArgument, print_json, say_next
+from dar.console import Console, new_table
 from dar.files.atomic import write_text
 from dar.files.paths import expanded
+from dar.run.measures import BY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +64,8 @@ def compare(
     if learning_rates is not None:
         arms = at_learning_rates(arms, learning_rates)
     out = Path(expanded(out))
-    outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print)
+    with console.status("") as status:
+        outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print, status.update)
     summary = summarize(outcomes)
     write_text(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
     written = [out / "comparison.json"]
@@ -71,7 +73,6 @@ def compare(
         if write_frontier(summary, out / "frontier.png"):
             written.append(out / "frontier.png")
         if not as_json:
-            console.print(_heading(summary))
             console.print(comparison_table(summary))
     for run in summary["runs"]:
         if run["stopped_by"]:
@@ -79,6 +80,8 @@ def compare(
     console.print(", ".join(map(str, written)))
     if as_json:
         print_json(summary)
+    elif summary["runs"]:
+        say_next(partial(console.print, soft_wrap=True), ["report", out])
     if summary["failed"]:
         raise typer.Exit(1)
 
@@ -92,10 +95,13 @@ def _stopped(run: dict[str, Any]) -> str:
     )
 
 
-def _heading(summary: dict[str, Any]) -> str:
-    text = "held-out, at the end; KL to π_t: the mean of a step; min: minutes of the steps"
+def _caption(summary: dict[str, Any]) -> str:
+    text = "min: minutes of the steps"
+    if any("half_width" in row["reward"] for row in summary["tried"]):
+        text = f"mean over seeds ± half of its 95 % interval; {text}"
     if len(summary["tried"]) > len(summary["methods"]):
-        text += "; each method at the learning rate of its highest reward, then the other rates"
+        best = BY_KEY[summary["chosen_by"]].label
+        text += f"; each method at the learning rate of its highest {best}, then the other rates"
     return text
 
 
@@ -104,19 +110,18 @@ def comparison_table(summary: dict[str, Any]) -> Table:
     from dar.compare.summary import MEASURED
 
     methods, tried = list(summary["methods"].values()), summary["tried"]
-    # Without frames the figures of one seed fit into 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    table.add_column("rate", justify="right", no_wrap=True)
-    for measure in MEASURED.values():
-        table.add_column(measure.label, justify="right")
+    # The size of a step is measured on few completions that were just trained on; it is in comparison.json.
+    shown = [key for key in MEASURED if key != "kl_old_per_step" and any(key in row for row in tried)]
+    measured = {key: MEASURED[key] for key in shown}
+    headings = ["method", "rate", *(one.label for one in measured.values())]
+    found = new_table("held-out prompts, last evaluation", *headings, caption=_caption(summary))
     for row in methods:
-        table.add_row(*_cells(row, MEASURED))
-    table.add_section()
+        found.add_row(*_cells(row, measured))
+    found.add_section()
     for row in tried:
         if row not in methods:
-            table.add_row(*_cells(row, MEASURED), style="dim")
-    return table
+            found.add_row(*_cells(row, measured), style="dim")
+    return found
 
 
 def _cells(row: dict[str, Any], measured: Mapping[str, Measure]) -> list[str]:
@@ -124,5 +129,5 @@ def _cells(row: dict[str, Any], measured: Mapping[str, Measure]) -> list[str]:
     for key, measure in measured.items():
         found = [row[key][part] for part in ("mean", "half_width") if part in row.get(key, {})]
         mean, *half = (measure.shown(value / 60 if key == "seconds" else value) for value in found) if found else [""]
-        cells.append(" ± ".join([mean, *(text.removeprefix("+") for text in half)]))
+        cells.append("\n± ".join([mean, *(text.removeprefix("+") for text in half)]))
     return cells

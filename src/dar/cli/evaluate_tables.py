@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dar.console import Console
+from dar.console import Console, new_table
 from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
 from dar.evaluate.length_controlled import LengthControlled
@@ -53,7 +53,7 @@ def agreement_json(result: Agreement, labeled: LabeledPairs) -> dict[str, Any]:
 
 
 def print_win_rate(console: Console, title: str, result: WinRate, controlled: LengthControlled | None) -> None:
-    table = _table(title, "", "%", "95 % interval")
+    table = new_table(title, "", "%", "95 % interval")
     overall = result.overall
     table.add_row("win rate", f"{overall.win_rate:.2f}", f"{_interval(result.bootstrap)} bootstrap")
     table.add_row("discrete win rate", f"{overall.discrete_win_rate:.2f}", f"{_interval(overall.wilson)} Wilson")
@@ -73,8 +73,8 @@ def print_win_rate(console: Console, title: str, result: WinRate, controlled: Le
 
 
 def print_agreement(console: Console, title: str, result: Agreement, labeled: LabeledPairs) -> None:
-    table = _table(title, "", "accuracy %", "95 % Wilson", "agreement %", "Cohen κ", "pairs")
-    rows = [("longer wins", result.longer), ("shorter wins", result.shorter)]
+    table = new_table(title, "", "accuracy %", "95 % Wilson", "agreement %", "Cohen κ", "pairs")
+    rows = [("longer wins (characters)", result.longer), ("shorter wins (characters)", result.shorter)]
     for name, row in ([("choices", result.chosen)] if result.chosen is not None else []) + rows:
         table.add_row(name, *_accuracy_cells(row), str(row.num_pairs))
     if result.orders is not None:
@@ -101,12 +101,12 @@ def print_agreement(console: Console, title: str, result: Agreement, labeled: La
 
 
 def print_mt_bench(console: Console, title: str, result: MTBench) -> None:
-    table = _table(title, "", "both turns", "first turn", "second turn", "rated", "not rated")
+    caption = "ratings from 1 to 10 ± standard error over questions"
+    table = new_table(title, "", "both turns", "first turn", "second turn", "rated", "not rated", caption=caption)
     for name, row in {"overall": result.overall, **result.categories}.items():
         scores = (_score(score) for score in (row.both, row.first, row.second))
         table.add_row(name, *scores, str(row.both.num_ratings), str(row.both.num_failed))
     console.print(table)
-    console.print("ratings from 1 to 10 ± standard error over questions")
     for number, what in (
         (result.num_unreadable, "answers of the judge hold no rating"),
         (result.num_unanswered, "requests got no answer from the judge: the same command asks again"),
@@ -133,7 +133,7 @@ def _fit_in_words(controlled: LengthControlled) -> str:
 
 
 def _tallies(categories: dict[str, Tally]) -> Table:
-    table = _table("by category", "", "win rate %", "95 % Wilson", "wins", "ties", "losses")
+    table = new_table("by category", "", "win rate %", "95 % Wilson", "wins", "ties", "losses")
     for name, row in categories.items():
         counts = (str(number) for number in (row.wins, row.ties, row.losses))
         table.add_row(name, f"{row.win_rate:.2f}", _interval(row.wilson), *counts)
@@ -154,17 +154,17 @@ def _print_length(console: Console, result: WinRate) -> None:
     length = result.length
     text = f"length: {length.model_length:.0f} characters on average, the baseline {length.baseline_length:.0f}"
     if length.longer_wins is not None and length.longer_wins_wilson is not None:
-        wilson = _interval(length.longer_wins_wilson)
+        wilson = f"95 % interval {_interval(length.longer_wins_wilson)}"
         text += f"; the longer one wins {length.longer_wins:.1f} % of {length.num_decided} decided pairs ({wilson})"
     console.print(text)
-    table = _table("by length difference (model less baseline, characters)", "", "win rate %", "pairs")
+    table = new_table("by length difference (model less baseline, characters)", "", "win rate %", "pairs")
     for one in length.bins:
         table.add_row(f"{one.low:+d} … {one.high:+d}", f"{one.win_rate:.2f}", str(one.num_pairs))
     console.print(table)
 
 
 def _subsets(result: Agreement) -> Table:
-    table = _table("by subset", "", "accuracy %", "95 % Wilson", "longer wins %", "pairs")
+    table = new_table("by subset", "", "accuracy %", "95 % Wilson", "longer (characters) wins %", "pairs")
     for name, (chosen, longer) in result.subsets.items():
         cells = ("", "") if chosen is None else _accuracy_cells(chosen)[:2]
         table.add_row(name, *cells, _number(longer.accuracy, ".1f"), str(longer.num_pairs))
@@ -176,14 +176,6 @@ def _accuracy_cells(row: Accuracy) -> tuple[str, str, str, str]:
     return _number(row.accuracy, ".1f"), interval, f"{row.agreement:.1f}", _number(row.kappa, ".3f")
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _interval(interval: Interval) -> str:
     return f"{interval.low:.1f} … {interval.high:.1f}"
 
@@ -193,7 +185,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def print_shares(console: Console, title: str, shares: dict[str, Share]) -> None:
-    table = _table(title, "", "%", "95 % Wilson", "of")
+    table = new_table(title, "", "%", "95 % Wilson", "of")
     for name, share in shares.items():
         table.add_row(name, f"{share.percent:.1f}", _interval(share.interval), str(share.n))
     console.print(table)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dar.cli.common import print_json, spec_of
-from dar.console import Console
+from dar.console import Console, new_table
 from dar.errors import DataError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: S
 
 def _summary(results: Sequence[Mapping[str, Any]], file: Path) -> Table:
     found = [result for result in results if "failed" not in result]
-    table = Table(title=f"{file}: {len(results)} rows", title_justify="left", show_header=False)
+    table = new_table(f"{file}: {len(results)} rows", "", "", is_text=True)
     table.add_row("failed", str(len(results) - len(found)))
     for reason in {result["failed"]: None for result in results if "failed" in result}:
         table.add_row("", reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dar.cli.common import Overrides, RecipeArgument, Resume, hide_file_progress, print_json
-from dar.console import Console
+from dar.cli.common import Overrides, RecipeArgument, Resume, hide_file_progress, print_json, say_next
+from dar.console import Console, new_table
 
 
 def reward_model(
@@ -40,27 +41,29 @@ def reward_model(
         loop.display.note(f"stopped after step {result.steps} of {result.num_steps}; continue with --resume")
         raise typer.Exit(130)
     loop.display.note(f"the reward model is in {loop.folder.model}")
+    if not as_json:
+        reward = f"{{type: model, model: {json.dumps(str(loop.folder.model))}}}"
+        say_next(loop.display.note, ["train", "RECIPE", f"rewards=[{reward}]"])
 
 
 def _table(evaluation: dict[str, Any], title: str) -> Table:
     """Before and after; then the accuracy by length difference."""
     before, after = evaluation["before"], evaluation["after"]
-    table = Table(title=f"{title}: {after['num_pairs']} held-out pairs", title_justify="left")
-    for heading in ("", "before", "after"):
-        table.add_column(heading, justify="right" if heading else "left")
+    caption = "± standard error; longer, shorter: by tokens"
+    shown = new_table(f"{title}: {after['num_pairs']} held-out pairs", "", "before", "after", caption=caption)
     for label, key, error in (
         ("accuracy", "accuracy", "accuracy_se"),
         ("  longer wins", "longer_wins_accuracy", "length_se"),
         ("  shorter wins", "shorter_wins_accuracy", "length_se"),
     ):
-        table.add_row(label, *(f"{row[key]:.1%} ± {row[error]:.1%}" for row in (before, after)))
+        shown.add_row(label, *(f"{row[key]:.1%} ± {row[error]:.1%}" for row in (before, after)))
     for label, key in (("loss, nats", "loss"), ("calibration error", "ece"), ("mean margin", "mean_margin")):
-        table.add_row(label, *(f"{row[key]:.3f}" for row in (before, after)))
-    table.add_section()
+        shown.add_row(label, *(f"{row[key]:z.3f}" for row in (before, after)))
+    shown.add_section()
     for first, last in zip(before["by_length_difference"], after["by_length_difference"], strict=True):
         cells = [f"{row['accuracy']:.1%} ± {row['se']:.1%}" for row in (first, last)]
-        table.add_row(f"chosen longer by {_range(last)} ({last['num_pairs']})", *cells)
-    return table
+        shown.add_row(f"chosen longer by {_range(last)} tokens ({last['num_pairs']})", *cells)
+    return shown
 
 
 def _range(part: dict[str, Any]) -> str:

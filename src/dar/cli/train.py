@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from dar.cli.common import AsJson, Overrides, RecipeArgument, Resume, hide_file_progress, print_json
-from dar.console import Console
+from dar.cli.common import AsJson, Overrides, RecipeArgument, Resume, hide_file_progress, print_json, say_next
+from dar.console import Console, new_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dar.assembly.plan import Plan
     from dar.config.run import RunSpec
 
@@ -33,11 +35,13 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = 
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        Console().print(_plan_table(str(recipe), spec, found))
+        console = Console()
+        console.print(_plan_table(str(recipe), spec, found))
+        say_next(partial(console.print, soft_wrap=True), ["train", recipe, *(overrides or [])])
 
 
 def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    shown = new_table(title, "", "", is_text=True)
     dropped = f", {found.num_dropped} dropped" if found.num_dropped else ""
     total = found.weights_gb + found.optimizer_gb + found.microbatch_gb
     for label, value in (
@@ -63,8 +67,8 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
         ),
         ("run folder", spec.output_dir),
     ):
-        table.add_row(label, value)
-    return table
+        shown.add_row(label, value)
+    return shown
 
 
 def train(
@@ -109,6 +113,9 @@ def train(
         loop.display.note(f"stopped after step {result.steps} of {spec.steps}; continue with --resume")
         raise typer.Exit(130)
     loop.display.note(f"the trained model is in {loop.folder.model}")
+    if not as_json:
+        sample = ["sample", loop.folder.model, "How was your day?"]
+        say_next(loop.display.note, ["report", loop.folder.path], sample)
 
 
 def _options(values: dict[str, object]) -> str:

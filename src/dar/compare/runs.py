@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dar.compare.arms import Arm
 from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
+from dar.console import about
 from dar.errors import CheckpointError, ConfigError
 from dar.report.run import load_run
 from dar.run.alerts import Alert
@@ -60,6 +62,7 @@ def run_all(
     seeds: Sequence[int],
     out: Path,
     note: Callable[[str], None],
+    watch: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """Trains what is not finished yet, one run after another, each in its own process.
 
@@ -72,6 +75,7 @@ def run_all(
         arms, seeds: every combination is run.
         out: folder of the runs.
         note: told what happens.
+        watch: told every few seconds how far it has come, and about how long it will still take.
 
     Raises:
         ConfigError: the recipe cannot be run with one of the methods, or a folder holds a run of another recipe;
@@ -79,7 +83,8 @@ def run_all(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run that was going on has been stopped.
     """
     jobs = _jobs(recipe, overrides, arms, seeds, out)
-    outcomes = []
+    still = sum(not _is_finished(job) and _stopped_by(job) is None for job in jobs)
+    outcomes, pace = [], _Pace(still)
     for number, job in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] {job.run.arm.label}, seed {job.run.seed}"
         if _is_finished(job):
@@ -90,7 +95,10 @@ def run_all(
             outcomes.append(replace(job.run, stopped_by=alert))
         else:
             note(f"{label}: {job.run.folder}")
-            outcomes.append(_run(recipe, job, label, note))
+            outcomes.append(_run(recipe, job, label, note, watch, pace))
+            pace.done += 1
+            if pace.done < still:
+                note(f"{still - pace.done} more to train: {pace.said()}")
     return outcomes
 
 
@@ -104,16 +112,36 @@ def _jobs(recipe: Path, overrides: Sequence[str], arms: Sequence[Arm], seeds: Se
             folder = out / f"{arm.label}-seed{seed}"
             changes = (*overrides, *method, *arm.changes, f"seed={seed}", f"output_dir={folder}")
             spec = load_recipe(recipe, changes)
-            if spec.data.heldout is None:
-                raise ConfigError(f"{recipe} has no data.heldout: there is nothing to compare runs by")
+            if spec.data.heldout is None or not spec.rewards:
+                raise ConfigError(f"{recipe} needs data.heldout and rewards: there is nothing to compare runs by")
             _require_same_recipe(folder, spec)
             jobs.append(_Job(Outcome(arm, seed, folder, spec.optim.learning_rate), changes, spec))
     return jobs
 
 
-def _run(recipe: Path, job: _Job, label: str, note: Callable[[str], None]) -> Outcome:
+@dataclass
+class _Pace:
+    """How far the runs that this call trains have come, as if all took equally long."""
+
+    total: int
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def said(self, part: float = 0.0) -> str:
+        """The time so far and what is left, `part` of a further run being done."""
+        done, elapsed = self.done + part, time.monotonic() - self.started
+        left = f", about {about(elapsed / done * (self.total - done))} left" if done else ""
+        return f"{about(elapsed)} so far{left}"
+
+
+def _run(
+    recipe: Path, job: _Job, label: str, note: Callable[[str], None], watch: Callable[[str], None], pace: _Pace
+) -> Outcome:
+    def tell(step: int) -> None:
+        watch(f"{label}: step {step}/{job.spec.steps}; {pace.said(step / job.spec.steps)}")
+
     started = time.monotonic()
-    error = _train(recipe, job)
+    error = _train(recipe, job, tell)
     minutes = (time.monotonic() - started) / 60
     if error is not None:
         note(f"{label} failed ({job.log}):\n{error}")
@@ -152,7 +180,7 @@ def _reason(alert: Alert) -> str:
     return f"after step {alert.step} by the alert {alert.rule}: {alert.message}"
 
 
-def _train(recipe: Path, job: _Job) -> str | None:
+def _train(recipe: Path, job: _Job, watch: Callable[[int], None]) -> str | None:
     """Starts or resumes a run in a process of its own; the last lines of its log where it failed.
 
     Raises:
@@ -176,7 +204,10 @@ def _train(recipe: Path, job: _Job) -> str | None:
 
         try:
             with signals_handled(stop):
-                code = process.wait()
+                while (code := process.poll()) is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=2)
+                    watch(max((row["step"] for row in RunFolder(job.run.folder).metrics()), default=0))
         except KeyboardInterrupt:
             process.kill()
             raise

@@ -20,6 +20,7 @@ from dar.shown import one_line
 
 MEASURED = {
     "reward": BY_KEY["reward"],
+    "gold": BY_KEY["gold"],
     "kl_ref": BY_KEY["kl/ref"],
     "kl_old_per_step": KL_OLD,
     "length": BY_KEY["completions/mean_length"],
@@ -34,17 +35,23 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What comparison.json holds: every run's figures and curve, and means with 95 % intervals.
 
     `tried` has the means of each method at each learning rate, `methods` those of the rate at which a method's
-    held-out reward is the highest; a rate at which an alert ended a run comes after those at which none did.
+    `chosen_by` is the highest: `gold`, which nothing is trained on, where the recipe has `evaluation.rewards`, else
+    `reward`. A rate at which an alert ended a run comes after those at which none did.
     """
     runs = [_figures(outcome) for outcome in outcomes if outcome.is_finished]
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["method"], run["learning_rate"]), []).append(run)
     tried = [_means(group) for group in groups.values()]
+    chosen_by = "gold" if tried and all("gold" in row for row in tried) else "reward"
+
+    def merit(row: dict[str, Any]) -> tuple[bool, float]:
+        return row["num_stopped"] == 0, row[chosen_by]["mean"]
+
     methods: dict[str, dict[str, Any]] = {}
     for row in tried:
         name = row["method"]
-        if name not in methods or _merit(row) > _merit(methods[name]):
+        if name not in methods or merit(row) > merit(methods[name]):
             methods[name] = row
     failed = [
         {
@@ -56,11 +63,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         for outcome in outcomes
         if not outcome.is_finished
     ]
-    return {"methods": methods, "tried": tried, "runs": runs, "failed": failed}
-
-
-def _merit(row: dict[str, Any]) -> tuple[bool, float]:
-    return row["num_stopped"] == 0, row["reward"]["mean"]
+    return {"chosen_by": chosen_by, "methods": methods, "tried": tried, "runs": runs, "failed": failed}
 
 
 def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +92,9 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "seconds": math.fsum(run.series("step_time")[1]),
         "stopped_by": outcome.stopped_by and asdict(outcome.stopped_by),
         "curve": [
-            {"step": row["step"], "reward": row["reward"], "kl_ref": row.get("kl/ref")} for row in run.evaluations
+            {"step": row["step"], "reward": row["reward"], "kl_ref": row.get("kl/ref")}
+            | ({"gold": row["gold"]} if "gold" in row else {})
+            for row in run.evaluations
         ],
     }
 

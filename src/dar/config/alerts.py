@@ -71,6 +71,15 @@ class RepetitionAlertSpec(SampledAlertSpec):
     """Mean share of a completion's tokens that lie inside its longest repeated n-gram."""
 
 
+class NoSignalAlertSpec(SampledAlertSpec):
+    """Most groups have no difference in reward, so that nothing is learned from them (`frac_reward_zero_std`)."""
+
+    type: Literal["no_signal"] = "no_signal"
+    """`no_signal`"""
+    max: Fraction = 0.9
+    """Share of groups."""
+
+
 class OveroptimizationAlertSpec(AlertSpec):
     """The reward that is trained on (`eval/reward`) rises while the held-out reward (`eval/gold`) falls.
 
@@ -94,6 +103,7 @@ AnyAlert = Annotated[
     | LengthDriftAlertSpec
     | EntropyAlertSpec
     | RepetitionAlertSpec
+    | NoSignalAlertSpec
     | OveroptimizationAlertSpec,
     Field(discriminator="type"),
 ]
@@ -127,7 +137,7 @@ def why_blind(
     """
     on_heldout = isinstance(alert, OveroptimizationAlertSpec) or alert.samples == "heldout"
     if on_heldout and num_evaluations == 0:
-        return "it reads held-out evaluations, but data.heldout names no prompts"
+        return "it reads held-out evaluations, but no held-out prompts are sampled: name data.heldout and rewards"
     if isinstance(alert, OveroptimizationAlertSpec) and not has_gold:
         return "it compares the reward with a held-out one, but evaluation.rewards is empty"
     if on_heldout and not is_plain and isinstance(alert, KLAlertSpec | EntropyAlertSpec):

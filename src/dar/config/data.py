@@ -99,7 +99,8 @@ class RowsSpec(Spec):
     train: SourceSpec
     """Rows to train on: prompts to sample from, or completions that come with theirs."""
     heldout: SourceSpec | None = None
-    """Rows never trained on, which tell before, during and after training how far it has come."""
+    """Rows never trained on, which tell before, during and after training how far it has come.
+    An offline method also measures the completions that come with them."""
     prompt_column: str = "prompt"
     """Column with the prompt: a string (used as it is) or a list of messages (the chat template is applied)."""
     wrap_as_user: bool = False

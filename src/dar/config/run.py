@@ -203,7 +203,11 @@ class RunSpec(Spec):
             return self
         if self.data.heldout is None:
             raise ValueError("checkpoint.best compares held-out evaluations, but data.heldout names no prompts")
-        allowed = ["eval/reward", *(f"eval/rewards/{reward_name(reward)}/mean" for reward in self.rewards)]
+        allowed = ["eval/loss"] if self.algorithm.logged else []
+        if self.algorithm.logged in ("preferences", "verdicts"):
+            allowed += ["eval/rewards/accuracies", "eval/rewards/margins"]
+        if self.rewards:
+            allowed += ["eval/reward", *(f"eval/rewards/{reward_name(reward)}/mean" for reward in self.rewards)]
         if self.evaluation.rewards:
             allowed += ["eval/gold", *(f"eval/gold/{reward_name(reward)}/mean" for reward in self.evaluation.rewards)]
         if best.metric not in allowed:
@@ -212,16 +216,16 @@ class RunSpec(Spec):
 
     @property
     def _num_evaluations(self) -> int:
-        """Before the first step, every so many, and after the last."""
-        if self.data.heldout is None:
+        """Of samples: before the first step, every so many, and after the last."""
+        if self.data.heldout is None or not self.rewards:
             return 0
         every = self.evaluation.every or self.steps
         return 1 + math.ceil(self.steps / every)
 
     def _check_offline(self) -> None:
         method = self.algorithm.type
-        if self.data.heldout is not None and not self.rewards:
-            raise ValueError(f"data.heldout is set, but no rewards to measure held-out samples of {method} with")
+        if self.evaluation.rewards and not self.rewards:
+            raise ValueError("evaluation.rewards stand beside rewards, but rewards is empty: name those, too")
         if self.sampling.mask_truncated or self.sampling.correction != "none":
             raise ValueError(
                 f"{method} learns from the data's completions: sampling.mask_truncated and correction do nothing"

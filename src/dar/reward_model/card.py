@@ -12,7 +12,7 @@ from dar.shown import fenced, markdown
 ROWS = (
     ("accuracy", "accuracy", "{:.3f}"),
     ("its standard error", "accuracy_se", "{:.3f}"),
-    ("longer wins", "longer_wins_accuracy", "{:.3f}"),
+    ("longer wins (tokens)", "longer_wins_accuracy", "{:.3f}"),
     ("shorter wins", "shorter_wins_accuracy", "{:.3f}"),
     ("−log σ(margin), nats", "loss", "{:.3f}"),
     ("expected calibration error", "ece", "{:.3f}"),

@@ -142,8 +142,8 @@ class RewardModelLoop(Steps):
         plot_reliability(report, self.folder.path / f"reliability-{when}.png")
         self.folder.append_metrics({"step": step, **{f"eval/{name}": report[name] for name in SUMMARY}})
         self.display.note(
-            f"held-out {when} training: accuracy {report['accuracy']:.1%} ± {report['accuracy_se']:.1%} on "
-            f"{report['num_pairs']} pairs; longer wins {report['longer_wins_accuracy']:.1%}"
+            f"held-out {when} training: accuracy {report['accuracy']:.1%} ± {report['accuracy_se']:.1%} (s.e.) "
+            f"on {report['num_pairs']} pairs; longer wins (tokens) {report['longer_wins_accuracy']:.1%}"
         )
 
     def state(self, step: int) -> TrainState:

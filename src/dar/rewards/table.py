@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dar.advantages import is_tied
 from dar.config.reward import RewardSpec
 
 FAILED_FRACTION = "/failed_fraction"
@@ -36,7 +37,7 @@ def _standardized(values: Tensor) -> Tensor:
     if len(present) == 0:
         return values
     # Written so that NaN stays NaN; (a + a + a) / 3 need not be a, so equal values are told apart beforehand.
-    if present.min() == present.max():
+    if is_tied(present.reshape(1, -1)):
         return values * 0.0
     return (values - present.mean()) / present.std(correction=0)
 

@@ -12,8 +12,10 @@ from dar.config.alerts import (
     KLAlertSpec,
     LengthDriftAlertSpec,
     MissingEosAlertSpec,
+    NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
+    SampledAlertSpec,
 )
 
 History = Sequence[Mapping[str, float]]
@@ -25,8 +27,8 @@ _KEYS = {
     "length_drift": "completions/mean_length",
     "entropy": "entropy",
     "repetition": "completions/repetition",
+    "no_signal": "frac_reward_zero_std",
 }
-_Sampled = MissingEosAlertSpec | KLAlertSpec | LengthDriftAlertSpec | EntropyAlertSpec | RepetitionAlertSpec
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ _Found = tuple[float, float, str] | None
 """Value, threshold and message."""
 
 
-def _broken(rule: _Sampled, start: float, now: float) -> _Found:
+def _broken(rule: SampledAlertSpec, start: float, now: float) -> _Found:
     """By the means over the first and the last window."""
     where = _where(rule)
     match rule:
@@ -108,6 +110,9 @@ def _broken(rule: _Sampled, start: float, now: float) -> _Found:
         case RepetitionAlertSpec() if now > rule.max:
             text = f"{now:.0%} of a completion is its longest repeated part ({where}; limit {rule.max:.0%})"
             return now, rule.max, text
+        case NoSignalAlertSpec() if now > rule.max:
+            text = f"{now:.0%} of groups have no difference in reward, so nothing is learned from them"
+            return now, rule.max, f"{text} ({where}; limit {rule.max:.0%})"
         case LengthDriftAlertSpec() if not 1 / rule.max_ratio <= now / start <= rule.max_ratio:
             ratio = now / start
             limit = rule.max_ratio if ratio > 1 else 1 / rule.max_ratio
@@ -136,7 +141,7 @@ def _fitted_change(window: History, key: str) -> float:
     return linear_regression(steps, [line[key] for line in window]).slope * (steps[-1] - steps[0])
 
 
-def _where(rule: _Sampled) -> str:
+def _where(rule: SampledAlertSpec) -> str:
     """`training, mean of 4 steps`"""
     kind, unit = ("training", "steps") if rule.samples == "train" else ("held-out", "evaluations")
     return f"{kind}, mean of {rule.window} {unit}" if rule.window > 1 else kind

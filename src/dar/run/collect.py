@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from dar.batch import Rollouts
+from dar.batch import Prompt, Rollouts
 from dar.config.run import RunSpec
-from dar.data.logged import LoggedSet, token_groups
+from dar.data.logged import LoggedGroup, LoggedSet, token_groups
 from dar.data.prompts import PromptStream
 from dar.learn.learner import Phase
 from dar.policies.protocol import Policy
@@ -133,20 +134,7 @@ class LoggedCollector:
     def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Known]:
         prompts = self.stream.at(step - 1)[first:stop]
         groups = [self.logged.groups[index] for index in self.stream.indices(step - 1)[first:stop]]
-        tokens = token_groups(groups)
-        mask = tokens.mask
-        rollouts = Rollouts(
-            prompts=prompts,
-            groups=tokens,
-            texts=tuple(completion.text for group in groups for completion in group.completions),
-            logprobs=torch.full(mask.shape, torch.nan).masked_fill(~mask, 0.0),
-            finish_reasons=tuple(completion.finish_reason for group in groups for completion in group.completions),
-            labels={
-                name: torch.tensor([[completion.labels[name] for completion in group.completions] for group in groups])
-                for name in groups[0].completions[0].labels
-            },
-        )
-        rewards = torch.tensor([[completion.reward for completion in group.completions] for group in groups])
+        rollouts, rewards = logged_rollouts(groups, prompts)
         return rollouts, _Known(RewardTable(rewards))
 
     def state(self) -> dict[str, float]:
@@ -154,3 +142,21 @@ class LoggedCollector:
 
     def restore(self, state: Mapping[str, float]) -> None:
         pass
+
+
+def logged_rollouts(groups: Sequence[LoggedGroup], prompts: Sequence[Prompt]) -> tuple[Rollouts, Tensor]:
+    """Logged completions of these prompts as if they had been sampled, and their rewards [P, K]."""
+    tokens = token_groups(groups)
+    mask = tokens.mask
+    rollouts = Rollouts(
+        prompts=tuple(prompts),
+        groups=tokens,
+        texts=tuple(completion.text for group in groups for completion in group.completions),
+        logprobs=torch.full(mask.shape, torch.nan).masked_fill(~mask, 0.0),
+        finish_reasons=tuple(completion.finish_reason for group in groups for completion in group.completions),
+        labels={
+            name: torch.tensor([[completion.labels[name] for completion in group.completions] for group in groups])
+            for name in groups[0].completions[0].labels
+        },
+    )
+    return rollouts, torch.tensor([[completion.reward for completion in group.completions] for group in groups])

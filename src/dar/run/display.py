@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dar.console import Console
+from dar.console import Console, about, new_table
 from dar.run.alerts import Alert
-from dar.run.measures import BY_KEY, KL_OLD, Measure, measures_of
+from dar.run.measures import BY_KEY, measures_of
 from dar.shown import one_line
 
-_STEP = (
-    BY_KEY["reward"],
-    BY_KEY["kl/ref"],
-    KL_OLD,
-    Measure("accuracy", "accuracy", ".0%"),
-    Measure("margin", "margin", "+.3f"),
-    BY_KEY["completions/mean_length"],
-    BY_KEY["completions/clipped_ratio"],
-    Measure("weights/ess_fraction", "ESS", ".0%"),
-    Measure("grad_norm", "grad", ".2f"),
-    Measure("step_time", "s", ".1f"),
+
+class _Column(NamedTuple):
+    """A figure of the step lines.
+
+    keys: of metrics.jsonl; the first that a step has.
+    rank: the highest are left out first where a line is too narrow for all.
+    """
+
+    label: str
+    meaning: str
+    keys: tuple[str, ...]
+    form: str
+    width: int
+    rank: int = 0
+
+
+_COLUMNS = (
+    _Column("reward", "", ("reward",), "+z.3f", 7),
+    _Column("loss", "", ("loss",), "z.4f", 8),
+    _Column("accuracy", "share of pairs", ("rewards/accuracies", "accuracy"), ".0%", 8),
+    _Column("margin", "chosen less rejected", ("rewards/margins", "margin"), "+z.3f", 7),
+    _Column("KL π₀", BY_KEY["kl/ref"].unit, ("kl/ref",), "z.3f", 7),
+    _Column("length", "tokens", ("completions/mean_length",), ".1f", 6, 2),
+    _Column("no EOS", "completions cut off", ("completions/clipped_ratio",), ".0%", 6, 1),
+    _Column("tied", "groups of equal rewards", ("frac_reward_zero_std",), ".0%", 4, 3),
+    _Column("ESS", "effective sample size of the weights", ("weights/ess_fraction",), ".0%", 4, 4),
+    _Column("grad norm", "before clipping", ("grad_norm",), "z.3g", 9, 5),
+    _Column("s", "seconds", ("step_time",), ".1f", 5, 6),
 )
+_LEFT = _Column("left", "until the end", (), "", 6)
+_HEADER_EVERY = 40
+"""Step lines under one header."""
 
 _ALERT_STYLES = {"log": "yellow", "mark": "bold yellow", "stop": "bold red"}
 
@@ -42,10 +63,23 @@ class Display:
         self._phase_started = 0.0
         self._phase_tokens = 0
         self._phase = ""
+        self._columns: tuple[_Column, ...] = ()
+        self._lines = 0
+        self._due: list[int] = []
+        self._started, self._done = time.perf_counter(), 0
+        self._evaluations: list[float] = []
 
     @contextmanager
-    def live(self, done: int) -> Iterator[None]:
-        """Shows the bar (on a terminal) while the block runs."""
+    def live(self, done: int, evaluation_due: Callable[[int], bool]) -> Iterator[None]:
+        """Shows the bar (on a terminal) while the block runs.
+
+        Args:
+            done: steps that were taken before.
+            evaluation_due: whether there is an evaluation after so many steps; for the time that is left.
+        """
+        self._started, self._done = time.perf_counter(), done
+        self._due = [step for step in range(done, self.num_steps + 1) if evaluation_due(step)]
+        self._evaluations.clear()
         if self.quiet or not self.console.is_terminal:
             yield
             return
@@ -54,12 +88,24 @@ class Display:
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[phase]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         with Progress(*columns, console=self.console, transient=True) as self._progress:
-            self._task = self._progress.add_task("train", total=self.num_steps, completed=done, phase="")
+            self._task = self._progress.add_task("train", total=self.num_steps, completed=done, phase="", left="")
             yield
         self._progress = None
+
+    def evaluated(self, seconds: float) -> None:
+        """A held-out evaluation took so long."""
+        self._evaluations.append(seconds)
+
+    def _left(self, step: int) -> float:
+        """Seconds until the end: of the steps as long as those so far, and of evaluations as long as those so far."""
+        evaluations = sum(self._evaluations)
+        pace = (time.perf_counter() - self._started - evaluations) / (step - self._done)
+        still = len(self._due) - bisect_left(self._due, step)
+        return pace * (self.num_steps - step) + still * evaluations / max(1, len(self._evaluations))
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
@@ -67,7 +113,7 @@ class Display:
         if self.quiet or not self.console.is_terminal:
             yield lambda: None
             return
-        columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda: progress.advance(task)
@@ -89,13 +135,24 @@ class Display:
             self._progress.update(self._task, phase=text)
 
     def step(self, step: int, metrics: Mapping[str, float], *, shown: bool) -> None:
-        """A finished step: the bar moves, and (`shown`) a line sums it up."""
+        """A finished step: the bar moves, and (`shown`) a line sums it up, under a header that says what is what."""
+        left = about(self._left(step))
         if self._progress is not None:
-            self._progress.update(self._task, completed=step)
-        if not shown:
+            self._progress.update(self._task, completed=step, left=f"{left} left")
+        if not shown or self.quiet:
             return
-        parts = [f"{one.label} {one.shown(metrics[one.key])}" for one in _STEP if one.key in metrics]
-        self.note(f"step {step}/{self.num_steps}  " + "  ".join(parts))
+        place = max(4, 2 * len(str(self.num_steps)) + 1)
+        columns = _fitting(metrics, self._columns, self.console.width - place)
+        if columns != self._columns:
+            meanings = [f"{one.label}: {one.meaning}" for one in columns if one.meaning and one not in self._columns]
+            self.console.print("; ".join(meanings), style="dim")
+        if columns != self._columns or self._lines % _HEADER_EVERY == 0:
+            self.note("  ".join(["step".rjust(place), *(one.label.rjust(one.width) for one in columns)]), style="bold")
+        self._columns, self._lines = columns, self._lines + 1
+        cells = [_cell(one, metrics) for one in columns[:-1]] + [left.rjust(_LEFT.width)]
+        self.note("  ".join([f"{step}/{self.num_steps}".rjust(place), *cells]))
+        if metrics.get("frac_reward_zero_std") == 1 or metrics.get("pairs/tied_fraction") == 1:
+            self.note("no signal: the rewards of every group are all the same, which teaches nothing", style="yellow")
 
     def note(self, text: str, *, style: str = "") -> None:
         """A line of plain text (unless quiet)."""
@@ -108,24 +165,36 @@ class Display:
 
     def completion(self, prompt: str, completion: str, reward: float) -> None:
         """One sampled completion."""
-        self.note(f"  prompt: {one_line(prompt)}\n  reward {reward:+.3f}: {one_line(completion)}")
+        self.note(f"  prompt: {one_line(prompt)}\n  reward {reward:+z.3f}: {one_line(completion)}")
 
     def before_after(self, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
         """The table of what training changed."""
-        table = Table(title=title, title_justify="left")
-        for heading in ("held-out", "before", "after"):
-            table.add_column(heading, justify="left" if heading == "held-out" else "right")
+        shown = new_table(title, "held-out", "before", "after")
         for row in measures_of(after):
             if row.key in before:
                 indent = "  " if row.is_part else ""
-                table.add_row(f"{indent}{row.name}", *(row.shown(found[row.key]) for found in (before, after)))
-        self.console.print(table)
+                shown.add_row(f"{indent}{row.name}", *(row.shown(found[row.key]) for found in (before, after)))
+        self.console.print(shown)
 
     def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """(prompt, completion before, completion after) triples."""
-        table = Table(show_lines=True)
-        for heading in ("prompt", "before", "after"):
-            table.add_column(heading, ratio=1)
+        shown = new_table("completions of held-out prompts", "prompt", "before", "after", is_text=True)
         for row in rows:
-            table.add_row(*row)
-        self.console.print(table)
+            shown.add_row(*row)
+        self.console.print(shown)
+
+
+def _fitting(metrics: Mapping[str, float], before: Sequence[_Column], width: int) -> tuple[_Column, ...]:
+    """The columns for a step's figures and for those of the lines before, as many as fit beside each other."""
+    # Where rewards are maximised a loss says little, and its level nothing.
+    has = [one for one in _COLUMNS if one in before or any(key in metrics for key in one.keys)]
+    kept = [one for one in has if one.label != "loss" or "reward" not in metrics] + [_LEFT]
+    while len(kept) > 2 and sum(one.width + 2 for one in kept) > width:
+        kept.remove(max(kept, key=lambda one: one.rank))
+    return tuple(kept)
+
+
+def _cell(column: _Column, metrics: Mapping[str, float]) -> str:
+    """Its figure; – in a step that has none."""
+    found = next((metrics[key] for key in column.keys if key in metrics), None)
+    return ("–" if found is None else format(found, column.form)).rjust(column.width)

@@ -1,4 +1,5 @@
-"""Held-out evaluation: completions of prompts that are never trained on, with the same random numbers every time."""
+"""Held-out evaluation: completions of prompts that are never trained on, sampled with the same random numbers every
+time, or read from the data."""
 
 from __future__ import annotations
 
@@ -7,15 +8,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dar.algorithms.base import kl_metrics
-from dar.batch import Prompt, Rollouts
+from dar.advantages import tied_groups
+from dar.algorithms.base import Algorithm, kl_metrics
+from dar.batch import Prompt, Rollouts, TokenOutputs
 from dar.config.data import DecodingSpec
 from dar.config.run import RunSpec
+from dar.data.logged import LoggedGroup
 from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable
 from dar.rollout.protocol import Engine, Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
+from dar.run.collect import logged_rollouts
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
 
 
@@ -33,11 +37,6 @@ class HeldoutResult:
     gold: RewardTable | None = None
     logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
-
-    @property
-    def line(self) -> dict[str, float]:
-        """The metrics as metrics.jsonl has them."""
-        return {f"eval/{name}": value for name, value in self.metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class HeldoutEvaluation:
         rewards = self.rewards.score(rollouts, where=where)
         gold = None if self.gold is None else self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
         metrics = rewards.metrics() | completion_metrics(rollouts) | _gold_metrics(gold)
+        metrics["frac_reward_zero_std"] = float(tied_groups(rewards.total).float().mean())
         metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
             metrics["entropy"] = sampled_entropy(rollouts)
@@ -88,6 +88,28 @@ class HeldoutEvaluation:
             reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=max_tokens)
             metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
         return HeldoutResult(metrics, rollouts, rewards, gold, current, reference)
+
+
+@dataclass(frozen=True)
+class HeldoutCompletions:
+    """Measures an offline method on completions that come with the held-out rows: nothing is sampled or scored."""
+
+    groups: Sequence[LoggedGroup]
+    policy: Policy
+    algorithm: Algorithm
+    max_tokens: int
+
+    def run(self) -> dict[str, float]:
+        """`loss`, the method's own, and what it reports of its terms: of pairs `rewards/accuracies` and the like."""
+        rollouts, rewards = logged_rollouts(self.groups, [group.prompt for group in self.groups])
+        reference = None
+        if self.algorithm.needs_reference:
+            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=self.max_tokens)
+        batch, _ = self.algorithm.weigh(rollouts.scored(rewards, {}, ref_logprobs=reference))
+        current = self.policy.logprobs(rollouts.groups, max_tokens=self.max_tokens)
+        terms = self.algorithm.terms(TokenOutputs(current), batch)
+        loss = float(terms.losses.sum()) / batch.denominator
+        return {"loss": loss, **{name: mean.value for name, mean in terms.means.items()}}
 
 
 def _gold_metrics(table: RewardTable | None) -> dict[str, float]:

@@ -37,7 +37,7 @@ from dar.run.collect import Collector, Kept
 from dar.run.display import Display
 from dar.run.environment import peak_memory_gb, release_freed_memory
 from dar.run.folder import RunFolder
-from dar.run.heldout import HeldoutEvaluation
+from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.metrics import sample_metrics
 from dar.run.recorder import Recorder
 from dar.run.steps import Steps, due
@@ -63,6 +63,7 @@ class Loop(Steps):
     engine: Engine
     collector: Collector
     heldout: HeldoutEvaluation | None
+    known: HeldoutCompletions | None
     accelerator: Accelerator
     folder: RunFolder
     display: Display
@@ -176,14 +177,16 @@ class Loop(Steps):
         atexit.register(self.accelerator.state.destroy_process_group)
 
     def evaluate(self, step: int) -> None:
-        if self.heldout is None or not self.is_main:
+        if (self.heldout is None and self.known is None) or not self.is_main:
             return
         with self._phase("heldout"):
-            result = self.heldout.run(step, progress=self.display.tokens)
+            found = {} if self.known is None else self.known.run()
+            result = None if self.heldout is None else self.heldout.run(step, progress=self.display.tokens)
+        found |= {} if result is None else result.metrics
         # Before its line is written: a run that is killed in between evaluates again, and finds the best as it is.
-        if self.best.consider(step, result.line):
+        if self.best.consider(step, {f"eval/{name}": value for name, value in found.items()}):
             self.display.note(f"the best policy so far is in {self.folder.best}")
-        self.recorder.heldout(step, result, seconds=self._timings.pop("heldout"))
+        self.recorder.heldout(step, found, result, seconds=self._timings.pop("heldout"))
         # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
         release_freed_memory()
 

@@ -13,13 +13,13 @@ class Measure:
 
     key: in metrics.jsonl, without `eval/`.
     label: where there is little room; `name` has what it counts in, too.
-    form: format specification of its figures.
+    form: format specification of its figures; `z`, as none of them is ever −0.
     column: of the completion tables, from which intervals come; None where a completion alone has no such figure.
     """
 
     key: str
     label: str
-    form: str = ".3f"
+    form: str = "z.3f"
     unit: str = ""
     column: str | None = None
 
@@ -30,22 +30,25 @@ class Measure:
     @property
     def is_part(self) -> bool:
         """Whether it is a single one of several rewards."""
-        return self.key.startswith("rewards/")
+        return self.key.startswith("rewards/") and self.key.endswith("/mean")
 
     def shown(self, value: float) -> str:
         return format(value, self.form)
 
 
 MEASURES = (
-    Measure("reward", "reward", "+.3f", column="reward"),
-    Measure("gold", "gold reward", "+.3f", "not trained on", "gold"),
-    Measure("kl/ref", "KL to π₀", ".3f", "nats per completion", "kl_ref"),
+    Measure("reward", "reward", "+z.3f", column="reward"),
+    Measure("gold", "gold reward", "+z.3f", "not trained on", "gold"),
+    Measure("rewards/accuracies", "accuracy", ".1%", "held-out pairs"),
+    Measure("rewards/margins", "margin", "+z.3f", "chosen less rejected"),
+    Measure("loss", "loss", "z.4f", "held-out completions of the data"),
+    Measure("kl/ref", "KL to π₀", "z.3f", "nats per completion", "kl_ref"),
     Measure("completions/mean_length", "length", ",.1f", "tokens", "length"),
     Measure("completions/clipped_ratio", "missing EOS", ".1%", column="finish_reason"),
-    Measure("entropy", "entropy", ".3f", "nats per token"),
+    Measure("entropy", "entropy", "z.3f", "nats per token"),
     Measure("completions/distinct_2", "distinct-2"),
 )
-KL_OLD = Measure("kl/old_k3", "KL to π_t", ".3f", "nats per completion")
+KL_OLD = Measure("kl/old_k3", "KL to π_t", "z.3f", "nats per completion")
 BY_KEY = {measure.key: measure for measure in (*MEASURES, KL_OLD)}
 
 
@@ -62,6 +65,6 @@ def measures_of(evaluation: Mapping[str, float]) -> list[Measure]:
         for key in evaluation
         if key.startswith("rewards/") and key.endswith("/mean")
     ]
-    parts = [Measure(f"rewards/{name}/mean", name, "+.3f", column=f"reward/{name}") for name in names]
+    parts = [Measure(f"rewards/{name}/mean", name, "+z.3f", column=f"reward/{name}") for name in names]
     found = [MEASURES[0], *(parts if len(parts) > 1 else []), *MEASURES[1:]]
     return [measure for measure in found if measure.key in evaluation]

@@ -51,14 +51,15 @@ class Recorder:
         self._metrics(step, metrics, tracked=shown)
         self.display.step(step, metrics, shown=shown)
 
-    def heldout(self, step: int, result: HeldoutResult, *, seconds: float) -> None:
-        """A held-out evaluation."""
-        found = result.metrics
-        self._metrics(step, {**result.line, "eval/time": seconds}, tracked=True)
-        columns = heldout_columns(result)
-        columns |= token_columns(result.rollouts.groups, result.logprobs, result.ref_logprobs, self.tokenizer)
-        self.folder.write_completions(f"heldout-step-{step}", columns)
-        said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:3] if one.key in found)
+    def heldout(self, step: int, found: Mapping[str, float], result: HeldoutResult | None, *, seconds: float) -> None:
+        """What a held-out evaluation found, and the completions it sampled, if it did."""
+        line = {f"eval/{name}": value for name, value in {**found, "time": seconds}.items()}
+        self._metrics(step, line, tracked=True)
+        if result is not None:
+            columns = heldout_columns(result)
+            columns |= token_columns(result.rollouts.groups, result.logprobs, result.ref_logprobs, self.tokenizer)
+            self.folder.write_completions(f"heldout-step-{step}", columns)
+        said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:6] if one.key in found)
         self.display.note(f"held-out after step {step}: {said} ({seconds:.0f} s)")
 
     def completions(
