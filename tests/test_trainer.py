@@ -75,7 +75,7 @@ def even_share(completion_ids: list[list[int]]) -> list[float]:
 
 def make_config(kind: type[Config], **changes: Any) -> Config:
     """A short run on the tiny model, with some settings replaced."""
-    return kind(**SETTINGS | {"output_dir": "run"} | changes)
+    return kind(**{**SETTINGS, "output_dir": "run"} | changes)
 
 
 def make_trainer(folder: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> DARTrainer:
