@@ -80,8 +80,7 @@ even_share_2 = even_share
 
 def make_config(kind: type[Config], **changes: Any) -> Config:
     """A short run on the tiny model, with some settings replaced."""
-    settings: dict[str, Any] = {**SETTINGS, "output_dir": "run", **changes}
-    return kind(**settings)
+    return kind(**{**SETTINGS, "output_dir": "run"} | changes)
 
 
 def make_trainer(folder: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> DARTrainer:

@@ -71,6 +71,12 @@ def test_everything_wrong_with_a_script_of_trl_is_told_in_one_message():
     assert str(caught.value).count("allowed: ") == 1
 
 
+def test_transformers_names_of_the_same_are_taken():
+    settings: dict[str, Any] = {"optim": "adamw_torch_fused", "lr_scheduler_type": "constant_with_warmup"}
+    args = TrainingConfig(**MINIMAL | settings)
+    assert (args.optim, args.lr_scheduler_type) == ("adamw", "constant")
+
+
 def test_configuration_says_what_it_takes(tmp_path: Path):
     parameters = inspect.signature(DARConfig).parameters
     assert list(parameters) == list(DARConfig.model_fields)
