@@ -4,7 +4,7 @@
     python docs/generate_recipes.py --check    # exit 1 where the file is not what the specs say
 
 Every table row is a field of a pydantic model: its name, its annotation, its default and its docstring. What is fixed
-prose stands in `_INTRODUCTION` and `_PYTHON`.
+prose stands in `_INTRODUCTION` and `_REWARD_MODELS`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,7 +23,6 @@ from pydantic_core import PydanticUndefined
 from dar.config.base import Spec, specs_in
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
-from dar.training_config import DARConfig, TrainingConfig
 
 TARGET = Path(__file__).with_name("recipes.md")
 
@@ -53,6 +53,7 @@ default.
   their defaults come from.
 * **Numbers** may be written `1e-5`; infinity is `.inf` (where no table says "finite"), nothing is `null`.
 * **The resolved recipe**, every default written out, is `config.yaml` in the run folder.
+* **In Python** the settings have [flat names](api.md#settings).
 
 "Default" says *required* where there is none.
 """
@@ -64,24 +65,14 @@ A recipe of `dar reward-model` is a file of its own. Keys that are also above me
 `model`, `optim`, `checkpoint`, sources of data. [rewards.md](rewards.md#reward-models) tells how it is used.
 """
 
-_PYTHON = """\
-## In Python
-
-`TrainingConfig` (for `Trainer`) and `DARConfig` (for `DARTrainer`) are flat: one keyword per setting, under TRL's names
-where they mean the same. They become the recipe above, which is what `config.yaml` records. A TRL name that means
-something else here is refused with the name to use instead. Settings without a flat name (held-out generations, prompt
-columns, reward details, …) keep the recipe's defaults.
-"""
-
 
 def render() -> str:
     """The whole document."""
     keys, reward_model = _keys_by_spec(RunSpec), _keys_by_spec(RewardModelSpec)
     parts = [_INTRODUCTION]
-    parts += [_section(spec, keys[spec], level=2) for spec in keys]
+    parts += [section(spec, keys[spec], level=2) for spec in keys]
     parts += [_REWARD_MODELS]
-    parts += [_section(spec, reward_model[spec], level=3) for spec in reward_model if spec not in keys]
-    parts += [_PYTHON, _section(TrainingConfig, [], level=3), _section(DARConfig, [], level=3, base=TrainingConfig)]
+    parts += [section(spec, reward_model[spec], level=3) for spec in reward_model if spec not in keys]
     return "\n".join(parts)
 
 
@@ -103,9 +94,9 @@ def _keys_by_spec(root: type[Spec]) -> dict[type[Spec], list[str]]:
     return found
 
 
-def _section(spec: type[Spec], keys: list[str], *, level: int, base: type[Spec] | None = None) -> str:
+def section(spec: type[Spec], keys: list[str], *, level: int, base: type[Spec] | None = None) -> str:
     """Heading, docstring, where the spec stands, and the table of its fields (those `base` lacks)."""
-    paragraphs = [f"{'#' * level} {spec.__name__}", _first_paragraph(spec)]
+    paragraphs = [f"{'#' * level} {spec.__name__}", first_paragraph(spec)]
     if keys:
         paragraphs.append("At " + ", ".join(f"`{key}`" for key in keys) + ".")
     if spec.shorthand:
@@ -126,8 +117,9 @@ def _fields(spec: type[Spec]) -> list[tuple[str, FieldInfo]]:
     return sorted(spec.model_fields.items(), key=lambda item: item[0] != "type")
 
 
-def _first_paragraph(spec: type[Spec]) -> str:
-    return " ".join((spec.__doc__ or "").strip().split("\n\n")[0].split())
+def first_paragraph(item: Any) -> str:
+    """Of a docstring, as one line."""
+    return " ".join((item.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -217,16 +209,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def main() -> None:
-    """Writes the file, or compares it."""
-    parser = argparse.ArgumentParser(description="Write docs/recipes.md from the specs in dar.config.")
+def write_or_check(target: Path, render: Callable[[], str], script: str) -> None:
+    """What a generator does from the command line: writes its file, or with --check compares it."""
+    parser = argparse.ArgumentParser(description=f"Write docs/{target.name}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the file is out of date")
     if parser.parse_args().check:
-        if TARGET.read_text(encoding="utf-8") != render():
-            raise SystemExit(f"{TARGET.name} is out of date: run python docs/generate_recipes.py")
+        if target.read_text(encoding="utf-8") != render():
+            raise SystemExit(f"{target.name} is out of date: run python docs/{script}")
         return
-    TARGET.write_text(render(), encoding="utf-8")
+    target.write_text(render(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check(TARGET, render, Path(__file__).name)

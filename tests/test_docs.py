@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import math
@@ -18,7 +18,9 @@ import pytest
 import typer.main
 import yaml
 from conftest import make_model, make_tokenizer
+from peft import LoraConfig
 from test_layering import FLOORS
+from transformers import PrinterCallback
 
 from dar.algorithms.base import Algorithm
 from dar.assembly.algorithm import build_algorithm
@@ -26,8 +28,10 @@ from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
+from dar.policies.text.loading import load_tokenizer
 from dar.trainer import run_loop
 
 ROOT = Path(__file__).parents[1]
@@ -55,14 +59,42 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_recipe_reference_is_what_the_specs_say() -> None:
-    path = ROOT / "docs" / "generate_recipes.py"
-    spec = importlib.util.spec_from_file_location("generate_recipes", path)
-    assert spec is not None
-    assert spec.loader is not None
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
-    assert generator.TARGET.read_text(encoding="utf-8") == generator.render(), "run python docs/generate_recipes.py"
+@pytest.mark.parametrize("name", ["generate_recipes", "generate_api"])
+def test_generated_page_is_what_the_code_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    generator = importlib.import_module(name)
+    assert generator.TARGET.read_text(encoding="utf-8") == generator.render(), f"run python docs/{name}.py"
+
+
+def ported(table: str) -> str:
+    """The script of a table's right side; "the same" is what the left side has."""
+    lines = []
+    for row in table.strip().splitlines()[2:]:
+        theirs, ours = (re.findall("`([^`]+)`", cell) for cell in row.strip("| ").split(" | "))
+        lines += theirs[:1] if " | the same" in row else ours[:1]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["GRPO", "DPO"])
+def test_script_ported_from_trl_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    (table,) = re.findall(rf"^\| {name} with TRL .*?\n\n", page, re.DOTALL | re.MULTILINE)
+    script = ported(table)
+    for key, small in (("max_steps=100", "2"), ("max_completion_length=256", "4"), ("max_completion_length=512", "4")):
+        script = script.replace(key, f"{key.split('=')[0]}={small}")
+    rows = [{"prompt": "ab"[index % 2], "chosen": "ab", "rejected": "dd"} for index in range(64)]
+    known = {
+        "train": rows,
+        "test": rows[:2],
+        "model": "toy:letters",
+        "tokenizer": load_tokenizer(ModelSpec(path="toy:letters")),
+        "reward": lambda completions, **columns: [float(len(text)) for text in completions],
+        "LoraConfig": LoraConfig,
+        "MyCallback": PrinterCallback,
+    }
+    exec(script, known)
+    assert (tmp_path / "out" / "model" / "README.md").is_file()
 
 
 @pytest.mark.parametrize("block", every_block("python"))
@@ -90,7 +122,8 @@ def test_recipe_in_a_page_loads(block: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")

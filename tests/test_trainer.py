@@ -80,8 +80,7 @@ even_share_2 = even_share
 
 def make_config(kind: type[Config], **changes: Any) -> Config:
     """A short run on the tiny model, with some settings replaced."""
-    settings: dict[str, Any] = {**SETTINGS, "output_dir": "run", **changes}
-    return kind(**settings)
+    return kind(**{**SETTINGS, "output_dir": "run"} | changes)
 
 
 def make_trainer(folder: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> DARTrainer:
@@ -657,9 +656,9 @@ def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
         ({"reward_funcs": make_classifier(num_labels=2), "reward_processing_classes": make_tokenizer()}, ConfigError,
          r"reward_funcs has 2 outputs \(num_labels\)"),
         ({"reward_funcs": lambda completions, word, prompt: []}, ConfigError,
-         r"reward '<lambda>' takes prompt, which nobody passes \(did you mean 'prompts'\?\): .* word, or all"),
+         r"reward '<lambda>' takes prompt, which nobody passes \(did you mean 'prompts'\?\): .*, group_ids, word$"),
         ({"reward_funcs": lambda completions, /: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
-         "takes completions by position only, but is called by keyword"),
+         "takes completions, which nobody passes: it is called by keyword"),
         ({"reward_funcs": lambda prompt: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
          "takes prompt, which nobody passes"),
     ],
@@ -708,8 +707,8 @@ def test_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, value: 
            f"^{name} learns from the rewards of its own samples: pass reward_funcs. .Only {', '.join(OFFLINE)} learn "
            "from the completions of the data.\\)$") for name in ("rloo", "online_dpo") for rewards in (None, [])),
         ({"args": None}, ConfigError, "args must be a TrainingConfig, got None: write TrainingConfig"),
-        ({"algorithm": "dpo", "reward_funcs": None}, DataError,
-         "<train_dataset: list>: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
+        ({"algorithm": "dpo", "reward_funcs": None}, ConfigError,
+         "^train_dataset: row 0 has no column 'chosen'; preferences need prompt, chosen, rej"),
         ({"algorithm": "dpo", **WITHOUT_REWARDS, "eval_dataset": ROWS[:1]}, DataError,
          "<eval_dataset: list>: row 0 has no column 'chosen'; preferences need"),
     ],

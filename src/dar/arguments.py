@@ -153,7 +153,7 @@ def given_rewards(
     their = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(items)
     for what, values in ("reward_weights", weights), ("reward_processing_classes", their):
         if values is not None and len(values) != len(items):
-            raise ConfigError(f"{what} has {len(values)} values for {len(items)} reward functions")
+            raise ConfigError(f"{what} has {len(values)} values for {len(items)} reward functions: give one for each")
     specs: list[dict[str, Any]] = []
     objects: dict[str, Any] = {}
     for index, (item, tokenizer) in enumerate(zip(items, their, strict=True)):

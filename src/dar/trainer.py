@@ -28,6 +28,7 @@ from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
 from dar.config.rewards import reward_name
 from dar.config.run import LoggingSpec
+from dar.data.logged import readable
 from dar.data.prompts import missing_column
 from dar.errors import CheckpointError, ConfigError, DarError
 from dar.files.atomic import write_text
@@ -77,15 +78,12 @@ class TrainResult:
         return target
 
     def __repr__(self) -> str:
-        lines = [
-            f"{self.steps} steps in {self.output_dir}"
-            + (f", stopped by {self.stopped_by.rule}" if self.stopped_by else "")
-        ]
+        said = [f"{self.steps} steps in {self.output_dir}"]
+        said += [f"stopped by the alert {self.stopped_by.rule}"] if self.stopped_by else []
         for key in ("reward", "eval/reward", "loss"):
-            found = [row[key] for row in self.metrics if key in row]
-            if found and not (key == "loss" and len(lines) > 1):
-                lines.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
-        return f"TrainResult({'; '.join(lines)})"
+            if (found := [row[key] for row in self.metrics if key in row]) and (key != "loss" or len(said) == 1):
+                said.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
+        return f"TrainResult({'; '.join(said)})"
 
 
 class SavesModel(ABC):
@@ -179,7 +177,6 @@ class Trainer(SavesModel):
 
     Raises:
         ConfigError: all that is wrong with the arguments; what can be seen in files alone, when `train` begins.
-        DataError: rows given as objects are none to train on.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -271,7 +268,7 @@ class Trainer(SavesModel):
             return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
 
     def evaluate(self) -> dict[str, float]:
-        """Samples and measures the held-out prompts, with the policy as it is: `eval/…`, as in metrics.jsonl.
+        """Measures the policy as it is on the held-out rows: `eval/…`, as in metrics.jsonl.
 
         Nothing is written. The random numbers are those of the run's own evaluations.
 
@@ -282,18 +279,16 @@ class Trainer(SavesModel):
         if self.spec.data.heldout is None:
             raise ConfigError("there is nothing to evaluate on: pass held-out prompts as eval_dataset")
         with python_words(self.config_class), tempfile.TemporaryDirectory() as folder:
-            if self.loop is not None and self.loop.heldout is not None:
-                heldout = replace(self.loop.heldout, engine=build_engine(self.spec.engine))
-                return heldout.run(self.spec.steps).line
+            if self.loop is not None:
+                return measured(self.loop, self.spec.steps)
             spec = self.spec.model_copy(update={"output_dir": folder, "logging": LoggingSpec()})
             loop = build_loop(spec, self._objects, quiet=True)
             if self._objects.model is not None:
                 # An adapter is put on in place: the run finds it there.
                 self._objects = replace(self._objects, model=_model_of(loop), lora=None)
-            assert loop.heldout is not None
             try:
                 loop.calibration.run()
-                return loop.heldout.run(0).line
+                return measured(loop, 0)
             finally:
                 loop.end()
 
@@ -302,13 +297,10 @@ class Trainer(SavesModel):
         save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
 
     def __repr__(self) -> str:
-        spec = self.spec
+        spec, name = self.spec, type(self).__name__
         rewards = ", ".join(map(reward_name, spec.rewards)) or "none"
         state = "not trained yet" if self.loop is None else f"trained in {spec.output_dir}"
-        return (
-            f"{type(self).__name__}({spec.algorithm.type}, model {spec.model.path}, rewards {rewards}, "
-            f"{spec.steps} steps, {state})"
-        )
+        return f"{name}({spec.algorithm.type}, {spec.model.path}, rewards {rewards}, {spec.steps} steps, {state})"
 
     def _build_spec(self, args: TrainingConfig, model: GivenModel, train: Any, heldout: Any,
                     ref_model: GivenModel | None, method: AlgorithmSpec, rewards: list[dict[str, Any]],
@@ -328,17 +320,21 @@ class Trainer(SavesModel):
             algorithm=method,
             rewards=rewards,
         )
-        data, columns = self.spec.data, None
+        data = self.spec.data
         for source, rows, name in (data.train, train, "train_dataset"), (data.heldout, heldout, "eval_dataset"):
-            if source is None or source.format is not None or (method.logged and rows is train):
+            if source is None or source.format is not None:
                 continue
             columns = arguments.columns_of(rows)
-            if columns is not None and data.prompt_column not in columns:
+            if method.logged and rows is train:
+                if columns and method.logged != "verdicts":  # with an oracle these are preferences
+                    row = dict.fromkeys([data.prompt_column, *columns])
+                    readable([row], data.prompt_column, method.logged, name)
+                continue
+            if columns and not method.logged and data.prompt_column not in columns:
                 raise missing_column(data.prompt_column, columns, name)
-            known = None if columns is None else set(columns) - {data.prompt_column}
             for reward, function in functions.items():
                 if not isinstance(function, Classifier):
-                    check_signature(function, reward, known)
+                    check_signature(function, reward, columns and set(columns) - {data.prompt_column})
 
     def _method(self, algorithm: str | AlgorithmSpec | Algorithm | None, args: TrainingConfig | None) -> AlgorithmSpec:
         """The spec that is meant; a `DARConfig` says DAR's itself."""
@@ -349,10 +345,9 @@ class Trainer(SavesModel):
                 "published and 'bnpo' what TRL's default loss computes; for a DPO script it is 'dpo'; 'dar' is DAR "
                 f"(DARTrainer with a DARConfig). There are {', '.join(ALGORITHM_SPECS)}"
             )
-        kinds = (OwnAlgorithmSpec, Algorithm, *ALGORITHM_SPECS.values())
-        named = isinstance(algorithm, str) and (":" in algorithm or algorithm in ALGORITHM_SPECS)
-        if not named and not isinstance(algorithm, kinds):
-            hint = nearest_hint(algorithm, ALGORITHM_SPECS) if isinstance(algorithm, str) else ""
+        is_name = isinstance(algorithm, str) and (":" in algorithm or algorithm in ALGORITHM_SPECS)
+        if not is_name and not isinstance(algorithm, (OwnAlgorithmSpec, Algorithm, *ALGORITHM_SPECS.values())):
+            hint = nearest_hint(str(algorithm), ALGORITHM_SPECS)
             raise ConfigError(
                 f"algorithm is {shown(algorithm)}, which is not known{hint}; pass a method, its spec (GRPOSpec(…)), "
                 f"its import path, or one of the names {', '.join(ALGORITHM_SPECS)}"
@@ -376,15 +371,17 @@ class Trainer(SavesModel):
 
 
 class DARTrainer(Trainer):
-    """`Trainer` with DAR, whose settings are those of its `DARConfig`; arguments as for `Trainer`.
+    """`Trainer` with DAR, whose settings are those of its `DARConfig`.
 
-    trainer = DARTrainer(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        reward_funcs=my_reward,
-        args=DARConfig(output_dir="runs/first", max_steps=100),
-        train_dataset=dataset,
-    )
-    trainer.train()
+        trainer = DARTrainer(
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            reward_funcs=my_reward,
+            args=DARConfig(output_dir="runs/first", max_steps=100),
+            train_dataset=dataset,
+        )
+        trainer.train()
+
+    Arguments as for `Trainer`.
     """
 
     config_class = DARConfig
@@ -400,8 +397,8 @@ def python_words(config: type[FlatConfig]) -> Iterator[None]:
         yield
     except DarError as error:
         text = re.sub(r" \((?:resume_from_checkpoint|overwrite)=True[^)]*\)", "", str(error))
-        for option, argument in _OPTIONS.items():
-            text = text.replace(option, argument)
+        text = text.replace("--resume", "resume_from_checkpoint=True").replace("--overwrite", "overwrite=True")
+        text = text.replace("--allow-changed-recipe", "allow_changed_recipe=True")
         keys = dict.fromkeys(re.findall(r"(?:^|(?<=\S ))[a-z_]+\.[a-z_.]*[a-z_]\b", text))
         known = [key for key in keys if key in keys_below(config.recipe)]
         if known and "overrides=" not in text:
@@ -411,14 +408,6 @@ def python_words(config: type[FlatConfig]) -> Iterator[None]:
     finally:
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-_OPTIONS = {
-    "--resume": "resume_from_checkpoint=True",
-    "--allow-changed-recipe": "allow_changed_recipe=True",
-    "--overwrite": "overwrite=True",
-}
-"""Options of `dar train` and the arguments of `Trainer.train`."""
 
 
 def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
@@ -438,6 +427,14 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
         save_policy(loop, loop.folder.model, command=command)
         show_before_after(loop, metrics)
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
+
+
+def measured(loop: Loop, step: int) -> dict[str, float]:
+    """What a held-out evaluation finds now, as in metrics.jsonl; nothing is written."""
+    found = {} if loop.known is None else loop.known.run()
+    if loop.heldout is not None:
+        found |= replace(loop.heldout, engine=build_engine(loop.spec.engine)).run(step).metrics
+    return {f"eval/{name}": value for name, value in found.items()}
 
 
 def save_policy(loop: Loop, folder: Path, *, command: str) -> None:

@@ -32,6 +32,10 @@ _ARGUMENTS = {
 """Keys of a recipe that are arguments of the trainers."""
 
 
+_SAME = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "constant_with_warmup": "constant"}
+"""Values of transformers' that mean the same."""
+
+
 class FlatConfig(Spec):
     """Settings that every training has, under TRL's names where they mean the same.
 
@@ -88,6 +92,11 @@ class FlatConfig(Spec):
     @classmethod
     def _path_is_text(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("optim", "lr_scheduler_type", mode="before")
+    @classmethod
+    def _same_in_transformers(cls, value: Any) -> Any:
+        return _SAME.get(value, value) if isinstance(value, str) else value
 
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:

@@ -79,6 +79,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # Names.
     ({"algorithm": "darr"}, f"algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: {', '.join(METHODS)}"),
     ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo'; allowed: dar, awr,"),
+    ({"algorithm": "gpro"}, "algorithm: unknown type 'gpro' (did you mean 'grpo'?)"),
     ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
     ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
     ({"algorithm": "best-of-n"}, "algorithm: unknown type 'best-of-n' (did you mean 'best_of_n'?)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,11 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
     heldout, known = None, None
     if source is not None:
         rows = None if objects.heldout_rows is None else list(objects.heldout_rows)
-        known = _known(source, rows, kind, completions, is_needed=not spec.rewards)
+        # Verdicts say what becomes of a pair in training; what is to be preferred in the end is what `chosen` says.
+        has = None if kind is None else "preferences" if kind == "verdicts" else kind
+        # Where nothing is scored there is nothing else to measure, and rows without them are refused.
+        if has and (not spec.rewards or any(name in row for row in load_rows(source, rows) for name in COLUMNS[has])):
+            known = completions(source, rows, has)
         if spec.rewards:
             heldout = known.prompts if known is not None else prompts(source, rows)
     gold = None if pairs is None else completions(pairs, None, "preferences")
@@ -107,23 +111,6 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         check_rows([*spec.rewards, *spec.evaluation.rewards], rows, source.path)
     _require_vocabulary(config, gold)
     return RunData(train, logged, heldout, known, gold)
-
-
-def _known(
-    source: SourceSpec,
-    rows: list[Any] | None,
-    kind: LoggedKind | None,
-    read: Callable[[SourceSpec, Iterable[Any] | None, LoggedKind], LoggedSet],
-    *,
-    is_needed: bool,
-) -> LoggedSet | None:
-    """Held-out completions for an offline method; None where no row has any, unless nothing else could be measured."""
-    if kind is None:
-        return None
-    # Verdicts say what becomes of a pair in training. What is to be preferred in the end is what `chosen` says.
-    kind = "preferences" if kind == "verdicts" else kind
-    has_some = any(name in row for row in load_rows(source, rows) for name in COLUMNS[kind])
-    return read(source, rows, kind) if is_needed or has_some else None
 
 
 def build_prompts(

@@ -27,7 +27,7 @@ INSTEAD = {
     "epsilon epsilon_low": "use {algorithm.clip_low}, and {algorithm.clip_high} for the other side",
     "epsilon_high": "use {algorithm.clip_high}",
     "delta": "GRPO's second upper bound is not offered; {algorithm.clip_high} is the first",
-    "loss_type": "a loss is a method: use {algorithm} (grpo, dapo, dr_grpo, bnpo, gspo; dpo, ipo, slic; …)",
+    "loss_type": "a loss is a method: use {algorithm} (TRL's dapo is bnpo; grpo, dr_grpo, gspo; dpo, ipo, slic; …)",
     "importance_sampling_level": "one ratio per completion is the method gspo: use {algorithm}",
     "scale_rewards": "it belongs to the method: {algorithm.normalize} of dar; dr_grpo in place of grpo scales nothing",
     "mask_truncated_completions": "use {sampling.mask_truncated}",

@@ -11,7 +11,9 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 
     A name with another first letter must be nearer: `deepspeed` is not `seed`, nor `trpo` `grpo`.
     """
-    for nearest in difflib.get_close_matches(name, list(known), n=1, cutoff=0.72):
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.72)
+    # Of equally near ones that which has the same letters: `gpro` is `grpo`, not `gspo`.
+    for nearest in sorted(found, key=lambda each: sorted(each) != sorted(name)):
         if nearest[:1] == name[:1] or difflib.SequenceMatcher(None, nearest, name).ratio() > 0.85:
             return f" (did you mean '{nearest}'?)"
     return ""

@@ -54,27 +54,18 @@ OFFERED = ("prompts", "completions", "completion_ids", "finish_reasons", "group_
 
 
 def check_signature(function: Callable[..., Any], name: str, columns: Iterable[str] | None) -> None:
-    """Raises ConfigError where the call of a reward function by keyword must fail.
-
-    Args:
-        function: the reward.
-        name: its name.
-        columns: of the data, or None where they are not known yet.
-    """
-    example = "def f(completions, **columns), which returns one number for each completion"
+    """Raises ConfigError where a call by keyword must fail, as far as the data's columns are known (None: not yet)."""
     with ForeignCode(lambda kind, said: ConfigError(f"reward '{name}' cannot be asked its arguments: {kind}: {said}")):
-        if inspect.isclass(function):
-            raise ConfigError(f"reward '{name}' is a class: give an object of it that can be called, as {example}")
         needed = [p for p in inspect.signature(function).parameters.values()
                   if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
-    if unnamed := [each.name for each in needed if each.kind is each.POSITIONAL_ONLY]:
-        raise ConfigError(f"reward '{name}' takes {unnamed[0]} by position only, but is called by keyword: {example}")
     known = None if columns is None else (*OFFERED, *sorted(columns))
-    if known is not None and (missing := [each.name for each in needed if each.name not in known]):
-        raise ConfigError(
-            f"reward '{name}' takes {', '.join(missing)}, which nobody passes{nearest_hint(missing[0], known)}: it is "
-            f"called by keyword with those that it names of {', '.join(known)}, or all, as {example}"
-        )
+    for each in needed:
+        if each.kind is each.POSITIONAL_ONLY or (known is not None and each.name not in known):
+            offered = ", ".join(known) if known else f"{', '.join(OFFERED)} and the columns of the data"
+            raise ConfigError(
+                f"reward '{name}' takes {each.name}, which nobody passes{nearest_hint(each.name, known or ())}: it is "
+                f"called by keyword, def f(completions, **columns), with those that it names of {offered}"
+            )
 
 
 def naming_errors(name: str, where: str) -> ForeignCode:

@@ -15,6 +15,7 @@ from dar.config.alerts import (
     NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
+    SampledAlertSpec,
 )
 
 History = Sequence[Mapping[str, float]]
@@ -28,14 +29,6 @@ _KEYS = {
     "repetition": "completions/repetition",
     "no_signal": "frac_reward_zero_std",
 }
-_Sampled = (
-    MissingEosAlertSpec
-    | KLAlertSpec
-    | LengthDriftAlertSpec
-    | EntropyAlertSpec
-    | RepetitionAlertSpec
-    | NoSignalAlertSpec
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ _Found = tuple[float, float, str] | None
 """Value, threshold and message."""
 
 
-def _broken(rule: _Sampled, start: float, now: float) -> _Found:
+def _broken(rule: SampledAlertSpec, start: float, now: float) -> _Found:
     """By the means over the first and the last window."""
     where = _where(rule)
     match rule:
@@ -148,7 +141,7 @@ def _fitted_change(window: History, key: str) -> float:
     return linear_regression(steps, [line[key] for line in window]).slope * (steps[-1] - steps[0])
 
 
-def _where(rule: _Sampled) -> str:
+def _where(rule: SampledAlertSpec) -> str:
     """`training, mean of 4 steps`"""
     kind, unit = ("training", "steps") if rule.samples == "train" else ("held-out", "evaluations")
     return f"{kind}, mean of {rule.window} {unit}" if rule.window > 1 else kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -64,7 +65,7 @@ class Display:
         self._phase = ""
         self._columns: tuple[_Column, ...] = ()
         self._lines = 0
-        self._evaluation_due: Callable[[int], bool] = lambda step: False
+        self._due: list[int] = []
         self._started, self._done = time.perf_counter(), 0
         self._evaluations: list[float] = []
 
@@ -76,7 +77,8 @@ class Display:
             done: steps that were taken before.
             evaluation_due: whether there is an evaluation after so many steps; for the time that is left.
         """
-        self._started, self._done, self._evaluation_due = time.perf_counter(), done, evaluation_due
+        self._started, self._done = time.perf_counter(), done
+        self._due = [step for step in range(done, self.num_steps + 1) if evaluation_due(step)]
         self._evaluations.clear()
         if self.quiet or not self.console.is_terminal:
             yield
@@ -102,7 +104,7 @@ class Display:
         """Seconds until the end: of the steps as long as those so far, and of evaluations as long as those so far."""
         evaluations = sum(self._evaluations)
         pace = (time.perf_counter() - self._started - evaluations) / (step - self._done)
-        still = sum(self._evaluation_due(later) for later in range(step, self.num_steps + 1))
+        still = len(self._due) - bisect_left(self._due, step)
         return pace * (self.num_steps - step) + still * evaluations / max(1, len(self._evaluations))
 
     @contextmanager
