@@ -121,12 +121,19 @@ class Trainer:
         )
         self.loop: Loop | None = None
 
-    def train(self, resume_from_checkpoint: bool | None = None, *, allow_changed_recipe: bool = False) -> TrainResult:
+    def train(
+        self,
+        resume_from_checkpoint: bool | None = None,
+        *,
+        allow_changed_recipe: bool = False,
+        overwrite: bool = False,
+    ) -> TrainResult:
         """Runs to the last step and saves `model/`.
 
         Args:
             resume_from_checkpoint: True continues the run in `output_dir` from its newest valid checkpoint.
             allow_changed_recipe: continue although settings have changed.
+            overwrite: start again in an `output_dir` that holds a run, of which nothing is kept.
 
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
@@ -137,7 +144,9 @@ class Trainer:
                 "from the newest valid checkpoint of its output_dir"
             )
         resume = bool(resume_from_checkpoint)
-        self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
+        self.loop = build_loop(
+            self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe, overwrite=overwrite
+        )
         return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
 
 

@@ -25,12 +25,14 @@ from dar.run.environment import describe_environment, settle_heap
 from dar.run.folder import RunFolder
 
 
-def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quiet: bool = False) -> RewardModelLoop:
+def build_reward_model_loop(
+    spec: RewardModelSpec, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
+) -> RewardModelLoop:
     """Everything the training needs, the cheap checks first: data and run folder fail before weights are loaded.
 
     Args:
         spec: the recipe.
-        resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
+        resume, overwrite: as `dar.assembly.loop.build_loop`.
         quiet: print nothing while training.
 
     Raises:
@@ -47,10 +49,7 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
     heldout = [] if spec.data.heldout is None else build_pairs(spec, spec.data.heldout, tokenizer, context)
     tables = {"data.train": pairs, "data.heldout": heldout}
     folder = RunFolder(spec.output_dir, {name: fingerprint(map(astuple, table)) for name, table in tables.items()})
-    if resume:
-        folder.require_same_recipe(spec, allow_changes=False)
-    else:
-        folder.require_new()
+    folder.prepare(spec, resume=resume, overwrite=overwrite)
     model = make_classifier(spec.model, tokenizer)
     initial = weights_fingerprint(model)
     if spec.model.lora is not None:
@@ -58,7 +57,12 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
     if spec.model.gradient_checkpointing:
         checkpoint_layers(model)
     module = ScoreModel(model.to(precision.device))
-    loop = RewardModelLoop(
+
+    def start(resume: bool) -> None:
+        if not resume:
+            folder.start(spec, describe_environment(precision, world_size=1))
+
+    return RewardModelLoop(
         spec=spec,
         module=module,
         tokenizer=tokenizer,
@@ -69,10 +73,8 @@ def build_reward_model_loop(spec: RewardModelSpec, *, resume: bool = False, quie
         initial=initial,
         folder=folder,
         display=Display(num_steps=spec.num_steps(len(pairs)), quiet=quiet),
+        start=start,
     )
-    if not resume:
-        folder.start(spec, describe_environment(precision, world_size=1))
-    return loop
 
 
 def build_pairs(spec: RewardModelSpec, source: SourceSpec, tokenizer: Any, context: int | None) -> list[TokenPair]:
