@@ -12,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from dar.config.base import Spec, unknown_name_message
+from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import expand_reward
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
 from dar.files.intake import read_text
-from dar.files.paths import expanded
+from dar.files.paths import expanded, missing
 from dar.shown import one_line
 
 MAX_YAML_BYTES = 500_000
@@ -72,12 +73,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
         ConfigError: the file is missing or not YAML, an override is malformed, or a key is unknown, of the wrong type
             or impossible; the message has the key's path, what was found and what is allowed.
     """
+    file = Path(expanded(path))
+    if not file.exists():
+        raise ConfigError(f"the recipe {missing(file)}")
+    if (file / "config.yaml").is_file():
+        raise ConfigError(
+            f"{path} is a run folder, and its recipe is {file / 'config.yaml'}; the run goes on with the recipe it was "
+            "started with and --resume"
+        )
+    if file.is_dir():
+        inside = ", ".join(sorted(str(recipe) for recipe in file.glob("*.y*ml"))) or "there is none in it"
+        raise ConfigError(f"{path} is a folder: name a recipe ({inside})")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
-    for override in overrides:
+    for override, following in zip(overrides, [*overrides[1:], "…"], strict=False):
+        if override and "=" not in override:
+            key, _, value = override.partition(":")
+            said = f"'{override}' is no change of the recipe: write {key}={value.strip() or following}"
+            raise ConfigError(one_line(said))
         apply_override(raw, override)
-    return build_spec(raw, where=str(path), kind=kind)
+    try:
+        return build_spec(raw, where=str(path), kind=kind)
+    except ConfigError as error:
+        commands = {RunSpec: "dar train", RewardModelSpec: "dar reward-model"}
+        fit = min(commands, key=lambda each: len(raw.keys() - each.model_fields.keys()))
+        if kind in commands and raw.keys() - fit.model_fields.keys() < raw.keys() - kind.model_fields.keys():
+            raise ConfigError(f"{path} is a recipe of another kind: it is for {commands[fit]}") from error
+        raise
 
 
 @overload
