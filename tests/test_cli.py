@@ -106,12 +106,59 @@ def test_help_of_a_command_names_its_options(run: Run, command: str, words: list
     assert all(word in found.out for word in words)
 
 
-def test_unknown_command_and_option_are_usage_errors(run: Run):
-    for arguments in (["tarin", "x.yaml"], ["train", "x.yaml", "--resum"], ["train"]):
-        found = run(*arguments)
-        assert found.code == 2
-        assert "Usage" in found.err
-        assert found.out == ""
+@pytest.mark.parametrize("command", ["", "compare", "sample", "report", "eval", "eval win-rate", "eval mt-bench"])
+def test_help_fits_80_columns_and_cuts_no_word_off(run: Run, monkeypatch: pytest.MonkeyPatch, command: str):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = run(*command.split(), "--help")
+    assert max(map(len, found.out.splitlines())) <= 80
+    assert not re.search(r"\w(…|\.\.\.)$", found.out, flags=re.MULTILINE)
+    assert "\\[" not in found.out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("tarin x.yaml", "No such command 'tarin'. Did you mean 'train'?\nSee dar --help"),
+        ("train x.yaml --resum", "there is no option --resum (did you mean '--resume'?)\nSee dar train --help"),
+        ("train", "Missing argument 'recipe'. (A recipe: "),
+        ("sample m p --nmu", "there is no option --nmu (did you mean '--num'?)\n"),
+        ("sample m p --steps", "there is no option --steps"),
+        ("train x.yaml --steps 3", "there is no option --steps: keys of the recipe are written steps=3\n"),
+        ("plan x.yaml --output-dir=y", "no option --output-dir: keys of the recipe are written output_dir=y\n"),
+        ("reward-model x.yaml --optim.beta1", "keys of the recipe are written optim.beta1=…\n"),
+        ("train recipe steps 3", "'steps' is no change of the recipe: write steps=3\n"),
+        ("train recipe steps: 3", "'steps:' is no change of the recipe: write steps=3\n"),
+        ("train recipe steps:3", "'steps:3' is no change of the recipe: write steps=3\n"),
+        ("plan recipe steps", "'steps' is no change of the recipe: write steps=…\n"),
+        ("train recipe.yaml", "the recipe recipe.yaml does not exist (did you mean 'recipe.yml'?)\n"),
+        ("train recips/a.yaml", "recips/a.yaml does not exist: there is no recips (did you mean 'recipes'?)\n"),
+        ("train .", ". is a folder: name a recipe (recipe.yml, rewards.yaml)\n"),
+        ("train runs/a", "runs/a is a run folder, and its recipe is runs/a/config.yaml; the run goes on with "),
+        ("plan rewards.yaml", "rewards.yaml is a recipe of another kind: it is for dar reward-model\n"),
+        ("reward-model recipe.yml", "recipe.yml is a recipe of another kind: it is for dar train\n"),
+        ("sample bsae p", "model path bsae does not exist (did you mean 'base'?). On the Hub it would be "),
+        ("sample ./runs/b p", "the model path ./runs/b does not exist"),
+        ("sample org/name p", "org/name does not exist: there is no org, and the Hub, where it may be"),
+        ("sample runs/a p", "runs/a is the folder of a run that has no model yet (its checkpoints are none): finish"),
+        ("train toy data=promts", "dataset path promts does not exist (did you mean 'prompts'?)"),
+        ("train toy data=./promts", "file promts does not exist (did you mean 'prompts'?)"),
+    ],
+)  # fmt: skip
+def test_line_that_cannot_be_meant_says_what_to_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "prompts", "recipes", "runs/a"):
+        (tmp_path / name).mkdir(parents=True)
+    keys = "model: m\ndata: d.jsonl\nsteps: 1\noutput_dir: run\n"
+    for name in ("recipe.yml", "recipe", "runs/a/config.yaml"):
+        (tmp_path / name).write_text(keys + "rewards: [sentiment]\n")
+    (tmp_path / "rewards.yaml").write_text(keys + "pairs_per_step: 4\n")
+    toy = keys.replace("model: m", "model: toy:letters\nsampling: {max_completion_length: 8}\nrewards: [sentiment]")
+    (tmp_path / "toy").write_text(toy)
+    found = run(*line.split())
+    assert (found.code, found.out) == (2, "")
+    assert said in found.err
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -141,9 +188,9 @@ def test_misspelt_key_is_found_without_waiting_for_torch(misspelt: subprocess.Co
 
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_malformed_override_is_refused(run: Run, write_recipe: Write, command: str):
-    found = run(command, write_recipe(), "steps")
+    found = run(command, write_recipe(), "algorithm..alpha=1")
     assert (found.code, found.out) == (2, "")
-    assert found.err == "dar: override 'steps' is not of the form key.path=value\n"
+    assert found.err == "dar: override 'algorithm..alpha=1' is not of the form key.path=value\n"
 
 
 def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
@@ -156,8 +203,8 @@ def test_missing_recipe_is_refused(run: Run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("model=/no/such/model", "dar: the model path /no/such/model does not exist\n"),
-        ("data=/no/such.jsonl", "dar (DataError): the data file /no/such.jsonl does not exist\n"),
+        ("model=/no/such/model", "dar: the model path /no/such/model does not exist: there is no /no\n"),
+        ("data=/no/such.jsonl", "dar (DataError): the data file /no/such.jsonl does not exist: there is no /no\n"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "plan"])
@@ -183,8 +230,41 @@ def test_text_in_square_brackets_is_printed_as_it_is(run: Run, tmp_path: Path):
     assert "[red]absent.yaml" in found.err
 
 
-def test_debug_shows_the_traceback(run: Run, write_recipe: Write):
-    found = run("--debug", "plan", write_recipe(steps=0))
+CRASHES = "def score(completions):\n    return [1 / 0 for _ in completions]\n"
+
+
+def test_error_of_ones_own_code_has_its_line(run: Run, write_recipe: Write, tmp_path: Path, in_folder: None):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "crashes.py").write_text(CRASHES)
+    found = run("train", write_recipe(rewards=["own/crashes.py:score"]))
+    said = "reward 'score' raised ZeroDivisionError at step 1: division by zero (own/crashes.py, line 2, in "
+    assert (found.code, found.err.startswith(f"dar (RewardError): {said}")) == (2, True)
+    assert found.err.endswith(")\n--debug shows the traceback.\n")
+    # What failed before its first step is in nobody's way.
+    assert "own/crashes.py" in (tmp_path / "run" / "config.yaml").read_text()
+    found = run("train", write_recipe(), "steps=1", "--resume")
+    assert (found.code, found.err) == (0, "")
+    assert "run holds no step to continue from: starting" in found.out
+    assert "own/crashes.py" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_error_of_ones_own_method_has_its_line(run: Run, write_recipe: Write, tmp_path: Path, in_folder: None):
+    (tmp_path / "method.py").write_text(
+        "from dar import Algorithm\n"
+        "class Mine(Algorithm):\n"
+        "    def __init__(self, spec):\n        pass\n"
+        "    def weigh(self, batch):\n        return batch.nothing\n"
+        "    def terms(self, outputs, batch):\n        pass\n"
+    )
+    found = run("train", write_recipe(algorithm={"type": "./method.py:Mine"}))
+    said = "AttributeError: 'Batch' object has no attribute 'nothing' (method.py, line 6, in weigh)"
+    assert (found.code, found.err) == (2, f"dar: {said}\n--debug shows the traceback.\n")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback(run: Run, write_recipe: Write, place: int):
+    line = ["plan", write_recipe(steps=0)]
+    found = run(*line[:place], "--debug", *line[place:])
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("Traceback (most recent call last):\n")
     assert "dar.errors.ConfigError: " in found.err
@@ -298,12 +378,17 @@ def test_train_does_not_overwrite_a_run(run: Run, write_recipe: Write, tmp_path:
     assert found.err.startswith(
         f"dar (CheckpointError): {tmp_path / 'run'} already holds a run: continue it with --resume"
     )
+    # What fails its checks leaves the old run as it is.
+    assert run("train", write_recipe(), "model=/no/such", "--overwrite").code == 2
+    assert steps_of(tmp_path / "run") == [1]
+    assert run("train", write_recipe(), "steps=2", "-q", "--overwrite").code == 0
+    assert steps_of(tmp_path / "run") == [1, 2]
 
 
 def test_resume_needs_a_run(run: Run, write_recipe: Write, tmp_path: Path):
     found = run("train", write_recipe(), "--resume")
     assert found.code == 2
-    assert found.err.startswith(f"dar (CheckpointError): {tmp_path / 'run'} is not a run folder")
+    assert found.err.startswith(f"dar (CheckpointError): there is no run to resume: {tmp_path / 'run'} does not exist")
 
 
 def test_finished_run_may_be_extended_when_the_change_is_allowed(run: Run, write_recipe: Write, tmp_path: Path):
@@ -350,8 +435,7 @@ def test_interrupt_outside_a_step_ends_with_its_own_exit_code(
 ):
     (tmp_path / "scores_interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     found = run("plan", write_recipe(rewards=["scores_interrupted:score"]))
-    assert found.code == 130
-    assert "Traceback" not in found.err
+    assert (found.code, found.err) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -70,15 +70,16 @@ class RewardTrainer(SavesModel):
         self._given = GivenPairs(*map(object_of, (model, processing_class, train, heldout, peft_config)))
         self.loop: RewardModelLoop | None = None
 
-    def train(self, resume_from_checkpoint: bool | None = None) -> RewardModelResult:
-        """Runs to the last step and saves `model/`; True continues the run in `output_dir`.
+    def train(self, resume_from_checkpoint: bool | None = None, *, overwrite: bool = False) -> RewardModelResult:
+        """Runs to the last step and saves `model/`; True continues the run in `output_dir`, and `overwrite` starts
+        again in its place.
 
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
         """
         resume = self._resumes(resume_from_checkpoint)
         with python_words(RewardConfig):
-            self.loop = build_reward_model_loop(self.spec, self._given, resume=resume)
+            self.loop = build_reward_model_loop(self.spec, self._given, resume=resume, overwrite=overwrite)
             return run_reward_model(self.loop, resume=resume, command="RewardTrainer(…).train()")
 
     def evaluate(self) -> dict[str, float]:

@@ -247,12 +247,19 @@ class Trainer(SavesModel):
 
     tokenizer = processing_class
 
-    def train(self, resume_from_checkpoint: bool | None = None, *, allow_changed_recipe: bool = False) -> TrainResult:
+    def train(
+        self,
+        resume_from_checkpoint: bool | None = None,
+        *,
+        allow_changed_recipe: bool = False,
+        overwrite: bool = False,
+    ) -> TrainResult:
         """Runs to the last step and saves `model/`.
 
         Args:
             resume_from_checkpoint: True continues the run in `output_dir` from its newest valid checkpoint.
             allow_changed_recipe: continue although settings have changed.
+            overwrite: start again in an `output_dir` that holds a run, of which nothing is kept.
 
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.
@@ -264,7 +271,9 @@ class Trainer(SavesModel):
                 "trainer with the model loaded anew, or give the model by its path"
             )
         with python_words(self.config_class):
-            self.loop = build_loop(self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe)
+            self.loop = build_loop(
+                self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe, overwrite=overwrite
+            )
             return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
 
     def evaluate(self) -> dict[str, float]:

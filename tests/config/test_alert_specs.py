@@ -94,10 +94,6 @@ ON_HELDOUT = {"alerts": alert("missing_eos", samples="heldout")}
          "alerts.0 (kl) could never fire: held-out prompts are decoded greedily"),
         ({"alerts": ["missing_eos"], "algorithm": "sft"},
          "alerts.0 (missing_eos) could never fire: the method samples nothing in training: use samples: heldout"),
-        ({"alerts": ["missing_eos"], "steps": 3},
-         "alerts.0 (missing_eos) could never fire: its window is 4, but the run has 3 steps"),
-        (ON_HELDOUT | {"data": HELDOUT},
-         "alerts.0 (missing_eos) could never fire: its window is 4, but the run has 2 evaluations"),
         # The best checkpoint.
         ({"checkpoint": {"best": "eval/reward"}},
          "checkpoint.best compares held-out evaluations, but data.heldout names no prompts"),
@@ -118,9 +114,15 @@ def test_what_would_see_nothing_is_refused(changes: dict[str, Any], expected: st
 def test_evaluations_are_counted_as_they_are_made(every: int, steps: int, count: int):
     """Before the first step, after every so many, and after the last: with every 3 of 7, after 0, 3, 6 and 7."""
     keys: dict[str, Any] = {"data": HELDOUT, "evaluation": {"every": every}, "steps": steps}
-    make_spec(**keys, alerts=[{"type": "missing_eos", "samples": "heldout", "window": count}])
-    too_long = [{"type": "missing_eos", "samples": "heldout", "window": count + 1}]
-    assert f"but the run has {count} evaluations" in problem(**keys, alerts=too_long)
+    windows = [{"type": "missing_eos", "samples": "heldout", "window": window} for window in (count, count + 1)]
+    assert make_spec(**keys, alerts=windows).silent_alerts == [
+        f"the alert missing_eos cannot fire: its window is {count + 1}, but the run has {count} evaluations"
+    ]
+
+
+def test_run_that_is_only_tried_says_which_alerts_cannot_fire():
+    spec = make_spec(steps=2, alerts=["missing_eos", {"type": "kl", "max": 9.0, "window": 2}])
+    assert spec.silent_alerts == ["the alert missing_eos cannot fire: its window is 4, but the run has 2 steps"]
 
 
 # --- the best checkpoint ---------------------------------------------------------------------------------------------

@@ -182,9 +182,10 @@ NOT_OF_THE_FORM = r"is not of the form key\.path=value"
     ("override", "message"),
     [
         *((text, rf"^override '{re.escape(text)}' {NOT_OF_THE_FORM}") for text in (
-            "steps", "=3", ".steps=3", "algorithm..alpha=1", "steps.=1", "",
+            "=3", ".steps=3", "algorithm..alpha=1", "steps.=1", "",
         )),
         ("a." * 30_000 + "a=1", NOT_OF_THE_FORM),
+        ("steps: 5", "^'steps: 5' is no change of the recipe: write steps=5$"),
         ("steps=[", r"override 'steps=\[' is not YAML that can be read: "),
         ("steps=2024-99-99", "override 'steps=2024-99-99' is not YAML that can be read: '2024-99-99' is"),
         ("steps.x=1", "^override 'steps.x=1': steps is 3 and has no keys$"),

@@ -30,6 +30,23 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path, umask: int, mode: int):
+    """safetensors makes files of mode 0600, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        with written(tmp_path / "model") as scratch:
+            (scratch / "inner").mkdir(parents=True)
+            os.close(os.open(scratch / "inner" / "weights", os.O_CREAT, mode=0o600))
+        write_text(tmp_path / "metrics", "text")
+    finally:
+        os.umask(before)
+    found = [(tmp_path / name).stat().st_mode & 0o777 for name in ("model/inner/weights", "metrics", "model/inner")]
+    assert found == [mode, mode, 0o777 & ~umask]
+    assert names(tmp_path) == ["metrics", "model"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="what the system call of Linux does")
 def test_two_folders_change_places_at_once(tmp_path: Path):
     for name in ("one", "two"):

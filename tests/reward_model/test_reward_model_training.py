@@ -343,7 +343,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         train(recipe, "data.max_length=5")
     with pytest.raises(DataError, match="no pair is left"):
         train(recipe, "data.max_length=5", "data.long_pairs=drop")
-    with pytest.raises(CheckpointError, match="is not a run folder"):
+    with pytest.raises(CheckpointError, match="no run to resume: "):
         train(recipe, resume=True)
     train(recipe, "steps=1")
     with pytest.raises(CheckpointError, match="already holds a run"):

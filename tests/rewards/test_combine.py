@@ -267,7 +267,7 @@ def test_a_reward_that_cannot_be_looked_at_or_reports_with_an_exit_is_named():
 
     with pytest.raises(RewardError, match="reward 'hidden' raised KeyboardInterrupt before it was called: __"):
         RewardSet([Reward("hidden", Hidden())]).score(ROLLOUTS, where="step 7")
-    with pytest.raises(RewardError, match=r"^reward 'leaving' raised SystemExit in metrics\(\) at step 7: 7$"):
+    with pytest.raises(RewardError, match=r"^reward 'leaving' raised SystemExit in metrics\(\) at step 7: 7 \(.*, "):
         RewardSet([Reward("leaving", Leaving())]).score(ROLLOUTS, where="step 7")
 
 

@@ -34,6 +34,9 @@ def call(function: Callable[..., Any]) -> list[RewardValue]:
     return Call("score", function, ARGUMENTS, where="step 7").result()
 
 
+DUE = "numbers, one for each completion: [score(c) for c in completions]"
+
+
 def refusal(function: Callable[..., Any]) -> str:
     with pytest.raises(RewardError) as caught:
         call(function)
@@ -67,8 +70,8 @@ def test_defaults_of_arguments_nobody_offers_are_kept():
 
 def test_argument_nobody_offers_is_named():
     message = refusal(lambda completion: [0.0, 0.0])
-    assert message.startswith("reward 'score' raised TypeError at step 7: ")
-    assert "'completion'" in message
+    assert message.startswith("reward 'score' raised TypeError at step 7: it needs 'completion', but is called with")
+    assert message.endswith(", ".join(ARGUMENTS))
 
 
 def test_partials_methods_and_callable_objects_are_functions_too():
@@ -174,18 +177,18 @@ def test_too_few_or_too_many_values_are_counted(values: Any):
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_list_is_refused_by_its_kind(value: Any, kind: str):
-    assert refusal(lambda completions: value) == f"reward 'score' returned a {kind} at step 7; expected 2 numbers"
+    assert refusal(lambda completions: value) == f"reward 'score' returned a {kind} at step 7; expected 2 {DUE}"
 
 
 def test_bytes_are_no_rewards():
-    assert refusal(lambda completions: b"ab") == "reward 'score' returned a bytes at step 7; expected 2 numbers"
+    assert refusal(lambda completions: b"ab") == f"reward 'score' returned a bytes at step 7; expected 2 {DUE}"
 
 
 def test_error_inside_the_function_is_named_and_kept_as_the_cause():
     def score(completions: list[str]) -> list[float]:
         raise KeyError("grade")
 
-    with pytest.raises(RewardError, match=r"^reward 'score' raised KeyError at step 7: 'grade'$") as caught:
+    with pytest.raises(RewardError, match=r"raised KeyError at step 7: 'grade' \(.*, line \d+, in score\)$") as caught:
         call(score)
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -299,9 +302,10 @@ def test_values_that_raise_when_they_are_looked_at_are_refused():
         def __len__(self) -> int:
             return 2
 
-    assert refusal(lambda completions: [0.0, Odd(1)]) == "reward 'score' raised Wordless at step 7: no message"
-    assert refusal(lambda completions: [0.0, Odder()]) == "reward 'score' raised Wordless at step 7: no message"
-    assert refusal(lambda completions: Array()) == "reward 'score' raised SystemExit at step 7: 7"
+    said = "reward 'score' raised Wordless at step 7: no message"
+    assert refusal(lambda completions: [0.0, Odd(1)]).startswith(f"{said} (")
+    assert refusal(lambda completions: [0.0, Odder()]).startswith(said)
+    assert "raised SystemExit at step 7: 7 (" in refusal(lambda completions: Array())
     assert refusal(lambda completions: Longer([1.0] * 3)) == (
         "reward 'score' returned 3 values for 2 completions at step 7"
     )
@@ -428,14 +432,16 @@ def test_async_callable_object_is_awaited():
 
 
 def test_error_inside_an_async_function_is_named():
-    assert refusal(failing_later) == "reward 'score' raised ValueError at step 7: judge is away"
+    said = refusal(failing_later)
+    assert said.startswith("reward 'score' raised ValueError at step 7: judge is away (")
+    assert said.endswith(", in failing_later)")
 
 
 def test_error_inside_an_async_function_is_named_in_a_running_event_loop():
     async def notebook_cell() -> str:
         return refusal(failing_later)
 
-    assert asyncio.run(notebook_cell()) == "reward 'score' raised ValueError at step 7: judge is away"
+    assert asyncio.run(notebook_cell()).startswith("reward 'score' raised ValueError at step 7: judge is away (")
 
 
 def test_async_values_are_checked_like_any_others():
@@ -476,10 +482,10 @@ def test_module_that_raises_is_refused_with_its_error(working_folder: Path):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import sys\nsys.exit(7)", "SystemExit: 7"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt: no message"),
-        ("class E(BaseException):\n    def __str__(self): raise self\nraise E", "E: no message"),
-        ("next(iter([]))", "StopIteration: no message"),
+        ("import sys\nsys.exit(7)", "SystemExit: 7 (scores_odd.py, line 2, in <module>)"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: no message (scores_odd.py, line 1, in <module>)"),
+        ("class E(BaseException):\n    def __str__(self): raise self\nraise E", "E: no message (scores_odd.py, line 3"),
+        ("next(iter([]))", "StopIteration: no message (scores_odd.py, line 1, in <module>)"),
         ("def __getattr__(name): raise KeyError(name)", "KeyError: 'score'"),
     ],
 )
@@ -488,7 +494,8 @@ def test_whatever_a_module_raises_is_an_error_in_words(working_folder: Path, sou
     (working_folder / "scores_odd.py").write_text(source)
     with pytest.raises(ConfigError) as caught:
         load_function("scores_odd:score", what=what)
-    assert str(caught.value) == f"{what} scores_odd:score: the module scores_odd cannot be imported: {said}"
+    expected = f"{what} scores_odd:score: the module scores_odd cannot be imported: {said}"
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["scroe", "CONSTANT"])
@@ -496,3 +503,39 @@ def test_missing_or_uncallable_function_is_refused(working_folder: Path, name: s
     (working_folder / "scores_few.py").write_text("CONSTANT = 5\n")
     with pytest.raises(ConfigError, match=re.escape(f"the module scores_few has no callable '{name}'")):
         load_function(f"scores_few:{name}")
+
+
+def test_missing_function_is_told_what_there_is(working_folder: Path):
+    (working_folder / "scores_few.py").write_text(
+        "from math import inf\ndef short(): ...\ndef _own(): ...\ndef long(): ...\n"
+    )
+    with pytest.raises(ConfigError, match=r"no callable 'shrt' \(did you mean 'short'\?\); it has: short, long$"):
+        load_function("scores_few:shrt")
+
+
+@pytest.mark.parametrize("path", ["inner/scores_file.py", "./inner/scores_file.py", "{here}/inner/scores_file.py"])
+def test_function_of_a_file_is_loaded_with_what_lies_beside_it(working_folder: Path, path: str):
+    (working_folder / "inner").mkdir()
+    (working_folder / "inner" / "scores_beside.py").write_text("VALUE = 5.0\n")
+    (working_folder / "inner" / "scores_file.py").write_text(
+        "from scores_beside import VALUE\ndef score(completions):\n    return [VALUE] * len(completions)\n"
+    )
+    function = load_function(path.format(here=working_folder) + ":score")
+    assert call(function) == [5.0, 5.0]
+
+
+def test_file_that_cannot_be_loaded_is_named(working_folder: Path):
+    (working_folder / "scores_mine.py").write_text("score = len\n")
+    (working_folder / "json.py").write_text("score = len\n")
+    with pytest.raises(
+        ConfigError, match=r"^reward score_mine:f: .*No module named 'score_mine' \(did you mean 'scores_m"
+    ):
+        load_function("score_mine:f")
+    with pytest.raises(
+        ConfigError, match=r"^score_mine.py:f: score_mine.py does not exist \(did you mean 'scores_mine.py'"
+    ):
+        load_function("score_mine.py:f")
+    with pytest.raises(
+        ConfigError, match=r"^reward json.py:score: another module json is loaded already, from .*/json/"
+    ):
+        load_function("json.py:score")

@@ -68,7 +68,8 @@ def test_an_oracle_that_raises_is_named():
     async def broken_later(completions: list[str]) -> list[bool]:
         raise KeyError("rule 7")
 
-    assert problem(broken) == problem(broken_later) == "the oracle 'rules' raised KeyError: 'rule 7'"
+    for function in (broken, broken_later):
+        assert problem(function).startswith("the oracle 'rules' raised KeyError: 'rule 7' (")
 
     def leaves(completions: list[str]) -> list[bool]:
         raise SystemExit(7)
@@ -76,7 +77,8 @@ def test_an_oracle_that_raises_is_named():
     async def leaves_later(completions: list[str]) -> list[bool]:
         raise SystemExit(7)
 
-    assert problem(leaves) == problem(leaves_later) == "the oracle 'rules' raised SystemExit: 7"
+    for function in (leaves, leaves_later):
+        assert problem(function).startswith("the oracle 'rules' raised SystemExit: 7 (")
 
     def said(completions: list[str]) -> list[bool]:
         raise DataError("all is said")

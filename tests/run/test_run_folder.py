@@ -12,7 +12,7 @@ import pytest
 from support.handmade import make_spec
 
 from dar.config.recipe import load_recipe
-from dar.errors import CheckpointError, NonFiniteError
+from dar.errors import CheckpointError, ConfigError, NonFiniteError
 from dar.run.folder import RunFolder
 
 
@@ -30,40 +30,71 @@ def test_new_run_writes_recipe_and_environment(started: RunFolder):
     assert sorted(file.name for file in started.path.iterdir()) == ["config.yaml", "data.json", "environment.json"]
 
 
-def test_folder_that_holds_a_run_is_not_overwritten(started: RunFolder):
-    with pytest.raises(CheckpointError) as caught:
-        started.start(make_spec(steps=9), {})
-    assert str(caught.value) == (
-        f"{started.path} already holds a run: continue it with --resume (resume_from_checkpoint=True in Python), or "
-        "choose another output_dir"
-    )
-    assert load_recipe(started.path / "config.yaml").steps == 3
+def prepared(folder: RunFolder, *, resume: bool = False, overwrite: bool = False, steps: int = 3) -> bool:
+    return folder.prepare(make_spec(steps=steps), resume=resume, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/step-1", "model"])
+def test_folder_that_holds_a_step_is_not_overwritten_unless_asked_for(started: RunFolder, left: str):
+    (started.path / left).mkdir(parents=True) if left != "metrics.jsonl" else started.append_metrics({"step": 1})
+    with pytest.raises(CheckpointError, match=r"already holds a run: continue it with --resume .* --overwrite "):
+        prepared(started)
+    assert not prepared(started, overwrite=True)
+    assert prepared(started, resume=True)
+    with pytest.raises(ConfigError, match="--resume continues the run in output_dir and --overwrite removes it"):
+        prepared(started, resume=True, overwrite=True)
+    assert (started.path / left).exists(), "whatever is there stays until the new run has passed its checks"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_failed_start_is_no_run_to_continue_or_to_lose(started: RunFolder, resume: bool):
+    started.append_metrics({"step": 0, "eval/reward": 1.0})
+    assert not prepared(started, resume=resume, steps=9)
+
+
+def test_new_run_leaves_nothing_of_the_old_one_and_everything_of_others(started: RunFolder):
+    for folder in ("checkpoints/step-1", "checkpoints/.writing-step-2-x", "best", "model", "completions", "notes"):
+        (started.path / folder).mkdir(parents=True)
+    for name in (
+        *("metrics.jsonl", "alerts.jsonl", "evaluation.json", "triage.parquet", "reliability-after.png", "report.html"),
+        *("completions/step-1.parquet", "completions/heldout-step-0.parquet", "model/weights"),
+        *("completions/mine.csv", "checkpoints/mine", "notes/mine", "mine.txt"),
+    ):
+        (started.path / name).touch()
+    started.start(make_spec(steps=9), {"torch": "3"})
+    found = {str(path.relative_to(started.path)) for path in started.path.rglob("*") if path.is_file()}
+    own = {"config.yaml", "data.json", "environment.json"}
+    assert found == own | {"completions/mine.csv", "checkpoints/mine", "notes/mine", "mine.txt"}
+    assert load_recipe(started.path / "config.yaml").steps == 9
 
 
 def test_folder_with_other_files_may_be_used(tmp_path: Path):
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "metrics.jsonl", "model"):
+        (tmp_path / name).write_text("mine")
+    assert not prepared(RunFolder(tmp_path), overwrite=True)
     RunFolder(tmp_path).start(make_spec(), {})
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [(tmp_path / name).read_text() for name in ("notes.txt", "metrics.jsonl", "model")] == ["mine"] * 3
 
 
-def test_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+def test_recipe_of_that_name_is_not_taken_for_a_run(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("steps: 3")
+    with pytest.raises(CheckpointError, match=r"holds a config\.yaml that no run has written: choose another"):
+        prepared(RunFolder(tmp_path), overwrite=True)
+
+
+@pytest.mark.parametrize("inner", ["run", ""])
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path, inner: str):
     (tmp_path / "file").touch()  # nothing can be made below a file, not even by root
-    with pytest.raises(CheckpointError, match=r"the run folder .*file/run cannot be written: .*[Nn]ot a directory"):
-        RunFolder(tmp_path / "file" / "run").start(make_spec(), {})
-
-
-def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path):
-    (tmp_path / "run").touch()
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        RunFolder(tmp_path / "run").start(make_spec(), {})
+    with pytest.raises(CheckpointError, match=r"the run folder .*file.* cannot be written: "):
+        prepared(RunFolder(tmp_path / "file" / inner))
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
-def test_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"is not a run folder: it has no config\.yaml\. Start without --resume"):
-        RunFolder(tmp_path).require_same_recipe(make_spec(), allow_changes=False)
+def test_folder_that_is_not_there_cannot_be_resumed(started: RunFolder):
+    with pytest.raises(CheckpointError, match=r"no run to resume: .*/frist does not exist \(did you mean 'first'"):
+        prepared(RunFolder(started.path.with_name("frist")), resume=True)
 
 
 def test_same_recipe_is_accepted(started: RunFolder):

@@ -52,6 +52,7 @@ def build_loop(
     *,
     resume: bool = False,
     allow_changed_recipe: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     console: Console | None = None,
 ) -> Loop:
@@ -60,8 +61,9 @@ def build_loop(
     Args:
         spec: the recipe.
         objects: Python objects to use instead of loading.
-        resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
+        resume: the run folder must hold a run of the same recipe, if any step of one; otherwise it must hold none.
         allow_changed_recipe: resume although the recipe differs.
+        overwrite: a run that the folder holds is removed, once this one has passed the checks before its first step.
         quiet: print nothing while training.
         console: where to print; standard output by default.
 
@@ -79,7 +81,8 @@ def build_loop(
     check_calls(rewards, data.train if data.logged is None else data.heldout)
     check_calls([*rewards, *gold], data.heldout)
     engine = build_engine(spec.engine)
-    folder = _folder(spec, data, accelerator, resume=resume, allow_changes=allow_changed_recipe)
+    folder = RunFolder(spec.output_dir, data.fingerprints())
+    resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, accelerator, resume=resume)
     max_length = spec.sampling.max_completion_length
     algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=max_length)
@@ -88,6 +91,8 @@ def build_loop(
     if accelerator.num_processes == 1:
         look_up_sparsely(unwrapped(policy.model))
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
+    for notice in spec.silent_alerts:
+        display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
     updater = Updater(policy, accelerator, spec, build_null_space(spec, policy, tokenizer, context_length(config)))
     callbacks = adapted(
@@ -97,11 +102,14 @@ def build_loop(
         processing_class=policy.tokenizer,
         optimizer=updater.optimizer,
     )
-    if accelerator.is_main_process:
-        # Only now, with everything loaded, is there a run that could be continued.
-        if not resume:
-            folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
-        before.keep(folder)
+
+    def start(resume: bool) -> None:
+        if accelerator.is_main_process:
+            if not resume:
+                folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
+            before.keep(folder)
+        accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
+
     return Loop(
         spec=spec,
         learner=Learner(updater, algorithm, display.tokens),
@@ -112,20 +120,11 @@ def build_loop(
         accelerator=accelerator,
         folder=folder,
         display=display,
+        start=start,
         recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, callbacks),
         best=BestPolicy(spec, policy, folder),
         calibration=_calibration(spec, data, rewards, gold, engine),
     )
-
-
-def _folder(spec: RunSpec, data: RunData, accelerator: Accelerator, *, resume: bool, allow_changes: bool) -> RunFolder:
-    """The run folder: with a run of the same recipe, or ready for a new one."""
-    folder = RunFolder(spec.output_dir, data.fingerprints())
-    if resume:
-        folder.require_same_recipe(spec, allow_changes=allow_changes)
-    elif accelerator.is_main_process:
-        folder.require_new()
-    return folder
 
 
 def _recorder(
@@ -136,8 +135,7 @@ def _recorder(
     tokenizer: Any,
     callbacks: Sequence[Callback],
 ) -> Recorder:
-    """What writes the run down, its trackers begun."""
-    accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
+    """What writes the run down."""
     return Recorder(folder, display, accelerator, tokenizer, spec.logging.every, Watch(spec.alerts), callbacks)
 
 

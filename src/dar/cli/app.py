@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,11 +25,15 @@ from dar.cli.schema import schema
 from dar.cli.train import plan, train
 from dar.console import Console, LogHandler
 from dar.errors import EXTRAS, ConfigError, DarError
+from dar.files.hints import nearest_hint
+from dar.files.imports import raised_at
+from dar.shown import words
 
 app = typer.Typer(
     name="dar",
     help="Align a language model online, and know what the run did. First: dar init FOLDER, then dar train RECIPE.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # whose tables cut words off where the terminal is narrow, and read brackets as markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,7 +47,9 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
@@ -59,30 +65,64 @@ def common(
 _settings = {"debug": False}
 
 for command in (init, schema, plan, train, compare, reward_model):
-    app.command(rich_help_panel="Train")(command)
-app.add_typer(eval_app, rich_help_panel="Evaluate")
+    app.command()(command)
+app.add_typer(eval_app, short_help=eval_app.info.help)
 for command in (ls, sample, judge, report, watch, export):
-    app.command(rich_help_panel="Evaluate")(command)
+    app.command()(command)
+for entry in (*app.registered_commands, *eval_app.registered_commands):
+    entry.short_help = (entry.callback.__doc__ or "").partition("\n\n")[0]  # whole: typer would cut it off
 
 
 def main() -> None:
-    """Entry point: an error the library raises on purpose becomes one paragraph and exit code 2."""
+    """Entry point: an error the library raises on purpose, or code of one's own, is one paragraph and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that knows no π is no reason to lose a result.
             stream.reconfigure(errors="backslashreplace")
+    line = sys.argv[1:]
+    end = line.index("--") if "--" in line else len(line)
+    if "--debug" in line[:end]:
+        line = ["--debug", *(part for part in line[:end] if part != "--debug"), *line[end:]]
     try:
-        app()
+        if (
+            code := app(line, prog_name="dar", standalone_mode=False) or 0
+        ) == 130:  # of a Ctrl-C, which typer has caught
+            raise KeyboardInterrupt
+        sys.exit(code)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             error = ConfigError(f"this needs the package {error.name}: pip install 'dar-rlhf[{EXTRAS[error.name]}]'")
+        if hasattr(error, "format_message"):  # typer's, of the line itself
+            error = ConfigError(_explained(error, line))
+        place, hint = raised_at(error), "\n--debug shows the traceback."
         if isinstance(error, DarError) and not _settings["debug"]:
             kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
-            Console(stderr=True).print(f"dar{kind}: {error}", soft_wrap=True)
+            hint = hint if error.__cause__ and raised_at(error.__cause__) else ""
+            Console(stderr=True).print(f"dar{kind}: {error}{hint}", soft_wrap=True)
+            sys.exit(2)
+        if place and not _settings["debug"]:
+            Console(stderr=True).print(f"dar: {type(error).__name__}: {words(error)}{place}{hint}", soft_wrap=True)
             sys.exit(2)
         # Python would print what the error quotes as it is.
         Console(stderr=True).print(traceback.format_exc(), soft_wrap=True)
         sys.exit(1)
+
+
+def _explained(error: Any, line: list[str]) -> str:
+    """What typer says is wrong with a line; an option that is a key of recipes is shown as one."""
+    said, command = error.format_message(), error.ctx.command if error.ctx else None
+    if (parameter := getattr(error, "param", None)) and isinstance(getattr(parameter, "help", None), str):
+        said += f" ({parameter.help})"
+    if command and type(error).__name__ == "NoSuchOption":
+        option = error.option_name
+        near = nearest_hint(option, {name for parameter in command.params for name in parameter.opts})
+        said = f"there is no option {option}{near}"
+        if not near and any(parameter.name == "overrides" for parameter in command.params):
+            given = next(index for index, part in enumerate(line) if part.startswith(option[:2]))
+            _, is_joined, value = line[given].partition("=")
+            value = value if is_joined else (*line[given + 1 :], "…")[0]
+            said += f": keys of the recipe are written {option.lstrip('-').replace('-', '_')}={value}"
+    return f"{said}\nSee {error.ctx.command_path if error.ctx else 'dar'} --help" if said else "see dar --help"

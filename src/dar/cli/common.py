@@ -66,6 +66,10 @@ Overrides = Annotated[
 ]
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir from its newest checkpoint.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start again in an output_dir that holds a run, of which nothing is kept."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of what people read.")]
 
 

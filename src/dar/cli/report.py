@@ -24,7 +24,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The HTML file. [default: RUN/report.html; of several report.html]", show_default=False
+            "--out", "-o", help="The HTML file; else RUN/report.html, of several runs report.html.", show_default=False
         ),
     ] = None,
     png: Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dar.cli.common import Overrides, RecipeArgument, Resume, hide_file_progress, print_json, say_next
+from dar.cli.common import Overrides, Overwrite, RecipeArgument, Resume, hide_file_progress, print_json, say_next
 from dar.console import Console, new_table
 
 
@@ -19,6 +19,7 @@ def reward_model(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a reward model on preference pairs (Bradley–Terry); Ctrl-C finishes the step and saves."""
@@ -31,7 +32,7 @@ def reward_model(
     from dar.reward_model.training import run_reward_model
 
     hide_file_progress()
-    loop = build_reward_model_loop(spec, resume=resume, quiet=as_json)
+    loop = build_reward_model_loop(spec, resume=resume, overwrite=overwrite, quiet=as_json)
     result = run_reward_model(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if as_json:
         print_json(dataclasses.asdict(result))

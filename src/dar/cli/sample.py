@@ -20,7 +20,7 @@ def sample(
     num: Annotated[
         int | None,
         typer.Option(
-            "--num", "-n", min=1, max=1_000_000, help="Completions. [default: 3; 1 with --greedy]", show_default=False
+            "--num", "-n", min=1, max=1_000_000, help="Completions: 3, or 1 with --greedy.", show_default=False
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per completion.")] = 128,

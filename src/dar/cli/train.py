@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar.cli.common import AsJson, Overrides, RecipeArgument, Resume, hide_file_progress, print_json, say_next
+from dar.cli.common import (
+    AsJson,
+    Overrides,
+    Overwrite,
+    RecipeArgument,
+    Resume,
+    hide_file_progress,
+    print_json,
+    say_next,
+)
 from dar.cli.trial import show_trial
 from dar.console import Console, new_table
 
@@ -82,6 +91,7 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
             f"{total:.3g} GB = weights {found.weights_gb:.3g} + gradients and optimizer {found.optimizer_gb:.3g} "
             f"+ one micro-batch {found.microbatch_gb:.3g}",
         ),
+        *(("alerts", notice) for notice in spec.silent_alerts),
         ("run folder", spec.output_dir),
     ):
         shown.add_row(label, value)
@@ -92,6 +102,7 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     allow_changed_recipe: Annotated[
         bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe has changed.")
     ] = False,
@@ -114,7 +125,14 @@ def train(
     hide_file_progress()
     # With --json only the result goes to standard output.
     console = Console(stderr=as_json)
-    loop = build_loop(spec, resume=resume, allow_changed_recipe=allow_changed_recipe, quiet=quiet, console=console)
+    loop = build_loop(
+        spec,
+        resume=resume,
+        allow_changed_recipe=allow_changed_recipe,
+        overwrite=overwrite,
+        quiet=quiet,
+        console=console,
+    )
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
     if as_json and loop.accelerator.is_main_process:
         print_json(run_record(load_run(loop.folder.path)))

@@ -154,7 +154,7 @@ def _run(
 def _require_same_recipe(folder: Path, spec: RunSpec) -> None:
     """Raises ConfigError where a run that would be kept or resumed is of another recipe than is asked for now."""
     run = RunFolder(folder)
-    if not run.is_run:
+    if not run.has_steps:
         return
     try:
         run.require_same_recipe(spec, allow_changes=False)
@@ -188,7 +188,7 @@ def _train(recipe: Path, job: _Job, watch: Callable[[int], None]) -> str | None:
     """
     job.run.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dar", "train", str(recipe), *job.overrides]
-    if RunFolder(job.run.folder).is_run:
+    if job.run.folder.exists():
         command.append("--resume")
     asked: list[str] = []
     with (

@@ -123,19 +123,17 @@ def expand_alerts(value: Any) -> Any:
 AnyAlerts = Annotated[list[AnyAlert], BeforeValidator(expand_alerts)]
 
 
-def why_blind(
-    alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_steps: int, num_evaluations: int
-) -> str | None:
-    """Why an alert could never fire in a run, or None: a watch that sees nothing is worse than none.
+def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_evaluations: int) -> str | None:
+    """Why an alert could never fire in a run of any length, or None: a watch that sees nothing is worse than none.
 
     Args:
         alert: the rule.
         is_offline: training steps sample nothing.
         is_plain: held-out prompts are sampled from the policy itself, not greedily or truncated.
         has_gold: there are `evaluation.rewards`.
-        num_steps, num_evaluations: of the run.
+        num_evaluations: of the run.
     """
-    on_heldout = isinstance(alert, OveroptimizationAlertSpec) or alert.samples == "heldout"
+    on_heldout = _reads_heldout(alert)
     if on_heldout and num_evaluations == 0:
         return "it reads held-out evaluations, but no held-out prompts are sampled: name data.heldout and rewards"
     if isinstance(alert, OveroptimizationAlertSpec) and not has_gold:
@@ -144,7 +142,16 @@ def why_blind(
         return "held-out prompts are decoded greedily or truncated, where this is not measured: use samples: train"
     if not on_heldout and is_offline:
         return "the method samples nothing in training: use samples: heldout"
-    count, what = (num_evaluations, "evaluations") if on_heldout else (num_steps, "steps")
+    return None
+
+
+def why_silent(alert: AnyAlert, *, num_steps: int, num_evaluations: int) -> str | None:
+    """Why an alert cannot fire in a run that is too short for it, such as one that is only tried, or None."""
+    count, what = (num_evaluations, "evaluations") if _reads_heldout(alert) else (num_steps, "steps")
     if alert.window > count:
         return f"its window is {alert.window}, but the run has {count} {what}"
     return None
+
+
+def _reads_heldout(alert: AnyAlert) -> bool:
+    return isinstance(alert, OveroptimizationAlertSpec) or alert.samples == "heldout"

@@ -172,13 +172,13 @@ class OwnSpec(Spec):
     model_config = ConfigDict(extra="allow")
 
     type: str
-    """`package.module:Class`, looked for in the working directory too."""
+    """`package.module:Class`, looked for in the working directory too, or `file.py:Class`."""
 
     @field_validator("type")
     @classmethod
     def _is_a_path(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", value):
-            raise ValueError(f"'{one_line(value)}' is no import path: write package.module:Class")
+        if not re.fullmatch(r"([\w.]+|.+\.py):\w+", value):
+            raise ValueError(f"'{one_line(value)}' is no import path: write package.module:Class or file.py:Class")
         return value
 
     @property

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dar.config.base import Spec
 from dar.config.problems import explain, quoted
+from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import expand_reward
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, DataError
@@ -81,9 +82,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
-    for override in overrides:
+    for override, following in zip(overrides, [*overrides[1:], "…"], strict=False):
+        if override and "=" not in override:
+            key, _, value = override.partition(":")
+            said = f"'{override}' is no change of the recipe: write {key}={value.strip() or following}"
+            raise ConfigError(one_line(said))
         apply_override(raw, override)
-    return build_spec(raw, where=str(path), kind=kind)
+    try:
+        return build_spec(raw, where=str(path), kind=kind)
+    except ConfigError as error:
+        commands = {RunSpec: "dar train", RewardModelSpec: "dar reward-model"}
+        fit = min(commands, key=lambda each: len(raw.keys() - each.model_fields.keys()))
+        if kind in commands and raw.keys() - fit.model_fields.keys() < raw.keys() - kind.model_fields.keys():
+            raise ConfigError(f"{path} is a recipe of another kind: it is for {commands[fit]}") from error
+        raise
 
 
 @overload
@@ -100,8 +112,6 @@ def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Any] = RunSpec)
     Raises:
         ConfigError: every problem at once, one line each, with the path of the key.
     """
-    if kind is RunSpec and "pairs_per_step" in raw:
-        raise ConfigError(f"{where} is a recipe of a reward model, not of a policy: `dar reward-model` trains it")
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
@@ -118,6 +128,11 @@ def recipe_file(name: str | Path) -> Path:
         return file
     if str(name) in names:
         return RECIPES / f"{name}.yaml"
+    if (file / "config.yaml").is_file():
+        raise ConfigError(
+            f"{name} is a run folder, and its recipe is {file / 'config.yaml'}; the run goes on with the recipe it was "
+            "started with and --resume"
+        )
     beside = sorted(each.name for each in (file if os.path.isdir(file) else file.parent).glob("*.y*ml"))
     what = f"{name} is a folder" if os.path.isdir(file) else f"there is no recipe {name} here"
     found = f" (there: {one_line(', '.join(beside))})" if beside else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dar.config.alerts import AnyAlerts, why_blind
+from dar.config.alerts import AnyAlerts, why_blind, why_silent
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
@@ -189,7 +189,6 @@ class RunSpec(Spec):
                 is_offline=self.algorithm.logged is not None,
                 is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
-                num_steps=self.steps,
                 num_evaluations=self._num_evaluations,
             )
             if reason is not None:
@@ -213,6 +212,13 @@ class RunSpec(Spec):
         if best.metric not in allowed:
             raise ValueError(f"checkpoint.best.metric: {unknown_name_message('metric', best.metric, allowed)}")
         return self
+
+    @property
+    def silent_alerts(self) -> list[str]:
+        """Which alerts cannot fire because the run is too short for them, and why."""
+        lengths = {"num_steps": self.steps, "num_evaluations": self._num_evaluations}
+        found = [(alert.type, why_silent(alert, **lengths)) for alert in self.alerts]
+        return [f"the alert {name} cannot fire: {reason}" for name, reason in found if reason is not None]
 
     @property
     def _num_evaluations(self) -> int:

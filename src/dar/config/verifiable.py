@@ -15,7 +15,7 @@ class FunctionPathSpec(RewardSpec):
     """What rewards that are a Python function share."""
 
     function: str
-    """`package.module:function`"""
+    """`package.module:function`, looked for in the working directory too, or `file.py:function`."""
 
     @field_validator("function")
     @classmethod

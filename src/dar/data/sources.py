@@ -16,6 +16,7 @@ from dar.config.data import SourceSpec
 from dar.data.formats import formatted
 from dar.data.splits import select_part
 from dar.errors import DataError
+from dar.files.hub import require_source
 from dar.files.paths import resolve_path
 from dar.files.tables import TABLE_KINDS, Row, read_table, rows_of, table_kind
 from dar.verifiable.puzzles import PREFIX, puzzle_rows
@@ -55,6 +56,7 @@ def _read(path: str, source: SourceSpec) -> Iterable[Any]:
 
 def _read_hub(path: str, source: SourceSpec) -> Iterable[Any]:
     try:
+        require_source(path, "dataset")
         table = datasets.load_dataset(path, source.name, split=source.split)
     except Exception as error:
         raise DataError(

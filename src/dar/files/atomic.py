@@ -18,8 +18,8 @@ _WRITING, _REMOVING, _REPLACED = ".writing-", ".removing-", ".replaced-"
 def written(target: Path) -> Iterator[Path]:
     """A path beside `target` at which the block makes a file or a folder, which then takes the target's place.
 
-    All of it is on the disk before it has its name. Where the block raises, what was there stays as it was. A link is
-    followed, and a folder that lacks is made.
+    All of it is on the disk before it has its name, and may be read by whom the umask lets. Where the block raises,
+    what was there stays as it was. A link is followed, and a folder that lacks is made.
 
     Raises:
         OSError: it cannot be written.
@@ -28,7 +28,11 @@ def written(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _aside(target, _WRITING) as scratch:
         yield scratch
+        usual = scratch.with_name(f"{scratch.name}.usual")
+        usual.touch()  # with the mode that the umask gives, where some libraries' files are their owner's alone
         for path in (*scratch.rglob("*"), scratch):
+            if path.is_file():
+                path.chmod(usual.stat().st_mode)
             _sync(path)
         _take_place(scratch, target)
         _sync(target.parent)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from dar.errors import ConfigError
+from dar.files.hints import nearest_hint
 
 _SCHEME = "package:"
 
@@ -24,6 +25,14 @@ def expanded(path: str | Path) -> str:
         return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     except RuntimeError as error:
         raise ConfigError(f"{path}: the home folder it begins with is not known; write it out") from error
+
+
+def missing(path: str | Path) -> str:
+    """`runs/modle does not exist (did you mean 'model'?)`, of a path at which there is nothing."""
+    gone = next(part for part in (*reversed(Path(path).parents), Path(path)) if not part.exists())
+    folder = "" if gone == Path(path) else f": there is no {gone}"
+    beside = [entry.name for entry in gone.parent.iterdir()] if gone.parent.is_dir() else []
+    return f"{path} does not exist{folder}{nearest_hint(gone.name, beside)}"
 
 
 def resolve_path(path: str) -> str:

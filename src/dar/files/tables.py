@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from dar.errors import DataError
 from dar.files.intake import MAX_BYTES, is_text, parse_json, read_text
+from dar.files.paths import missing
 from dar.shown import one_line
 
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ def read_table(file: Path) -> list[Any]:
     if file.is_dir():
         raise DataError(f"{file} is a folder; name a file in it")
     if not file.is_file():
-        raise DataError(f"the data file {file} does not exist")
+        raise DataError(f"the data file {missing(file)}")
     match table_kind(file):
         case ".jsonl" | ".json":
             return _json_rows(read_text(file), file)

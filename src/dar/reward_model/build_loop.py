@@ -38,14 +38,19 @@ class GivenPairs:
 
 
 def build_reward_model_loop(
-    spec: RewardModelSpec, given: GivenPairs = GivenPairs(), *, resume: bool = False, quiet: bool = False
+    spec: RewardModelSpec,
+    given: GivenPairs = GivenPairs(),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> RewardModelLoop:
     """Everything the training needs, the cheap checks first: data and run folder fail before weights are loaded.
 
     Args:
         spec: the recipe.
         given: Python objects to use instead of loading.
-        resume: the run folder must hold a run of the same recipe; otherwise it must hold none.
+        resume, overwrite: as `dar.assembly.loop.build_loop`.
         quiet: print nothing while training.
 
     Raises:
@@ -62,10 +67,7 @@ def build_reward_model_loop(
     heldout = [] if source is None else build_pairs(spec, source, tokenizer, context, given.heldout_rows)
     tables = {"data.train": pairs, "data.heldout": heldout}
     folder = RunFolder(spec.output_dir, {name: fingerprint(map(astuple, table)) for name, table in tables.items()})
-    if resume:
-        folder.require_same_recipe(spec, allow_changes=False)
-    else:
-        folder.require_new()
+    folder.prepare(spec, resume=resume, overwrite=overwrite)
     model = make_classifier(spec.model, tokenizer, given.model)
     initial = weights_fingerprint(model)
     if (lora := given.lora or spec.model.lora) is not None:
@@ -73,7 +75,12 @@ def build_reward_model_loop(
     if spec.model.gradient_checkpointing:
         checkpoint_layers(model)
     module = ScoreModel(model.to(precision.device))
-    loop = RewardModelLoop(
+
+    def start(resume: bool) -> None:
+        if not resume:
+            folder.start(spec, describe_environment(precision, world_size=1))
+
+    return RewardModelLoop(
         spec=spec,
         module=module,
         tokenizer=tokenizer,
@@ -84,10 +91,8 @@ def build_reward_model_loop(
         initial=initial,
         folder=folder,
         display=Display(num_steps=spec.num_steps(len(pairs)), quiet=quiet),
+        start=start,
     )
-    if not resume:
-        folder.start(spec, describe_environment(precision, world_size=1))
-    return loop
 
 
 def build_pairs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class RewardModelLoop(Steps):
     initial: str
     folder: RunFolder
     display: Display
+    start: Callable[[bool], None]
     num_tokens: int = 0
     order: ShuffledOrder = field(init=False)
     control: Control = field(default_factory=Control, init=False)

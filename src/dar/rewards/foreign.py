@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from dar.errors import DarError
+from dar.files.imports import raised_at
 from dar.shown import words
 
 
@@ -19,7 +20,7 @@ class ForeignCode:
     has led to: it is the user's Ctrl-C.
 
     Args:
-        explain: makes the error, from the exception's kind and its words.
+        explain: makes the error, from the exception's kind and its words, which say where in the user's code it was.
     """
 
     def __init__(self, explain: Callable[[str, str], DarError]) -> None:
@@ -41,7 +42,7 @@ class ForeignCode:
             return
         if self._is_interrupted:
             raise KeyboardInterrupt from error
-        raise self._explain(type(error).__name__, words(error)) from error
+        raise self._explain(type(error).__name__, words(error) + raised_at(error)) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dar.errors import ConfigError, RewardError
 from dar.files.hints import nearest_hint
+from dar.files.imports import located
 from dar.rewards.background import start_in_background
 from dar.rewards.foreign import ForeignCode
 from dar.sandbox.score import Failed, finite_float
@@ -27,7 +28,7 @@ a value may also be `Failed(reason)`."""
 
 
 def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
-    """The function at `package.module:function`, looked for in the working directory too.
+    """The function at `package.module:function`, looked for in the working directory too, or `file.py:function`.
 
     Args:
         path: where it is.
@@ -36,16 +37,24 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     Raises:
         ConfigError: the module does not import, or has no such callable.
     """
-    module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    folder, name, attribute = located(path)
+    sys.path[:0] = [place for place in (folder, str(Path.cwd())) if place not in sys.path]
+    beside = {file.stem for file in Path(folder).glob("*.py")}
+    near = "" if name in beside else nearest_hint(name, beside)
     with ForeignCode(
-        lambda kind, said: ConfigError(f"{what} {path}: the module {module_name} cannot be imported: {kind}: {said}")
+        lambda kind, said: ConfigError(f"{what} {path}: the module {name} cannot be imported: {kind}: {said}{near}")
     ):
-        function = getattr(importlib.import_module(module_name), attribute, None)
+        module = importlib.import_module(name)
+        function = getattr(module, attribute, None)
+    loaded = vars(module).get("__file__")
+    if path.rpartition(":")[0].endswith(".py") and loaded != str(Path(folder, f"{name}.py")):
+        raise ConfigError(f"{what} {path}: another module {name} is loaded already, from {loaded}: rename the file")
     if not callable(function):
-        raise ConfigError(f"{what} {path}: the module {module_name} has no callable '{attribute}'")
+        has = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise ConfigError(
+            f"{what} {path}: the module {name} has no callable '{attribute}'{nearest_hint(attribute, has)}; it has: "
+            + (", ".join(has) or "none")
+        )
     return function
 
 
@@ -86,7 +95,7 @@ class Call:
         RewardError: it raised.
     """
 
-    what, noun, due = "reward", "values", "{} numbers"
+    what, noun, due = "reward", "values", "{} numbers, one for each completion: [score(c) for c in completions]"
     """For messages."""
 
     def __init__(
@@ -149,8 +158,14 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
 
     All is its own, each row too: whatever it does to its arguments, the next function, the record and the data keep
     theirs.
+
+    Raises:
+        TypeError: it needs what is not on offer.
     """
     parameters = inspect.signature(function).parameters
+    for name, one in parameters.items():
+        if name not in arguments and one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+            raise TypeError(f"it needs '{name}', but is called with (columns of the data too): {', '.join(arguments)}")
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: _copied(value) for name, value in arguments.items() if takes_all or name in parameters}
 

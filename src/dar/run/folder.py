@@ -1,7 +1,7 @@
 """The run folder: everything a run writes, and the only code that knows its layout.
 
 config.yaml  data.json  environment.json  metrics.jsonl  alerts.jsonl  completions/step-*.parquet  checkpoints/step-N/
-best/  model/  and, of a method that triages its data, triage.parquet
+best/  model/  of a method that triages its data triage.parquet, of a reward model evaluation.json and its pictures
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ import pyarrow.parquet
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
-from dar.errors import CheckpointError, DataError, NonFiniteError
+from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.files.atomic import remove, remove_rests, write_text, written
 from dar.files.intake import parse_json, read_text
-from dar.files.paths import expanded
+from dar.files.paths import expanded, missing
 from dar.shown import redacted
 
+_WRITTEN = (
+    *("checkpoints/step-*", "completions/*step-*.parquet", "best", "model", "dar/events.out.tfevents.*"),
+    *("metrics.jsonl", "alerts.jsonl", "evaluation.json", "triage.parquet", "reliability-*.png", "report.html"),
+    *("data.json", "environment.json", "config.yaml"),
+)
+"""All that is ever written here, what makes it a run's folder last."""
 _FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")
 """Keys that change nothing a resumed run computes."""
 
@@ -56,28 +62,54 @@ class RunFolder:
     def is_run(self) -> bool:
         return os.path.isfile(self.path / "config.yaml")
 
-    def require_new(self) -> None:
-        """Creates the folder, empty of any run.
+    @property
+    def has_steps(self) -> bool:
+        """Whether a run got as far as a training step: there is something to continue, and to lose."""
+        return self.is_run and (
+            self.model.exists()
+            or any(self.checkpoints.glob("step-*"))
+            or any(row["step"] > 0 for row in self.metrics())
+        )
+
+    def prepare(
+        self, spec: RunSpec | RewardModelSpec, *, resume: bool, overwrite: bool, allow_changes: bool = False
+    ) -> bool:
+        """Looks, before anything is loaded, whether the run can be written here; whether it goes on from what is there.
 
         Raises:
-            CheckpointError: it holds a run already, or cannot be written.
+            ConfigError: it is to be resumed and overwritten.
+            CheckpointError: it cannot be written, holds a run that is not to be overwritten or resumed, or as
+                `require_same_recipe`.
         """
-        if self.is_run:
+        if resume and overwrite:
+            raise ConfigError("--resume continues the run in output_dir and --overwrite removes it: give one of them")
+        if resume and not self.path.exists():
+            raise CheckpointError(f"there is no run to resume: {missing(self.path)}. Start without --resume.")
+        if self.is_run and not (self.path / "environment.json").is_file():
+            raise CheckpointError(f"{self.path} holds a config.yaml that no run has written: choose another output_dir")
+        if resume and self.has_steps:
+            self.require_same_recipe(spec, allow_changes=allow_changes)
+            return True
+        if not overwrite and self.has_steps:
             raise CheckpointError(
                 f"{self.path} already holds a run: continue it with --resume (resume_from_checkpoint=True in Python), "
-                "or choose another output_dir"
+                "start again in its place with --overwrite (overwrite=True), or choose another output_dir"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process of the run may have been quicker
         except OSError as error:
             raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
+        return False
 
     def start(self, spec: RunSpec | RewardModelSpec, environment: Mapping[str, Any]) -> None:
-        """Makes it the folder of a run. Raises as `require_new`."""
-        self.require_new()
+        """Makes it the folder of this run, which has passed its checks: what an earlier one has written here goes."""
+        if self.is_run:
+            remove_rests(self.path)
+            for path in [path for pattern in _WRITTEN for path in self.path.glob(pattern)]:
+                remove(path)
         self._write("environment.json", json.dumps(environment, indent=2) + "\n")
         self.record_recipe(spec)
 
@@ -85,11 +117,9 @@ class RunFolder:
         """Compares the recipe and its data with those the run was started with.
 
         Raises:
-            CheckpointError: the folder holds no run, or one of them differs in something a run's numbers depend on and
-                `allow_changes` is False; the message lists the differences.
+            CheckpointError: one of them differs in something a run's numbers depend on and `allow_changes` is False;
+                the message lists the differences.
         """
-        if not self.is_run:
-            raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Start without --resume.")
         before, now = flatten(load_recipe(self.path / "config.yaml", kind=type(spec))), flatten(spec)
         if self.data is not None:
             before, now = before | self._json("data.json"), now | dict(self.data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -67,6 +67,7 @@ class Loop(Steps):
     accelerator: Accelerator
     folder: RunFolder
     display: Display
+    start: Callable[[bool], None]
     recorder: Recorder
     best: BestPolicy
     calibration: Preparation

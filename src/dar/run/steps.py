@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Steps(ABC):
     spec: the recipe.
     folder: of the run.
     display: shows it.
+    start: begins the run's record, told whether it goes on with one; called when the checks before step 1 have passed.
     control: what it was asked to do after the present step.
     trainer_callbacks: those of transformers, which are told of its events.
     num_steps: the last step.
@@ -40,6 +41,7 @@ class Steps(ABC):
     initial: str
     folder: RunFolder
     display: Display
+    start: Callable[[bool], None]
     control: Control
     trainer_callbacks: TrainerCallbacks | None = None
     is_main: bool = True
@@ -90,7 +92,7 @@ class Steps(ABC):
         """Trains to the last step.
 
         Args:
-            resume: continue from the newest valid checkpoint of the run folder.
+            resume: continue from the newest valid checkpoint of the run folder, if it holds any step.
 
         Returns:
             The number of completed steps: `num_steps`, or fewer after Ctrl-C, SIGTERM, an alert or a callback that
@@ -99,10 +101,14 @@ class Steps(ABC):
         Raises:
             DarError: whatever went wrong, in words; nothing already saved is lost.
         """
+        if resume and not self.folder.has_steps:
+            resume = False
+            self.display.note(f"{self.folder.path} holds no step to continue from: starting")
         self._done = self._restored() if resume else 0
         self.optimizer.register_step_pre_hook(self._begin_change)
         if self._done == 0:
             self.begin()
+        self.start(resume)
         with self.display.live(self._done, self.evaluation_due), signals_handled(self._ask_to_stop):
             try:
                 self._train()

@@ -19,6 +19,7 @@ from typing import Any
 
 from dar.config.verifiable import SandboxSpec
 from dar.errors import ConfigError, RewardError
+from dar.files.imports import located
 from dar.files.intake import parse_json
 from dar.sandbox.process import Worker, cause_of_death, end_worker, num_processes, start_worker
 from dar.sandbox.score import Failed, finite_float
@@ -107,10 +108,10 @@ class Sandbox:
 
     def _staff(self, wanted: int) -> None:
         while len(self._workers) < wanted:
-            here = str(Path.cwd())
+            here, (folder, module, name) = str(Path.cwd()), located(self.function)
             hello = {
-                "function": self.function,
-                "path": [here, *(entry or here for entry in sys.path)],
+                "function": f"{module}:{name}",
+                "path": [folder, here, *(entry or here for entry in sys.path)],
                 "is_trusted": self.is_trusted,
                 "memory_bytes": int(self.spec.memory_gb * 2**30),
                 "cpu_seconds": self.spec.timeout_seconds * (os.cpu_count() or 1),

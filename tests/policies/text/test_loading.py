@@ -80,8 +80,19 @@ def test_path_that_does_not_exist_is_refused(tmp_path: Path, loader: Any):
 
 def test_hub_model_that_cannot_be_had_asks_about_name_and_network():
     message = refusal(load_model, "no-such-organisation/no-such-model")
-    assert message.startswith("no causal language model can be loaded from no-such-organisation/no-such-model: OSError")
-    assert message.endswith("Is the name right, and can this machine reach the Hub (HF_HUB_OFFLINE is honoured)?")
+    assert message == (
+        "the model path no-such-organisation/no-such-model does not exist: there is no no-such-organisation, and the "
+        "Hub, where it may be, cannot be reached (HF_HUB_OFFLINE is honoured)"
+    )
+
+
+def test_run_folder_stands_for_its_model(tiny_folder: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"run is the folder of a run that has no model yet .* or name .*/run/best"):
+        resolve_model(ModelSpec(path=str(tmp_path / "run")))
+    (tmp_path / "run" / "model").symlink_to(tiny_folder)
+    assert resolve_model(ModelSpec(path=str(tmp_path / "run"))) == str(tmp_path / "run" / "model")
 
 
 @pytest.mark.parametrize("config", [None, "{}", '{"model_type": "no-such-architecture"}', "{"])

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 
 from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.errors import ConfigError
+from dar.files.hub import require_source
 from dar.files.intake import parse_json, read_text
 from dar.files.paths import resolve_path
 from dar.policies.text.gguf import converted
@@ -38,10 +39,11 @@ _MOST, _MOST_LAYERS = 1 << 31, 4096
 
 
 def resolve_model(spec: ModelSourceSpec) -> str:
-    """The folder or Hub id to give to transformers (GGUF files are converted into the cache first).
+    """The folder or Hub id to give to transformers: of a run folder its `model/` (GGUF files are converted into the
+    cache first).
 
     Raises:
-        ConfigError: a local path that does not exist, or a GGUF file that cannot be used.
+        ConfigError: it is neither here nor on the Hub, a run that has no model yet, or a GGUF file that cannot be used.
     """
     if spec.path == TOY:
         return str(toy_folder())
@@ -50,10 +52,16 @@ def resolve_model(spec: ModelSourceSpec) -> str:
         return str(converted(Path(path), sha256=spec.sha256))
     if spec.sha256:
         raise ConfigError("model.sha256 is for .gguf files; pin a Hub model with model.revision")
-    if (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).exists():
-        raise ConfigError(f"the model path {path} does not exist")
+    require_source(path, "model")
     if Path(path).is_file():
         raise ConfigError(f"the model path {path} is a file: name the folder it is in")
+    if Path(path, "config.yaml").is_file() and not Path(path, "config.json").is_file():
+        if not Path(path, "model").is_dir():
+            raise ConfigError(
+                f"{path} is the folder of a run that has no model yet (its checkpoints are none): finish it with "
+                f"--resume, or name {path}/best, the best policy so far, if the recipe's checkpoint.best keeps one"
+            )
+        path = str(Path(path, "model"))
     # An adapter names its base by this: from another folder, a relative path would lead nowhere.
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
