@@ -43,7 +43,7 @@ def test_columns_stand_under_one_header_and_fit_into_80():
     assert len(found) == 3
     assert {len(line) for line in found} == {79}
     # No figure is −0, the loss of a method that maximises rewards is left out.
-    assert " ".join(found[1].split()[:-2]) == "1/100 +0.000 0.000 48.0 50% 25% 30% 24.9 7.2"
+    assert " ".join(found[1].split()[:-2]) == "1/100 +0.000 0.000 48.0 50% 25% 30% 24.89 7.2"
 
 
 def test_a_narrow_terminal_leaves_out_what_matters_least():
