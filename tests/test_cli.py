@@ -577,7 +577,7 @@ def test_project_of_init_trains_as_it_is(run: Run, tmp_path: Path, tiny_folder: 
     again = run("init", "mine")
     assert (again.code, "mine holds recipe.yaml, prompts.jsonl, heldout.jsonl" in again.err) == (2, True)
     monkeypatch.chdir("mine")
-    done = run("train", "recipe.yaml", "steps=1", "rewards.0=my_rewards:on_topic", "sampling.max_completion_length=8")
+    done = run("train", "recipe.yaml", "steps=1", "sampling.max_completion_length=8")
     assert done.code == 0, done.err
     assert (tmp_path / "mine/runs/first/model/model.safetensors").is_file()
 

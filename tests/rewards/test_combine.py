@@ -64,7 +64,7 @@ def test_completion_no_reward_applies_to_is_refused():
 
 def test_failing_reward_is_named_among_the_others():
     rewards = RewardSet([Reward("fine", constant(1, 2, 3, 4)), Reward("broken", constant(1, 2, 3))])
-    with pytest.raises(RewardError, match="reward 'broken' returned 3 values for 4 completions at step 7"):
+    with pytest.raises(RewardError, match="reward 'broken' returned 3 values at step 7; expected 4 numbers"):
         rewards.score(ROLLOUTS, where="step 7")
 
 

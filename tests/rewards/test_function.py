@@ -156,10 +156,13 @@ def test_long_completion_is_shown_in_part():
         Call("score", lambda completions: [0.0, math.nan], arguments, where="step 7").result()
 
 
+TWO_DUE = "expected 2 numbers, one for each completion: [score(c) for c in completions]"
+
+
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0, 3.0], np.zeros(3), torch.zeros(1)], ids=str)
 def test_too_few_or_too_many_values_are_counted(values: Any):
     message = refusal(lambda completions: values)
-    assert message == f"reward 'score' returned {len(values)} values for 2 completions at step 7"
+    assert message == f"reward 'score' returned {len(values)} values at step 7; {TWO_DUE}"
 
 
 @pytest.mark.parametrize(
@@ -306,9 +309,7 @@ def test_values_that_raise_when_they_are_looked_at_are_refused():
     assert refusal(lambda completions: [0.0, Odd(1)]).startswith(f"{said} (")
     assert refusal(lambda completions: [0.0, Odder()]).startswith(said)
     assert "raised SystemExit at step 7: 7 (" in refusal(lambda completions: Array())
-    assert refusal(lambda completions: Longer([1.0] * 3)) == (
-        "reward 'score' returned 3 values for 2 completions at step 7"
-    )
+    assert refusal(lambda completions: Longer([1.0] * 3)) == f"reward 'score' returned 3 values at step 7; {TWO_DUE}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -51,7 +51,7 @@ def test_arrays_are_welcome(values: Any):
 
 
 def test_wrong_counts_and_types_are_refused():
-    assert problem(lambda: [True]) == "the oracle 'rules' returned 1 verdicts for 2 completions"
+    assert problem(lambda: [True]) == "the oracle 'rules' returned 1 verdicts; expected a list of 2 bools"
     assert problem(lambda: "yes") == "the oracle 'rules' returned a str; expected a list of 2 bools"
     assert problem(lambda: None) == "the oracle 'rules' returned a NoneType; expected a list of 2 bools"
     for value in (1, 0.7, None, "no"):

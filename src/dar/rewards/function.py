@@ -118,17 +118,17 @@ class Call:
                 the message shows the row's completion.
         """
         num_due, called = len(self._completions), f"{self._said} returned"
+        expected = f"{self._where}; expected {self.due.format(num_due)}"
         with naming_errors(self._said, self._where):
             values = self._values.result() if isinstance(self._values, Future) else self._values
             # Arrays and tensors are welcome; a string is a sequence too, but never a list of values.
             if hasattr(values, "tolist"):
                 values = values.tolist()
             if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-                expected = self.due.format(num_due)
-                raise RewardError(f"{called} a {type(values).__name__}{self._where}; expected {expected}")
+                raise RewardError(f"{called} a {type(values).__name__}{expected}")
             values = list(values)
             if len(values) != num_due:
-                raise RewardError(f"{called} {len(values)} {self.noun} for {num_due} completions{self._where}")
+                raise RewardError(f"{called} {len(values)} {self.noun}{expected}")
             return [self._checked(value, row) for row, value in enumerate(values)]
 
     def cancel(self) -> None:
