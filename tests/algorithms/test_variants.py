@@ -598,8 +598,8 @@ def test_loss_is_the_mean_over_pairs(spec: Any):
     terms = terms_of(algorithm, more, batch)
     even = {"dpo": math.log(2), "ipo": 25.0, "slic": 1.0, "chi_po": math.log(2)}[spec.type.removeprefix("online_")]
     assert_close(terms.losses.sum() / batch.denominator, (one + even) / 2, rtol=1e-9)
-    # Δ = 0 is no accurate order.
-    assert terms.means["rewards/accuracies"] == Mean(1.0, 2.0)
+    # Δ = 0 says neither: half.
+    assert terms.means["rewards/accuracies"] == Mean(1.5, 2.0)
 
 
 @every_pair_method

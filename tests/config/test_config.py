@@ -293,13 +293,14 @@ def test_every_method_has_defaults_and_reads_back_as_itself(method: str, tmp_pat
 
 
 @pytest.mark.parametrize("method", OFFLINE)
-def test_offline_methods_need_no_rewards_but_for_held_out_samples(method: str):
+def test_offline_methods_need_no_rewards_unless_held_out_ones_are_named(method: str):
     assert [name for name, spec in ALGORITHM_SPECS.items() if spec.logged] == OFFLINE
     assert make_spec(algorithm=method, rewards=[]).rewards == []
     assert [reward_name(reward) for reward in make_spec(algorithm=method).rewards] == ["sentiment"]
     data = {"train": "pairs.jsonl", "heldout": "prompts.jsonl"}
-    assert problem(algorithm=method, data=data, rewards=[]).endswith(
-        f"data.heldout is set, but no rewards to measure held-out samples of {method} with"
+    assert make_spec(algorithm=method, data=data, rewards=[]).rewards == []
+    assert problem(algorithm=method, data=data, rewards=[], evaluation={"rewards": ["sentiment"]}).endswith(
+        "evaluation.rewards stand beside rewards, but rewards is empty: name those, too"
     )
     assert make_spec(algorithm=method, data=data).data.heldout is not None
     for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"correction": "sequence"}):
