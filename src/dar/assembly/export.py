@@ -18,11 +18,11 @@ from dar.policies.text.saving import save_model
 from dar.reward_model.classifier import load_classifier
 
 
-def export_model(source: Path, out: Path, *, merge: bool, dtype: str | None) -> str | None:
+def export_model(path: Path, out: Path, *, merge: bool, dtype: str | None) -> str | None:
     """Writes the folder of a policy, a reward model or an adapter again.
 
     Args:
-        source, out: the folder, and the new one.
+        path, out: the folder, or that of a run whose `model/` is meant, and the new one.
         merge: make one model of an adapter and its base.
         dtype: `bf16` or `fp32`, of the weights; None keeps theirs.
 
@@ -30,11 +30,15 @@ def export_model(source: Path, out: Path, *, merge: bool, dtype: str | None) -> 
         The base, a Hub id or an absolute path, that what was written needs; None where it is a whole model.
 
     Raises:
-        ConfigError: the base of an adapter cannot be had, or is an adapter itself and the two are not to be merged.
+        ConfigError: there is no model, or the base of an adapter cannot be had, or is an adapter itself and the two are
+            not to be merged.
         CheckpointError: it cannot be written.
     """
-    spec = ModelSourceSpec(path=str(source))
+    spec = ModelSourceSpec(path=str(path))
     base, adapters = followed(spec)
+    source = Path(resolve_model(spec))
+    if not adapters and not (source / "config.json").is_file():
+        raise ConfigError(f"{source} holds no model: name the folder of a run, or of a model")
     if len(adapters) > 1 and not merge:
         raise ConfigError(f"{source} is an adapter on top of another, which few programs can follow: add --merge")
     needs = resolve_model(base) if adapters and not merge else None

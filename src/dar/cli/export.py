@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dar.cli.common import AsJson, hide_file_progress, print_json
 from dar.console import Console
-from dar.errors import ConfigError
-from dar.shown import words
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from dar.errors import CheckpointError, ConfigError
 
 
 def export(
@@ -26,46 +21,26 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="Write the weights in bf16, or fp32.", show_default=False)] = None,
     push: Annotated[
         str | None,
-        typer.Option(
-            help="Upload it too, to this repository of the Hub (ME/NAME); made private if it is new.",
-            show_default=False,
-        ),
+        typer.Option(help="Upload it too, to ME/NAME on the Hub; made private if it is new.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model as a folder that transformers, peft or vLLM load, with its tokenizer and card."""
-    source = run / "model" if (run / "config.yaml").is_file() else run
-    if not any((source / name).is_file() for name in ("config.json", "adapter_config.json")):
-        hint = "The run is not finished: go on with dar train … --resume, or name its best/ if it has one"
-        raise ConfigError(f"{source} holds no model. {hint if source.name == 'model' else 'Name the folder of a run'}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already, and nothing is overwritten: name a new folder")
     if dtype not in (None, "bf16", "fp32"):
         raise ConfigError(f"--dtype is {dtype}, and must be bf16 or fp32")
-    address = None
-    if push is not None:
-        # Before anything is written: whoever is not logged in is to know at once.
-        address = str(_on_hub(push, lambda hub: hub.create_repo(push, private=True, exist_ok=True)))
     from dar.assembly.export import export_model
+    from dar.files.hub import upload
 
     hide_file_progress()
-    base = export_model(source, out, merge=merge, dtype=dtype)
-    if push is not None:
-        _on_hub(push, lambda hub: hub.upload_folder(repo_id=push, folder_path=out))
+    base = export_model(run, out, merge=merge, dtype=dtype)
+    try:
+        address = None if push is None else upload(out, push, private=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {out} is written: later, hf upload {push} {out}") from error
     if as_json:
         print_json({"folder": str(out), "base": base, "uploaded": address})
         return
     what = f"an adapter of {base}, which it needs (--merge puts the two together)" if base else "the whole model"
-    Console().print(f"{out} has {what}" + (f"; uploaded to {address}" if address else ""), soft_wrap=True)
-
-
-def _on_hub(repository: str, ask: Callable[[HfApi], Any]) -> Any:
-    from huggingface_hub import HfApi
-
-    try:
-        return ask(HfApi())
-    except Exception as error:
-        raise ConfigError(
-            f"nothing is uploaded to {repository} ({type(error).__name__}: {words(error).splitlines()[0]}). It needs "
-            "the Hub in reach, a name ME/NAME, and a token that may write (`hf auth login` or HF_TOKEN)"
-        ) from error
+    Console().print(f"{out} has {what}" + (f"; uploaded: {address}" if address else ""), soft_wrap=True)

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from dar.cli.common import AsJson, print_json
 from dar.console import Console
 from dar.errors import ConfigError
 from dar.files.atomic import write_text
@@ -29,7 +28,6 @@ def init(
             show_default=False,
         ),
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Write a small project that trains as it is: a recipe, prompts, and a reward function to change."""
     folder = folder.expanduser()
@@ -45,8 +43,5 @@ def init(
             write_text(folder / name, text.replace("MODEL", json.dumps(model)) if name == _FILES[0] else text)
     except OSError as error:
         raise ConfigError(f"nothing can be written to {folder}: {error}") from error
-    if as_json:
-        print_json({"folder": str(folder), "files": list(_FILES), "model": model})
-        return
     go = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     Console().print(f"{folder} has {', '.join(_FILES)}. Next: {go}dar train recipe.yaml", soft_wrap=True)

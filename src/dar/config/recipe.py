@@ -82,11 +82,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of keys to values")
-    for override, following in zip(overrides, [*overrides[1:], "…"], strict=False):
-        if override and "=" not in override:
-            key, _, value = override.partition(":")
-            said = f"'{override}' is no change of the recipe: write {key}={value.strip() or following}"
-            raise ConfigError(one_line(said))
+    for override in overrides:
         apply_override(raw, override)
     try:
         return build_spec(raw, where=str(path), kind=kind)
@@ -124,7 +120,7 @@ def recipe_file(name: str | Path) -> Path:
     file = Path(expanded(name))
     names = sorted(each.stem for each in RECIPES.glob("*.yaml"))
     # A folder of a recipe's name may well be a run of it.
-    if os.path.isfile(file) or (os.path.exists(file) and not os.path.isdir(file)):
+    if os.path.exists(file) and not os.path.isdir(file):
         return file
     if str(name) in names:
         return RECIPES / f"{name}.yaml"
@@ -133,13 +129,11 @@ def recipe_file(name: str | Path) -> Path:
             f"{name} is a run folder, and its recipe is {file / 'config.yaml'}; the run goes on with the recipe it was "
             "started with and --resume"
         )
-    beside = sorted(each.name for each in (file if os.path.isdir(file) else file.parent).glob("*.y*ml"))
     what = f"{name} is a folder" if os.path.isdir(file) else f"there is no recipe {name} here"
-    found = f" (there: {one_line(', '.join(beside))})" if beside else ""
-    hint = nearest_hint(file.name, beside) or nearest_hint(file.stem, names)
+    hint = nearest_hint(file.name, [each.name for each in file.parent.glob("*.y*ml")]) or nearest_hint(file.stem, names)
     raise ConfigError(
-        f"{what}{hint}. Name a YAML file{found}, or a recipe that dar brings along: "
-        f"{', '.join(names)}. dar init FOLDER writes one of your own."
+        f"{what}{hint}. Name a YAML file, or a recipe that dar brings along: {', '.join(names)}. "
+        "dar init FOLDER writes one of your own."
     )
 
 
@@ -155,7 +149,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     override = one_line(override)
     keys = key_path.strip().split(".")
     if not separator or not all(keys) or len(keys) > _DEEPEST:
-        raise ConfigError(f"override '{override}' is not of the form key.path=value")
+        raise ConfigError(f"override '{override}' is not of the form key.path=value, such as steps=3")
     value = parse_yaml(text, f"override '{override}'")
     target: Any = raw
     for depth, key in enumerate(keys[:-1]):

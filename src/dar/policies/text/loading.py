@@ -348,8 +348,7 @@ def explained(spec: ModelSourceSpec, adapters: list[str], what: str = "causal la
             message = (
                 f"{adapters[-1]} holds only an adapter, and its base cannot be used: {message}. Put the base back, or "
                 "correct base_model_name_or_path in the folder's adapter_config.json; or merge the two where both are: "
-                f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{spec.path}'), '{adapters[-1]}')"
-                ".merge_and_unload().save_pretrained('merged')"
+                f"dar export {adapters[-1]} OUT --merge"
             )
         raise ConfigError(message) from error
 
