@@ -72,24 +72,14 @@ def test_a_step_without_any_signal_says_so(key: str):
     assert "no signal" in lines_of({1: {**ONLINE, key: 1.0}})[-1]
 
 
-def test_time_left_counts_steps_and_evaluations_apart(monkeypatch: pytest.MonkeyPatch):
-    now = 0.0
+def test_time_left_is_by_the_pace_since_the_first_step_began(monkeypatch: pytest.MonkeyPatch):
+    now, file = 100.0, io.StringIO()
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
-    display = Display(num_steps=6, console=Console(file=io.StringIO()))
-
-    def due(step: int) -> bool:
-        return step % 2 == 0
-
-    with display.live(0, due):
-        now = 100.0
-        display.evaluated(100.0)
-        now = 120.0
-        # Two steps of 10 s are done; four are left, and the evaluations after steps 2, 4 and 6.
-        assert display._left(2) == 4 * 10 + 3 * 100  # pyright: ignore[reportPrivateUsage]
-    # A resumed run knows its own steps and evaluations alone.
-    with display.live(4, due):
-        now = 130.0
-        assert display._left(5) == 10  # pyright: ignore[reportPrivateUsage]
+    display = Display(num_steps=7, console=Console(file=file))
+    display.step(5, {"step_time": 10.0}, shown=True)  # the first of a run that was resumed
+    now = 120.0  # an evaluation of 10 s, and another step
+    display.step(6, {"step_time": 10.0}, shown=True)
+    assert [line[-4:] for line in file.getvalue().splitlines()[-2:]] == ["20 s", "15 s"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -65,21 +64,11 @@ class Display:
         self._phase = ""
         self._columns: tuple[_Column, ...] = ()
         self._lines = 0
-        self._due: list[int] = []
-        self._started, self._done = time.perf_counter(), 0
-        self._evaluations: list[float] = []
+        self._started, self._done = 0.0, -1
 
     @contextmanager
-    def live(self, done: int, evaluation_due: Callable[[int], bool]) -> Iterator[None]:
-        """Shows the bar (on a terminal) while the block runs.
-
-        Args:
-            done: steps that were taken before.
-            evaluation_due: whether there is an evaluation after so many steps; for the time that is left.
-        """
-        self._started, self._done = time.perf_counter(), done
-        self._due = [step for step in range(done, self.num_steps + 1) if evaluation_due(step)]
-        self._evaluations.clear()
+    def live(self, done: int) -> Iterator[None]:
+        """Shows the bar (on a terminal) while the block runs; `done` steps were taken before."""
         if self.quiet or not self.console.is_terminal:
             yield
             return
@@ -95,17 +84,6 @@ class Display:
             self._task = self._progress.add_task("train", total=self.num_steps, completed=done, phase="", left="")
             yield
         self._progress = None
-
-    def evaluated(self, seconds: float) -> None:
-        """A held-out evaluation took so long."""
-        self._evaluations.append(seconds)
-
-    def _left(self, step: int) -> float:
-        """Seconds until the end: of the steps as long as those so far, and of evaluations as long as those so far."""
-        evaluations = sum(self._evaluations)
-        pace = (time.perf_counter() - self._started - evaluations) / (step - self._done)
-        still = len(self._due) - bisect_left(self._due, step)
-        return pace * (self.num_steps - step) + still * evaluations / max(1, len(self._evaluations))
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
@@ -136,7 +114,10 @@ class Display:
 
     def step(self, step: int, metrics: Mapping[str, float], *, shown: bool) -> None:
         """A finished step: the bar moves, and (`shown`) a line sums it up, under a header that says what is what."""
-        left = about(self._left(step))
+        now = time.perf_counter()
+        if self._done < 0:  # what comes before the first step, such as an evaluation, says nothing of the pace
+            self._started, self._done = now - metrics["step_time"], step - 1
+        left = about((now - self._started) / (step - self._done) * (self.num_steps - step))
         if self._progress is not None:
             self._progress.update(self._task, completed=step, left=f"{left} left")
         if not shown or self.quiet:

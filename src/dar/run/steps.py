@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -109,7 +108,7 @@ class Steps(ABC):
         if self._done == 0:
             self.begin()
         self.start(resume)
-        with self.display.live(self._done, self.evaluation_due), signals_handled(self._ask_to_stop):
+        with self.display.live(self._done), signals_handled(self._ask_to_stop):
             try:
                 self._train()
             except Exception:  # what a method or an engine of the user's own raises too
@@ -123,7 +122,7 @@ class Steps(ABC):
         self._tell("on_train_begin")
         # Step 0, or a step whose evaluation an earlier run could not finish.
         if self.evaluation_due(self._done) and not self.folder.is_evaluated(self._done):
-            self._evaluate()
+            self.evaluate(self._done)
         control = self.control
         is_stopping, _ = self.agreed(control.is_stopping, False)
         while self._done < self.num_steps and not is_stopping:
@@ -132,7 +131,7 @@ class Steps(ABC):
             self.advance(step)
             self._done, self._is_whole = step, True
             if self.evaluation_due(step) or control.is_evaluating:
-                self._evaluate()
+                self.evaluate(self._done)
             is_stopping, is_saving = self.agreed(control.is_stopping, control.is_saving)
             if step == self.num_steps or is_stopping or is_saving or due(step, self.spec.checkpoint.every):
                 if self.is_main:
@@ -143,11 +142,6 @@ class Steps(ABC):
         if control.reason is not None:
             self.display.note(f"stopped after step {self._done}: {control.reason}")
         self._tell("on_train_end")
-
-    def _evaluate(self) -> None:
-        started = time.perf_counter()
-        self.evaluate(self._done)
-        self.display.evaluated(time.perf_counter() - started)
 
     def _save(self) -> None:
         save_checkpoint(
