@@ -75,8 +75,12 @@ def compare(
         if not as_json:
             console.print(comparison_table(summary))
     for run in summary["runs"]:
-        if run["stopped_by"]:
-            console.print(_stopped(run))
+        if alert := run["stopped_by"]:
+            console.print(
+                f"{run['method']}, learning rate {run['learning_rate']:g}, seed {run['seed']}: stopped after step "
+                f"{alert['step']} by the alert {alert['rule']}; its figures are of its last evaluation, after step "
+                f"{run['curve'][-1]['step']}"
+            )
     console.print(", ".join(map(str, written)))
     if as_json:
         print_json(summary)
@@ -84,15 +88,6 @@ def compare(
         say_next(partial(console.print, soft_wrap=True), ["report", out])
     if summary["failed"]:
         raise typer.Exit(1)
-
-
-def _stopped(run: dict[str, Any]) -> str:
-    alert = run["stopped_by"]
-    return (
-        f"{run['method']}, learning rate {run['learning_rate']:g}, seed {run['seed']}: stopped after step "
-        f"{alert['step']} by the alert {alert['rule']}; its figures are of its last evaluation, after step "
-        f"{run['curve'][-1]['step']}"
-    )
 
 
 def _caption(summary: dict[str, Any]) -> str:

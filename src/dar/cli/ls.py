@@ -12,6 +12,7 @@ import typer
 from dar.cli.common import AsJson, print_json
 from dar.console import Console
 from dar.errors import ConfigError, DarError
+from dar.shown import one_line
 
 _RESULTS = ("eval/reward", "eval/accuracy", "reward", "accuracy", "loss")
 
@@ -36,7 +37,10 @@ def ls(
     if as_json:
         print_json(runs)
         return
-    lines = [("run", "written", "method", "model", "steps", "state", "first → last")] if runs else []
+    if not runs:
+        Console(stderr=True).print(f"no run in {folder} or below; dar train RECIPE makes one", soft_wrap=True)
+        return
+    lines = [("run", "written", "method", "model", "steps", "state", "first → last")]
     for run in runs:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["written"]))
         steps = f"{run['done']}/{run['steps'] or '?'}"
@@ -46,38 +50,30 @@ def ls(
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths))
         Console().print("  ".join(cells).rstrip(), soft_wrap=True)
-    if not runs:
-        Console(stderr=True).print(f"no run in {folder} or below; dar train RECIPE makes one", soft_wrap=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
-    from dar.config.recipe import read_yaml
+    from dar.report.run import load_training
     from dar.run.folder import RunFolder
 
-    run, recipe, rows, problem = RunFolder(path), {}, [], None
-    try:
-        recipe, rows = read_yaml(path / "config.yaml"), run.metrics()
-        method = recipe.get("algorithm", {"type": "reward-model"})["type"]
-        model, steps = recipe["model"]["path"], recipe["steps"]
-    except (DarError, AttributeError, KeyError, TypeError) as error:
-        method, model, steps, problem = "?", "?", None, f"damaged: {error}"
+    method, model, steps, rows = "?", "?", None, []
     written = max(os.path.getmtime(file) for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())
-    done = max((row["step"] for row in rows), default=0)
-    pause = max([300.0, *(3 * row.get("step_time", 0.0) for row in rows[-5:])])
-    if run.model.exists() and done >= (steps or 0):
-        state = "finished"
-    elif time.time() - written < pause:
-        state = "running"
-    else:
-        state = "stopped" if any(run.checkpoints.glob("step-*")) else "failed"
+    try:
+        run, rows = load_training(path), RunFolder(path).metrics()
+        method = getattr(run.spec, "algorithm", None)
+        method, model, steps = method.type if method else "reward-model", run.spec.model.path, run.spec.steps
+        if run.is_finished:
+            state = "finished"
+        elif time.time() - written < max([300.0, *(3 * row.get("step_time", 0.0) for row in rows[-5:])]):
+            state = "running"
+        else:
+            state = "stopped" if any(RunFolder(path).checkpoints.glob("step-*")) else "failed"
+    except DarError as error:
+        state = f"damaged: {one_line(str(error))}"
     metric = next((key for key in _RESULTS if any(key in row for row in rows)), None)
     values = [row[metric] for row in rows if metric in row] or [None]
-    found = {
-        "folder": str(path),
-        "written": written,
-        "method": method,
-        "model": str(model),
-        "done": done,
-        "steps": steps,
-    }
-    return found | {"state": problem or state, "metric": metric, "first": values[0], "last": values[-1]}
+    return {
+        "folder": str(path), "written": written, "method": method, "model": model, "state": state,
+        "done": max((row["step"] for row in rows), default=0), "steps": steps,
+        "metric": metric, "first": values[0], "last": values[-1],
+    }  # fmt: skip

@@ -40,8 +40,7 @@ def report(
 
     found = load_trainings(runs)
     only = found if isinstance(found, RewardModelRun) else found[0] if len(found) == 1 else None
-    target = out or (only.path / "report.html" if only else Path("report.html"))
-    target = Path(expanded(target))
+    target = Path(expanded(out or (only.path / "report.html" if only else "report.html")))
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: -o is the file to write, such as {target / 'report.html'}")
     page = render_page(found)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dar.compare.arms import Arm
@@ -84,7 +84,14 @@ def run_all(
     """
     jobs = _jobs(recipe, overrides, arms, seeds, out)
     still = sum(not _is_finished(job) and _stopped_by(job) is None for job in jobs)
-    outcomes, pace = [], _Pace(still)
+    outcomes, trained, begun = [], 0, time.monotonic()
+
+    def pace(part: float = 0.0) -> str:
+        """The time so far and what is left if all take equally long, `part` of a further run being done."""
+        done, elapsed = trained + part, time.monotonic() - begun
+        left = f", about {about(elapsed / done * (still - done))} left" if done else ""
+        return f"{about(elapsed)} so far{left}"
+
     for number, job in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] {job.run.arm.label}, seed {job.run.seed}"
         if _is_finished(job):
@@ -95,10 +102,10 @@ def run_all(
             outcomes.append(replace(job.run, stopped_by=alert))
         else:
             note(f"{label}: {job.run.folder}")
-            outcomes.append(_run(recipe, job, label, note, watch, pace))
-            pace.done += 1
-            if pace.done < still:
-                note(f"{still - pace.done} more to train: {pace.said()}")
+            outcomes.append(_run(recipe, job, label, note, lambda said, part: watch(f"{said}; {pace(part)}")))
+            trained += 1
+            if trained < still:
+                note(f"{still - trained} more to train: {pace()}")
     return outcomes
 
 
@@ -119,35 +126,16 @@ def _jobs(recipe: Path, overrides: Sequence[str], arms: Sequence[Arm], seeds: Se
     return jobs
 
 
-@dataclass
-class _Pace:
-    """How far the runs that this call trains have come, as if all took equally long."""
-
-    total: int
-    done: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def said(self, part: float = 0.0) -> str:
-        """The time so far and what is left, `part` of a further run being done."""
-        done, elapsed = self.done + part, time.monotonic() - self.started
-        left = f", about {about(elapsed / done * (self.total - done))} left" if done else ""
-        return f"{about(elapsed)} so far{left}"
-
-
 def _run(
-    recipe: Path, job: _Job, label: str, note: Callable[[str], None], watch: Callable[[str], None], pace: _Pace
+    recipe: Path, job: _Job, label: str, note: Callable[[str], None], watch: Callable[[str, float], None]
 ) -> Outcome:
-    def tell(step: int) -> None:
-        watch(f"{label}: step {step}/{job.spec.steps}; {pace.said(step / job.spec.steps)}")
-
-    started = time.monotonic()
-    error = _train(recipe, job, tell)
-    minutes = (time.monotonic() - started) / 60
+    steps, started = job.spec.steps, time.monotonic()
+    error = _train(recipe, job, lambda step: watch(f"{label}: step {step}/{steps}", step / steps))
     if error is not None:
         note(f"{label} failed ({job.log}):\n{error}")
         return replace(job.run, error=error)
-    alert = _stopped_by(job)
-    note(f"{label}: " + (f"stopped {_reason(alert)}" if alert else f"finished after {minutes:.1f} minutes"))
+    alert, took = _stopped_by(job), about(time.monotonic() - started)
+    note(f"{label}: " + (f"stopped {_reason(alert)}" if alert else f"finished after {took}"))
     return replace(job.run, stopped_by=alert)
 
 

@@ -10,9 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from dar.compare.runs import Outcome
-from dar.files.atomic import written
 from dar.report.comparison import RecipeRuns, frontier
-from dar.report.png import picture
+from dar.report.png import write_picture
 from dar.report.run import load_run
 from dar.run.intervals import mean_interval
 from dar.run.measures import BY_KEY, KL_OLD, Measure
@@ -53,16 +52,7 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         name = row["method"]
         if name not in methods or merit(row) > merit(methods[name]):
             methods[name] = row
-    failed = [
-        {
-            "method": outcome.arm.name,
-            "learning_rate": outcome.learning_rate,
-            "seed": outcome.seed,
-            "error": outcome.error,
-        }
-        for outcome in outcomes
-        if not outcome.is_finished
-    ]
+    failed = [_named(outcome) | {"error": outcome.error} for outcome in outcomes if not outcome.is_finished]
     return {"chosen_by": chosen_by, "methods": methods, "tried": tried, "runs": runs, "failed": failed}
 
 
@@ -78,22 +68,23 @@ def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     } | {key: _interval([run[key] for run in runs]) for key in keys}
 
 
+def _named(outcome: Outcome) -> dict[str, Any]:
+    return {"method": outcome.arm.name, "learning_rate": outcome.learning_rate, "seed": outcome.seed}
+
+
 def _figures(outcome: Outcome) -> dict[str, Any]:
     run = load_run(outcome.folder)
     final, old = run.evaluations[-1], run.series("kl/old_k3")[1]
     figures = {name: float(final[measure.key]) for name, measure in MEASURED.items() if measure.key in final}
     return {
-        "method": outcome.arm.name,
-        "learning_rate": outcome.learning_rate,
-        "seed": outcome.seed,
+        **_named(outcome),
         "folder": str(outcome.folder),
         **figures,
         **({"kl_old_per_step": fmean(old)} if old else {}),
         "seconds": math.fsum(run.series("step_time")[1]),
         "stopped_by": outcome.stopped_by and asdict(outcome.stopped_by),
         "curve": [
-            {"step": row["step"], "reward": row["reward"], "kl_ref": row.get("kl/ref")}
-            | ({"gold": row["gold"]} if "gold" in row else {})
+            {"kl_ref": row.get("kl/ref")} | {key: row[key] for key in ("step", "reward", "gold") if key in row}
             for row in run.evaluations
         ],
     }
@@ -121,6 +112,5 @@ def write_frontier(summary: dict[str, Any], target: Path) -> bool:
     plot = frontier(chosen)
     if plot is None:
         return False
-    with written(target) as scratch:
-        picture(plot).savefig(scratch, dpi=200)
+    write_picture(plot, target)
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dar.report.plots import Axis, Number, Plot, Series, running_mean, thinned
+from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.results import evaluation_intervals
 from dar.report.run import Run, Training
 from dar.report.spending import PHASES
@@ -205,13 +205,10 @@ def _heldout_series(run: Training, key: str) -> list[Series]:
         return []
     intervals = evaluation_intervals(run, BY_KEY.get(key, Measure(key, key)))
     half = {step: found.half_width for step, found in intervals.items() if found.half_width is not None}
-    bars: tuple[list[Number] | None, list[Number] | None] = (None, None)
-    if all(step in half for step in steps):
-        bars = (
-            [value - half[step] for step, value in zip(steps, values)],
-            [value + half[step] for step, value in zip(steps, values)],
-        )
-    return [Series("held-out", steps, values, 1, "line+points", low=bars[0], high=bars[1])]
+    has_bars = all(step in half for step in steps)
+    low = [value - half[step] for step, value in zip(steps, values)] if has_bars else None
+    high = [value + half[step] for step, value in zip(steps, values)] if has_bars else None
+    return [Series("held-out", steps, values, 1, "line+points", low=low, high=high)]
 
 
 def _path(name: str, rows: Sequence[dict[str, float]], key: str, color: int) -> Series:

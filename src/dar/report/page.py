@@ -64,7 +64,7 @@ def render_page(runs: Sequence[Run] | RewardModelRun, *, version: str | None = N
         "chunks": [{"id": c.id, "run": visible(c.run), "label": c.label, "rows": c.rows} for c in browser.chunks],
         "version": version,
     }
-    scripts = [Markup(text) for text in (get_plotlyjs(), *_own_scripts())]
+    scripts = [Markup(text) for text in (get_plotlyjs(), *map(_static, _SCRIPTS))]
     shared = {
         "runs": found,
         "panels": {panel.id: panel for panel in panels},
@@ -98,22 +98,14 @@ def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
     if isinstance(runs, RewardModelRun):
         curves = plots_of(runs, CURVES)
         return [Panel("curves", "Training", curves), Panel("calibration", "Calibration", reliability(runs))]
-    return single_panels(runs[0]) if len(runs) == 1 else comparison_panels(runs)
-
-
-def single_panels(run: Run) -> list[Panel]:
-    """The plots of one run, by section."""
-    over, time = overoptimization_plot(run), time_plot(run)
-    return [
-        Panel("curves", "Training", training_plots(run)),
-        Panel("overoptimization", "Proxy and gold", [over] if over else []),
-        Panel("weights", "Weights", weight_plots(run)),
-        Panel("time", "Time and tokens", [time] if time else []),
-    ]
-
-
-def comparison_panels(runs: Sequence[Run]) -> list[Panel]:
-    """The plots of several runs, by section."""
+    if len(runs) == 1:
+        over, time = overoptimization_plot(runs[0]), time_plot(runs[0])
+        return [
+            Panel("curves", "Training", training_plots(runs[0])),
+            Panel("overoptimization", "Proxy and gold", [over] if over else []),
+            Panel("weights", "Weights", weight_plots(runs[0])),
+            Panel("time", "Time and tokens", [time] if time else []),
+        ]
     arms = arms_of(runs)
     steps = [over_steps(arms, curve) for curve in IN_COMPARISON]
     frontiers = [frontier(arms, key) for key in ("reward", "gold")]
@@ -189,8 +181,3 @@ def _templates() -> Environment:
 @cache
 def _static(name: str) -> str:
     return (files("dar.report") / "static" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _own_scripts() -> tuple[str, ...]:
-    return tuple(_static(name) for name in _SCRIPTS)

@@ -29,7 +29,7 @@ def write_pictures(runs: Sequence[Run] | RewardModelRun, folder: Path) -> list[P
         CheckpointError: the folder cannot be written.
     """
     try:
-        return [_write(plot, folder / f"{plot.name}.png") for panel in panels_of(runs) for plot in panel.plots]
+        return [write_picture(plot, folder / f"{plot.name}.png") for panel in panels_of(runs) for plot in panel.plots]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
@@ -64,7 +64,8 @@ def picture(plot: Plot) -> Figure:
     return figure
 
 
-def _write(plot: Plot, file: Path) -> Path:
+def write_picture(plot: Plot, file: Path) -> Path:
+    """Writes one plot, and returns where. Raises OSError."""
     with written(file) as scratch:
         picture(plot).savefig(scratch, dpi=200)
     return file

@@ -122,15 +122,21 @@ def load_run(path: str | Path) -> Run:
     return Run(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml"))
 
 
-def load_trainings(paths: Sequence[str | Path]) -> list[Run] | RewardModelRun:
-    """Runs of policies, as `load_runs`; or the one training of a reward model, if its folder is all that is given."""
-    folder = RunFolder(paths[0])
+def load_training(path: str | Path) -> Run | RewardModelRun:
+    """Reads a run folder, of a policy or of a reward model. Raises as `load_run`."""
+    folder = _run_folder(path)
     file = folder.path / "config.yaml"
-    raw = read_yaml(file) if len(paths) == 1 and folder.is_run else None
+    raw = read_yaml(file)
     if not isinstance(raw, dict) or "pairs_per_step" not in raw:
-        return load_runs(paths)
+        return load_run(path)
     spec = load_recipe(file, kind=RewardModelSpec)
     return RewardModelRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
+
+
+def load_trainings(paths: Sequence[str | Path]) -> list[Run] | RewardModelRun:
+    """Runs of policies, as `load_runs`; or the one training of a reward model, if its folder is all that is given."""
+    only = load_training(paths[0]) if len(paths) == 1 and RunFolder(paths[0]).is_run else None
+    return only if isinstance(only, RewardModelRun) else load_runs(paths) if only is None else [only]
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
