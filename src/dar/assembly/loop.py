@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from accelerate import Accelerator
 
 from dar.algorithms import preference
 from dar.algorithms.base import Algorithm
@@ -41,7 +38,7 @@ from dar.run.environment import describe_environment, settle_heap
 from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.loop import Loop
-from dar.run.recorder import Callback, Recorder
+from dar.run.recorder import Recorder
 from dar.run.trainer_callbacks import adapted
 from dar.run.watch import Watch
 
@@ -110,6 +107,8 @@ def build_loop(
             before.keep(folder)
         accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
 
+    models = calibrated(spec.rewards, rewards) | calibrated(spec.evaluation.rewards, gold, prefix="gold.")
+    watch = Watch(spec.alerts)
     return Loop(
         spec=spec,
         learner=Learner(updater, algorithm, display.tokens),
@@ -121,30 +120,10 @@ def build_loop(
         folder=folder,
         display=display,
         start=start,
-        recorder=_recorder(spec, folder, display, accelerator, policy.tokenizer, callbacks),
+        recorder=Recorder(folder, display, accelerator, policy.tokenizer, spec.logging.every, watch, callbacks),
         best=BestPolicy(spec, policy, folder),
-        calibration=_calibration(spec, data, rewards, gold, engine),
+        calibration=Calibration(spec, models, data.train.prompts, engine),
     )
-
-
-def _recorder(
-    spec: RunSpec,
-    folder: RunFolder,
-    display: Display,
-    accelerator: Accelerator,
-    tokenizer: Any,
-    callbacks: Sequence[Callback],
-) -> Recorder:
-    """What writes the run down."""
-    return Recorder(folder, display, accelerator, tokenizer, spec.logging.every, Watch(spec.alerts), callbacks)
-
-
-def _calibration(
-    spec: RunSpec, data: RunData, rewards: Sequence[Reward], gold: Sequence[Reward], engine: Engine
-) -> Calibration:
-    """Of the reward models that ask for it."""
-    models = calibrated(spec.rewards, rewards) | calibrated(spec.evaluation.rewards, gold, prefix="gold.")
-    return Calibration(spec, models, data.train.prompts, engine)
 
 
 def _collector(

@@ -84,9 +84,8 @@ def main() -> None:
     if "--debug" in line[:end]:
         line = ["--debug", *(part for part in line[:end] if part != "--debug"), *line[end:]]
     try:
-        if (
-            code := app(line, prog_name="dar", standalone_mode=False) or 0
-        ) == 130:  # of a Ctrl-C, which typer has caught
+        code = app(line, prog_name="dar", standalone_mode=False) or 0
+        if code == 130:  # of a Ctrl-C, which typer has caught
             raise KeyboardInterrupt
         sys.exit(code)
     except KeyboardInterrupt:

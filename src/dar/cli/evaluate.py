@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from dar.cli.evaluate_options import MaxTokens, NumPrompts, Plain, Seed, Tempera
 from dar.cli.mt_bench import mt_bench
 from dar.console import Console
 from dar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dar.evaluate.judgements import JudgedPair
 
 eval_app = typer.Typer(
     name="eval",
@@ -87,7 +84,6 @@ def win_rate(
         )
     run = {"--model": model, "--against": against, "--prompts": prompts, "--judge": judge, "--out": out}
     given = [name for name, value in run.items() if value is not None]
-    pairs: list[JudgedPair]
     if annotations is not None:
         if given:
             raise ConfigError(f"--annotations are judged already: leave {', '.join(given)} away, or --annotations")
@@ -116,15 +112,21 @@ def win_rate(
     else:
         missing = [name for name in run if name not in given]
         raise ConfigError(f"give --annotations FILE, or a model to evaluate: {', '.join(missing)} missing")
-    _show_win_rate(
-        pairs,
-        str(annotations or f"{model} against {against}"),
-        is_length_controlled,
-        instruction_difficulty,
-        resamples,
-        seed,
-        as_json,
-    )
+    from dar.cli.evaluate_tables import print_win_rate, win_rate_json
+    from dar.evaluate import win_rate as rates
+
+    controlled = None
+    if is_length_controlled:
+        from dar.evaluate.length_controlled import length_controlled
+        from dar.run.difficulty import read_difficulty
+
+        difficulty = None if instruction_difficulty is None else read_difficulty(instruction_difficulty)
+        controlled = length_controlled(pairs, difficulty, resamples=resamples, seed=seed)
+    result = rates.win_rate(pairs, resamples=resamples, seed=seed)
+    if as_json:
+        print_json(win_rate_json(result, controlled))
+    else:
+        print_win_rate(Console(), str(annotations or f"{model} against {against}"), result, controlled)
 
 
 @eval_app.command("agreement")
@@ -182,32 +184,6 @@ def agreement(
         print_json(agreement_json(result, labeled))
     else:
         print_agreement(Console(), str(preferences), result, labeled)
-
-
-def _show_win_rate(
-    pairs: list[JudgedPair],
-    title: str,
-    is_length_controlled: bool,
-    instruction_difficulty: Path | None,
-    resamples: int,
-    seed: int,
-    as_json: bool,
-) -> None:
-    from dar.cli.evaluate_tables import print_win_rate, win_rate_json
-    from dar.evaluate import win_rate as rates
-
-    controlled = None
-    if is_length_controlled:
-        from dar.evaluate.length_controlled import length_controlled
-        from dar.run.difficulty import read_difficulty
-
-        difficulty = None if instruction_difficulty is None else read_difficulty(instruction_difficulty)
-        controlled = length_controlled(pairs, difficulty, resamples=resamples, seed=seed)
-    result = rates.win_rate(pairs, resamples=resamples, seed=seed)
-    if as_json:
-        print_json(win_rate_json(result, controlled))
-    else:
-        print_win_rate(Console(), title, result, controlled)
 
 
 eval_app.command("ifeval")(ifeval)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rich.table import Table
-
 from dar.console import Console, new_table
 from dar.evaluate.agreement import Accuracy, Agreement
 from dar.evaluate.benchmarks import Share
 from dar.evaluate.length_controlled import LengthControlled
 from dar.evaluate.mt_bench.scores import MeanRating, MTBench
 from dar.evaluate.preference_files import LabeledPairs
-from dar.evaluate.win_rate import Tally, WinRate
+from dar.evaluate.win_rate import WinRate
 from dar.run.intervals import Interval
 
 
@@ -67,7 +65,11 @@ def print_win_rate(console: Console, title: str, result: WinRate, controlled: Le
     if controlled is not None:
         console.print(_fit_in_words(controlled))
     if result.categories:
-        console.print(_tallies(result.categories))
+        table = new_table("by category", "", "win rate %", "95 % Wilson", "wins", "ties", "losses")
+        for name, row in result.categories.items():
+            counts = (str(number) for number in (row.wins, row.ties, row.losses))
+            table.add_row(name, f"{row.win_rate:.2f}", _interval(row.wilson), *counts)
+        console.print(table)
     _print_position(console, result)
     _print_length(console, result)
 
@@ -97,7 +99,11 @@ def print_agreement(console: Console, title: str, result: Agreement, labeled: La
         if number:
             console.print(f"{number} {what}")
     if result.subsets:
-        console.print(_subsets(result))
+        table = new_table("by subset", "", "accuracy %", "95 % Wilson", "longer (characters) wins %", "pairs")
+        for name, (chosen, longer) in result.subsets.items():
+            cells = ("", "") if chosen is None else _accuracy_cells(chosen)[:2]
+            table.add_row(name, *cells, _number(longer.accuracy, ".1f"), str(longer.num_pairs))
+        console.print(table)
 
 
 def print_mt_bench(console: Console, title: str, result: MTBench) -> None:
@@ -132,14 +138,6 @@ def _fit_in_words(controlled: LengthControlled) -> str:
     return f"length-controlled: {', '.join(terms)}; L1 penalty with C = {controlled.strength:.3g}{gamed}"
 
 
-def _tallies(categories: dict[str, Tally]) -> Table:
-    table = new_table("by category", "", "win rate %", "95 % Wilson", "wins", "ties", "losses")
-    for name, row in categories.items():
-        counts = (str(number) for number in (row.wins, row.ties, row.losses))
-        table.add_row(name, f"{row.win_rate:.2f}", _interval(row.wilson), *counts)
-    return table
-
-
 def _print_position(console: Console, result: WinRate) -> None:
     if result.position is None:
         console.print("position bias: not known, the judgements do not say which completion was shown first")
@@ -161,14 +159,6 @@ def _print_length(console: Console, result: WinRate) -> None:
     for one in length.bins:
         table.add_row(f"{one.low:+d} … {one.high:+d}", f"{one.win_rate:.2f}", str(one.num_pairs))
     console.print(table)
-
-
-def _subsets(result: Agreement) -> Table:
-    table = new_table("by subset", "", "accuracy %", "95 % Wilson", "longer (characters) wins %", "pairs")
-    for name, (chosen, longer) in result.subsets.items():
-        cells = ("", "") if chosen is None else _accuracy_cells(chosen)[:2]
-        table.add_row(name, *cells, _number(longer.accuracy, ".1f"), str(longer.num_pairs))
-    return table
 
 
 def _accuracy_cells(row: Accuracy) -> tuple[str, str, str, str]:

@@ -69,8 +69,7 @@ def judge(
 
     rows = rows_of(read_table(file), where=str(file))
     needed = ["completion"] if mode is JudgeMode.pointwise else ["completion_a", "completion_b"]
-    _require_columns(rows, ["prompt", *needed, *([rubric_column] if rubric_column else [])], file)
-    _require_texts(rows, ["prompt", *needed], file)
+    _require(rows, ["prompt", *needed], rubric_column, file)
     results = _judged(spec, rows, needed)
     if as_json:
         for result in results:
@@ -81,18 +80,15 @@ def judge(
         raise typer.Exit(1)
 
 
-def _require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
-    for number, row in enumerate(rows):
-        missing = [name for name in columns if name not in row]
-        if missing:
-            raise DataError(f"{file}: row {number} has no {' and no '.join(missing)}; it has {', '.join(row)}")
-
-
-def _require_texts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
+def _require(rows: Sequence[Mapping[str, Any]], texts: Sequence[str], rubric: str | None, file: Path) -> None:
+    """Raises DataError where a row lacks a column, or has something else for a text."""
     from dar.data.messages import text_of
 
+    columns = [*texts, *([rubric] if rubric else [])]
     for number, row in enumerate(rows):
-        for name in columns:
+        if missing := [name for name in columns if name not in row]:
+            raise DataError(f"{file}: row {number} has no {' and no '.join(missing)}; it has {', '.join(row)}")
+        for name in texts:
             text_of(row[name], f"{file}: row {number}: {name}")
 
 

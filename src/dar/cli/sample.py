@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -70,14 +69,9 @@ def sample(
         rows = [{"completion": completion, "finish_reason": reason} for completion, reason in found]
         print_json({"prompt": prompts[0].content, "completions": rows})
     else:
-        _show(found)
+        for index, (completion, reason) in enumerate(found, start=1):
+            Console().print(f"── {index} ({reason}) ──", style="dim")
+            Console().print(completion, soft_wrap=True)
     # Not among the completions: the same call prints the same completions, but never takes the same time.
     speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens per second"
     Console(stderr=True).print(speed, style="dim")
-
-
-def _show(completions: Sequence[tuple[str, str]]) -> None:
-    console = Console()
-    for index, (completion, reason) in enumerate(completions, start=1):
-        console.print(f"── {index} ({reason}) ──", style="dim")
-        console.print(completion, soft_wrap=True)

@@ -69,9 +69,10 @@ def plan(
 def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
     shown = new_table(title, "", "", is_text=True)
     dropped = f", {found.num_dropped} dropped" if found.num_dropped else ""
+    options = ", ".join(f"{key} {value}" for key, value in spec.algorithm.model_dump(exclude={"type"}).items())
     total = found.weights_gb + found.optimizer_gb + found.microbatch_gb
     for label, value in (
-        ("algorithm", f"{spec.algorithm.type}: {_options(spec.algorithm.model_dump(exclude={'type'}))}"),
+        ("algorithm", f"{spec.algorithm.type}: {options}"),
         ("policy", f"{spec.model.path}, {found.num_parameters:,} parameters"),
         ("device", f"{found.device}, matrix products in {found.compute_dtype}"),
         ("prompts", f"{found.num_train_prompts} to train on{dropped}, {found.num_heldout_prompts} held out"),
@@ -151,7 +152,3 @@ def train(
     if not as_json:
         sample = ["sample", loop.folder.model, "How was your day?"]
         say_next(loop.display.note, ["report", loop.folder.path], sample)
-
-
-def _options(values: dict[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
