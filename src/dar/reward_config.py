@@ -36,14 +36,6 @@ class RewardConfig(FlatConfig):
     center_rewards_coefficient: NotNegative = 0.0
     """Factor of the term that holds a pair's mean score near 0."""
 
-    @classmethod
-    def other_way(cls, key: str, type: object) -> str | None:
-        if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "batch_size", "train_batch_size"):
-            return f"there is no '{key}': pairs_per_step is the whole batch"
-        if key in ("logging_steps", "eval_steps", "eval_strategy", "logging_strategy"):
-            return f"there is no '{key}': every step is shown, held-out pairs are measured before and after training"
-        return super().other_way(key, type)
-
     def reward_model_spec(self, *, model: str, train: str, heldout: str | None) -> RewardModelSpec:
         """The recipe this configuration stands for. Raises ConfigError for an impossible setting."""
         data = {"train": train, "heldout": heldout, "long_pairs": "refuse" if self.max_length is None else "drop"}

@@ -5,11 +5,11 @@ A configuration does one thing: it becomes the recipe's spec, the only one the r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
@@ -30,10 +30,6 @@ _ARGUMENTS = {
     "algorithm": "the trainer's algorithm",
 }
 """Keys of a recipe that are arguments of the trainers."""
-
-
-_SAME = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "constant_with_warmup": "constant"}
-"""Values of transformers' that mean the same."""
 
 
 class FlatConfig(Spec):
@@ -57,7 +53,7 @@ class FlatConfig(Spec):
     }
     """Settings that are a key of the recipe, and which."""
 
-    output_dir: str
+    output_dir: Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
     """The run folder."""
     learning_rate: Positive = 1e-6
     """Peak learning rate."""
@@ -87,16 +83,6 @@ class FlatConfig(Spec):
     """How many checkpoints stay."""
     overrides: list[str] = Field(default_factory=list)
     """Any other key of the recipe, as `key.path=value`, for example `evaluation.num_generations=8`."""
-
-    @field_validator("output_dir", mode="before")
-    @classmethod
-    def _path_is_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-    @field_validator("optim", "lr_scheduler_type", mode="before")
-    @classmethod
-    def _same_in_transformers(cls, value: Any) -> Any:
-        return _SAME.get(value, value) if isinstance(value, str) else value
 
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:
