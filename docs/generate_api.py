@@ -33,10 +33,10 @@ _INTRODUCTION = """\
 
 # The Python face
 
-A trainer, its settings, and the maths. Whatever is wrong with a call is one `ConfigError`, raised before a model is
-loaded. The settings become the recipe that the command line reads, which is `config.yaml` in the run folder; settings
-without a name of their own are keys of it: `overrides=["evaluation.num_generations=8"]`
-([every key](recipes.md)).
+A trainer, its settings, and the maths. Whatever is wrong with a call is one `ConfigError`, and what is wrong with
+the rows is said when training begins, before a model is loaded. The settings become the recipe that the command line
+reads, which is `config.yaml` in the run folder; settings without a name of their own are keys of it:
+`overrides=["evaluation.num_generations=8"]` ([every key](recipes.md)).
 """
 
 _FROM_TRL = """\

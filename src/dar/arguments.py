@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dar.assembly.adapter import has_adapter
 from dar.config.reward import RewardSpec
 from dar.config.rewards import expand_reward
-from dar.errors import ConfigError, DarError, DataError
+from dar.errors import ConfigError, DarError
 from dar.files.hints import nearest_hint
-from dar.files.paths import resolve_path
-from dar.files.tables import TABLE_KINDS, rows_of, table_kind
+from dar.files.tables import rows_of
 from dar.policies.text.logprobs import unwrapped
 from dar.reward_model.reward import Classifier
 from dar.rewards import RewardFunction
@@ -29,17 +28,13 @@ GivenModel = str | Path | nn.Module
 GivenRows = str | Path | Iterable[Mapping[str, Any]]
 GivenReward = RewardFunction | RewardSpec | PreTrainedModel | Mapping[str, Any] | str | Path
 
-_HELDOUT = "the rewards measure the held-out rows of eval_dataset; further ones: overrides=['evaluation.rewards=[…]']"
-_OPTIM = "args has optim, learning_rate and lr_scheduler_type"
-_ENGINE = "a completion is one turn; a sampler of your own is an engine: overrides=['engine=my_module:MyEngine']"
-_ROWS = "rows are read by their columns: prepare the data set"
-_REWARDS = "reward_funcs takes functions, models and judges alike"
 _ELSEWHERE = {
-    **{"tokenizer": "it is called processing_class", "quantization_config": "to save memory pass peft_config"},
-    **{"compute_metrics": _HELDOUT, "preprocess_logits_for_metrics": _HELDOUT, "judge": _REWARDS},
-    **{"optimizers": _OPTIM, "optimizer_cls_and_kwargs": _OPTIM, "reward_model": _REWARDS},
-    **{"tools": _ENGINE, "rollout_func": _ENGINE, "environment_factory": _ENGINE},
-    **{"data_collator": _ROWS, "formatting_func": _ROWS},
+    "tokenizer": "it is called processing_class",
+    "compute_metrics": "the rewards measure the held-out rows of eval_dataset",
+    "judge": "reward_funcs takes functions, models and judges alike",
+    "optimizers": "args has optim, learning_rate and lr_scheduler_type",
+    "tools": "a completion is one turn; a sampler of your own is an engine: overrides=['engine=my_module:MyEngine']",
+    "data_collator": "rows are read by their columns: prepare the data set",
 }
 """Arguments of TRL's trainers, and what has their place here."""
 
@@ -111,13 +106,10 @@ def given_rows(data: Any, name: str) -> Any:
 
     Raises:
         ConfigError: it is no table.
-        DataError: there is no such file, there are no rows, or one is not a mapping.
+        DataError: there are no rows, or one is not a mapping.
     """
     if isinstance(data, str | Path | None):
-        path = None if data is None else str(data)
-        if path is not None and table_kind(path) in TABLE_KINDS and not Path(resolve_path(path)).is_file():
-            raise DataError(f"{name}: the data file {path} does not exist")
-        return path
+        return None if data is None else str(data)
     if isinstance(data, datasets.IterableDataset):
         raise ConfigError(f"{name} comes row by row, but an epoch draws from all of them: pass list(data.take(10_000))")
     if isinstance(data, Iterator):
@@ -126,14 +118,6 @@ def given_rows(data: Any, name: str) -> Any:
     if not isinstance(data, datasets.Dataset) or not len(data):
         rows_of(data, where=name)
     return data
-
-
-def columns_of(rows: Any) -> list[str] | None:
-    """The columns of a table given as an object; None where it is a path."""
-    if isinstance(rows, str | None):
-        return None
-    names = getattr(rows, "column_names", getattr(rows, "columns", None))
-    return list(names) if names is not None else list(dict.fromkeys(name for row in rows for name in row))
 
 
 def given_rewards(

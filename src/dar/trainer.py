@@ -7,12 +7,11 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow.parquet
-from huggingface_hub import HfApi
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -26,19 +25,15 @@ from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
 from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
-from dar.config.rewards import reward_name
 from dar.config.run import LoggingSpec
-from dar.data.logged import readable
-from dar.data.prompts import missing_column
 from dar.errors import CheckpointError, ConfigError, DarError
 from dar.files.atomic import write_text
 from dar.files.hints import nearest_hint
-from dar.policies.text.loading import first_line, load_tokenizer
+from dar.files.hub import upload
+from dar.policies.text.loading import load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.report.page import render_page
 from dar.report.run import load_runs
-from dar.reward_model.reward import Classifier
-from dar.rewards import check_signature
 from dar.run.alerts import Alert
 from dar.run.card import model_card
 from dar.run.loop import Loop
@@ -48,7 +43,7 @@ from dar.run.trainer_callbacks import callback_problems
 from dar.training_config import DARConfig, FlatConfig, TrainingConfig
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class TrainResult:
     """What a run came to.
 
@@ -59,7 +54,7 @@ class TrainResult:
     """
 
     steps: int
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(repr=False)
     output_dir: str
     stopped_by: Alert | None = None
 
@@ -76,14 +71,6 @@ class TrainResult:
         except OSError as error:
             raise CheckpointError(f"the report cannot be written to {target}: {error}") from error
         return target
-
-    def __repr__(self) -> str:
-        said = [f"{self.steps} steps in {self.output_dir}"]
-        said += [f"stopped by the alert {self.stopped_by.rule}"] if self.stopped_by else []
-        for key in ("reward", "eval/reward", "loss"):
-            if (found := [row[key] for row in self.metrics if key in row]) and (key != "loss" or len(said) == 1):
-                said.append(f"{key} {found[0]:.3f} → {found[-1]:.3f}")
-        return f"TrainResult({'; '.join(said)})"
 
 
 class SavesModel(ABC):
@@ -124,16 +111,7 @@ class SavesModel(ABC):
             CheckpointError: the Hub cannot be reached, or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            saved, api = self.save_model(Path(folder) / "model"), HfApi(token=token)
-            try:
-                repo = api.create_repo(repo_id, private=private, exist_ok=True)
-                return str(api.upload_folder(repo_id=repo.repo_id, folder_path=saved))
-            except Exception as error:
-                raise CheckpointError(
-                    f"the model was not pushed to {repo_id} ({first_line(error)}). Is this machine online, the name of "
-                    "the form user/model, and the token allowed to write there (hf auth login)? save_model(path) keeps "
-                    "the model here"
-                ) from error
+            return upload(self.save_model(Path(folder) / "model"), repo_id, private=private, token=token)
 
     @abstractmethod
     def _save_to(self, folder: Path) -> None:
@@ -176,7 +154,8 @@ class Trainer(SavesModel):
             of the events they know; their `args` are these settings.
 
     Raises:
-        ConfigError: all that is wrong with the arguments; what can be seen in files alone, when `train` begins.
+        ConfigError: all that is wrong with the arguments; of rows and columns, when `train` begins, before a model is
+            loaded.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -216,7 +195,7 @@ class Trainer(SavesModel):
         method = problems.of(self._method, algorithm, args)
         rewards = problems.of(arguments.given_rewards, reward_funcs, weights, reward_processing_classes)
         if method is not None and rewards is not None and isinstance(args, TrainingConfig):
-            problems.of(self._build_spec, args, model, train, heldout, ref_model, method, *rewards)
+            problems.of(self._build_spec, args, model, train, heldout, ref_model, method, rewards[0])
         with python_words(self.config_class):
             problems.require_none(type(self).__name__)
         assert rewards is not None
@@ -305,16 +284,10 @@ class Trainer(SavesModel):
         assert self.loop is not None
         save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
 
-    def __repr__(self) -> str:
-        spec, name = self.spec, type(self).__name__
-        rewards = ", ".join(map(reward_name, spec.rewards)) or "none"
-        state = "not trained yet" if self.loop is None else f"trained in {spec.output_dir}"
-        return f"{name}({spec.algorithm.type}, {spec.model.path}, rewards {rewards}, {spec.steps} steps, {state})"
-
     def _build_spec(self, args: TrainingConfig, model: GivenModel, train: Any, heldout: Any,
-                    ref_model: GivenModel | None, method: AlgorithmSpec, rewards: list[dict[str, Any]],
-                    functions: dict[str, Any]) -> None:  # fmt: skip
-        """The recipe, and what its data lacks. Raises ConfigError or DataError."""
+                    ref_model: GivenModel | None, method: AlgorithmSpec,
+                    rewards: list[dict[str, Any]]) -> None:  # fmt: skip
+        """The recipe. Raises ConfigError."""
         if not rewards and not method.logged:
             offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.logged)
             raise ConfigError(
@@ -329,21 +302,6 @@ class Trainer(SavesModel):
             algorithm=method,
             rewards=rewards,
         )
-        data = self.spec.data
-        for source, rows, name in (data.train, train, "train_dataset"), (data.heldout, heldout, "eval_dataset"):
-            if source is None or source.format is not None:
-                continue
-            columns = arguments.columns_of(rows)
-            if method.logged and rows is train:
-                if columns and method.logged != "verdicts":  # with an oracle these are preferences
-                    row = dict.fromkeys([data.prompt_column, *columns])
-                    readable([row], data.prompt_column, method.logged, name)
-                continue
-            if columns and not method.logged and data.prompt_column not in columns:
-                raise missing_column(data.prompt_column, columns, name)
-            for reward, function in functions.items():
-                if not isinstance(function, Classifier):
-                    check_signature(function, reward, columns and set(columns) - {data.prompt_column})
 
     def _method(self, algorithm: str | AlgorithmSpec | Algorithm | None, args: TrainingConfig | None) -> AlgorithmSpec:
         """The spec that is meant; a `DARConfig` says DAR's itself."""

@@ -147,7 +147,6 @@ def test_python_trains_what_the_recipe_does(tmp_path: Path):
           r"it needs task_type='SEQ_CLS'"]),
         ({"train_dataset": []}, ["^train_dataset has no rows$"]),
         ({"train_dataset": None}, ["^train_dataset is missing"]),
-        ({"eval_dataset": "absent.jsonl"}, ["^eval_dataset: the data file absent.jsonl does not exist$"]),
         ({"args": RewardConfig(output_dir="run")}, [r"either steps or epochs \(max_steps or num_train_epochs\)"]),
     ],
 )  # fmt: skip

@@ -69,9 +69,7 @@ def test_defaults_of_arguments_nobody_offers_are_kept():
 
 
 def test_argument_nobody_offers_is_named():
-    message = refusal(lambda completion: [0.0, 0.0])
-    assert message.startswith("reward 'score' raised TypeError at step 7: it needs 'completion', but is called with")
-    assert message.endswith(", ".join(ARGUMENTS))
+    assert refusal(lambda completion: [0.0, 0.0]).endswith("missing 1 required positional argument: 'completion'")
 
 
 def test_partials_methods_and_callable_objects_are_functions_too():
@@ -528,9 +526,7 @@ def test_function_of_a_file_is_loaded_with_what_lies_beside_it(working_folder: P
 def test_file_that_cannot_be_loaded_is_named(working_folder: Path):
     (working_folder / "scores_mine.py").write_text("score = len\n")
     (working_folder / "json.py").write_text("score = len\n")
-    with pytest.raises(
-        ConfigError, match=r"^reward score_mine:f: .*No module named 'score_mine' \(did you mean 'scores_m"
-    ):
+    with pytest.raises(ConfigError, match=r"^reward score_mine:f: .*No module named 'score_mine'$"):
         load_function("score_mine:f")
     with pytest.raises(
         ConfigError, match=r"^score_mine.py:f: score_mine.py does not exist \(did you mean 'scores_mine.py'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,9 @@ def prompt_content(row: Row, spec: RowsSpec, index: int, where: str) -> str | li
     """
     column = spec.prompt_column
     if column not in row:
-        raise missing_column(column, row, f"{where}: row {index}")
+        known = list(map(str, row))
+        hint = f". If prompts are in another, name it: data.prompt_column: {known[0]}" if known else ""
+        raise DataError(f"{where}: row {index} has no column '{column}'; it has {', '.join(known) or 'none'}{hint}")
     found = row[column]
     if isinstance(found, str) and found.strip():
         if not spec.wrap_as_user:
@@ -142,13 +144,6 @@ def prompt_content(row: Row, spec: RowsSpec, index: int, where: str) -> str | li
     if spec.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": spec.system_prompt}, *messages]
     return messages
-
-
-def missing_column(column: str, columns: Iterable[str], where: str) -> DataError:
-    """There are no prompts where they are looked for."""
-    known = list(columns)
-    text = f"{where} has no column '{column}'; it has {', '.join(known) or 'none'}"
-    return DataError(text + f". If prompts are in another, name it: data.prompt_column: {known[0]}" if known else text)
 
 
 def some_rows(indices: list[int]) -> str:

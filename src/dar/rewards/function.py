@@ -39,10 +39,8 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     """
     folder, name, attribute = located(path)
     sys.path[:0] = [place for place in (folder, str(Path.cwd())) if place not in sys.path]
-    beside = {file.stem for file in Path(folder).glob("*.py")}
-    near = "" if name in beside else nearest_hint(name, beside)
     with ForeignCode(
-        lambda kind, said: ConfigError(f"{what} {path}: the module {name} cannot be imported: {kind}: {said}{near}")
+        lambda kind, said: ConfigError(f"{what} {path}: the module {name} cannot be imported: {kind}: {said}")
     ):
         module = importlib.import_module(name)
         function = getattr(module, attribute, None)
@@ -62,18 +60,18 @@ OFFERED = ("prompts", "completions", "completion_ids", "finish_reasons", "group_
 """What a reward function may name, beside the columns of the data."""
 
 
-def check_signature(function: Callable[..., Any], name: str, columns: Iterable[str] | None) -> None:
-    """Raises ConfigError where a call by keyword must fail, as far as the data's columns are known (None: not yet)."""
+def check_signature(function: Callable[..., Any], name: str, columns: Iterable[str]) -> None:
+    """Raises ConfigError where a call by keyword, with these columns of the data, must fail."""
     with ForeignCode(lambda kind, said: ConfigError(f"reward '{name}' cannot be asked its arguments: {kind}: {said}")):
         needed = [p for p in inspect.signature(function).parameters.values()
                   if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
-    known = None if columns is None else (*OFFERED, *sorted(columns))
+    known = (*OFFERED, *sorted(columns))
     for each in needed:
-        if each.kind is each.POSITIONAL_ONLY or (known is not None and each.name not in known):
-            offered = ", ".join(known) if known else f"{', '.join(OFFERED)} and the columns of the data"
+        if each.kind is each.POSITIONAL_ONLY or each.name not in known:
+            near = "" if each.name in known else nearest_hint(each.name, known)
             raise ConfigError(
-                f"reward '{name}' takes {each.name}, which nobody passes{nearest_hint(each.name, known or ())}: it is "
-                f"called by keyword, def f(completions, **columns), with those that it names of {offered}"
+                f"reward '{name}' takes {each.name}, which nobody passes{near}: it is called "
+                f"by keyword, def f(completions, **columns), with those that it names of {', '.join(known)}"
             )
 
 
@@ -158,14 +156,8 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
 
     All is its own, each row too: whatever it does to its arguments, the next function, the record and the data keep
     theirs.
-
-    Raises:
-        TypeError: it needs what is not on offer.
     """
     parameters = inspect.signature(function).parameters
-    for name, one in parameters.items():
-        if name not in arguments and one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
-            raise TypeError(f"it needs '{name}', but is called with (columns of the data too): {', '.join(arguments)}")
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: _copied(value) for name, value in arguments.items() if takes_all or name in parameters}
 
