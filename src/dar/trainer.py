@@ -282,7 +282,8 @@ class Trainer(SavesModel):
 
     def _save_to(self, folder: Path) -> None:
         assert self.loop is not None
-        save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
+        with python_words(self.config_class):
+            save_policy(self.loop, folder, command=f"{type(self).__name__}(…).train()")
 
     def _build_spec(self, args: TrainingConfig, model: GivenModel, train: Any, heldout: Any,
                     ref_model: GivenModel | None, method: AlgorithmSpec,

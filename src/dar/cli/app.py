@@ -94,6 +94,9 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             error = ConfigError(f"this needs the package {error.name}: pip install 'dar-rlhf[{EXTRAS[error.name]}]'")
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)  # pyright: ignore[reportAttributeAccessIssue]
+            sys.exit(2)
         if hasattr(error, "format_message"):  # typer's, of the line itself
             error = ConfigError(_explained(error, line))
         place, hint = raised_at(error), "\n--debug shows the traceback."

@@ -67,8 +67,9 @@ INSTEAD = {
     "training",
     "log_completions": "use {logging.completions_every}",
     "report_to": "use {logging.trackers}",
-    "run_name logging_dir overwrite_output_dir": "a run has its name and all it writes from its folder, {output_dir}",
-    "push_to_hub hub_*": "the finished model is the folder `model` in {output_dir}, and can be pushed from there",
+    "run_name logging_dir": "a run has its name and all it writes from its folder, {output_dir}",
+    "overwrite_output_dir": "train(overwrite=True), or `--overwrite`, starts again where {output_dir} holds a run",
+    "push_to_hub hub_*": "trainer.push_to_hub(name), or `dar export … --push NAME`, uploads what is in {output_dir}",
     "resume_from_checkpoint": "train(resume_from_checkpoint=True), or `--resume`, continues the run in {output_dir}",
 }
 """Names, or patterns of a family of names, and what to write instead."""
