@@ -327,7 +327,9 @@ def test_the_command_tries_learning_rates_and_a_later_call_adds_methods(
     command = ["compare", str(recipe), "-a", "best_of_n", "--learning-rates", "1e-3,2e-3", "-o", str(out)]
     first = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
     assert first.exit_code == 0, first.output
-    assert "each method at the learning rate of its highest reward, then the other rates" in first.output
+    assert "each method at the learning rate of its highest reward, then the other rates" in " ".join(
+        first.output.split()
+    )
     tried = json.loads((out / "comparison.json").read_text())["tried"]
     second = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command, "-a", "rloo,optim.learning_rate=1e-3"])
     assert second.exit_code == 0, second.output

@@ -109,6 +109,7 @@ def test_what_nobody_foresaw_is_a_traceback_that_does_nothing(
         raise RuntimeError(HOSTILE)
 
     monkeypatch.setattr("dar.config.recipe.load_recipe", broken)
+    monkeypatch.setattr(sys.modules["dar.cli.app"], "raised_at", lambda error: "")
     assert dar_main(monkeypatch, "plan", "recipe.yaml") == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last):")

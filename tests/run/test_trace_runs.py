@@ -146,8 +146,10 @@ def test_only_conflicting_pairs_move_the_first_step(rules: Path):
 
 
 def test_columns_are_as_good_as_an_oracle(rules: Path):
-    by_oracle = make_loop(rules / "oracle").step(1)
-    by_columns = make_loop(rules / "columns", data=rows(verdicts=True), algorithm="trace").step(1)
+    loops = make_loop(rules / "oracle"), make_loop(rules / "columns", data=rows(verdicts=True), algorithm="trace")
+    for loop in loops:
+        loop.start(False)
+    by_oracle, by_columns = (loop.step(1) for loop in loops)
     assert by_oracle["loss"] == by_columns["loss"]
     assert triage_of(rules / "oracle") == triage_of(rules / "columns")
 
@@ -159,7 +161,7 @@ def test_oracle_is_asked_once_about_everything(rules: Path):
 
 
 def test_triage_is_written_down(rules: Path):
-    make_loop(rules / "run")
+    make_loop(rules / "run").start(False)
     assert triage_of(rules / "run") == {
         "row": [0, 1, 2, 3, 4],
         "action": ACTIONS,
@@ -171,7 +173,9 @@ def test_triage_is_written_down(rules: Path):
 
 
 def test_gold_pairs_weigh_the_conflicting_ones(rules: Path):
-    make_loop(rules / "run", algorithm={"type": "trace", "oracle": "new_rules:polite", "gold": "gold.jsonl"})
+    make_loop(rules / "run", algorithm={"type": "trace", "oracle": "new_rules:polite", "gold": "gold.jsonl"}).start(
+        False
+    )
     table = triage_of(rules / "run")
     assert [agreement is None for agreement in table["agreement"]] == [False, False, True, True, False]
     agreement = [each or 0.0 for each in table["agreement"]]
@@ -185,7 +189,7 @@ def test_gold_pairs_weigh_the_conflicting_ones(rules: Path):
 def test_gold_pairs_that_agree_with_nothing_leave_all_weights_equal(rules: Path, caplog: pytest.LogCaptureFixture):
     (rules / "gold.jsonl").write_text(json.dumps({"prompt": "say a: ", "chosen": "no", "rejected": "yes"}) + "\n")
     algorithm = {"type": "trace", "oracle": "new_rules:polite", "gold": "gold.jsonl"}
-    make_loop(rules / "run", data=rows()[:1] + rows()[2:3], prompts_per_step=2, algorithm=algorithm)
+    make_loop(rules / "run", data=rows()[:1] + rows()[2:3], prompts_per_step=2, algorithm=algorithm).start(False)
     assert triage_of(rules / "run")["weight"] == [1.0, 0.0]
     assert "no conflicting pair's gradient agrees with that of the gold pairs" in caplog.text
 
@@ -253,7 +257,7 @@ def test_a_run_killed_before_its_triage_was_written_makes_it(rules: Path):
     run_loop(make_loop(rules / "run", steps=2), resume=False, command="test")
     expected = triage_of(rules / "run")
     (rules / "run" / "triage.parquet").unlink()
-    make_loop(rules / "run", steps=2, resume=True)
+    make_loop(rules / "run", steps=2, resume=True).start(True)
     assert triage_of(rules / "run") == expected
 
 
