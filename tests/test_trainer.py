@@ -544,7 +544,7 @@ def test_damaged_newest_checkpoint_costs_a_step_and_no_bit(tmp_path: Path, caplo
 
 
 def test_folder_without_a_run_cannot_be_resumed(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"no run to resume: .* does not exist.*Start without resume_from_checkpoint=True"):
+    with pytest.raises(CheckpointError, match=r"no run to resume: .* exist.*Start without resume_from_checkpoint=True"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

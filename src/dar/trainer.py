@@ -26,14 +26,12 @@ from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
 from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
 from dar.config.run import LoggingSpec
-from dar.errors import CheckpointError, ConfigError, DarError
+from dar.errors import CheckpointError, ConfigError, DarError, require_package
 from dar.files.atomic import write_text
 from dar.files.hints import nearest_hint
 from dar.files.hub import upload
 from dar.policies.text.loading import load_tokenizer
 from dar.policies.text.policy import Policy
-from dar.report.page import render_page
-from dar.report.run import load_runs
 from dar.run.alerts import Alert
 from dar.run.card import model_card
 from dar.run.loop import Loop
@@ -65,6 +63,10 @@ class TrainResult:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Writes the report of the run, by default `report.html` in its folder, and returns where it is."""
+        require_package("plotly", "the report of a run")
+        from dar.report.page import render_page  # noqa: PLC0415 - an extra
+        from dar.report.run import load_runs  # noqa: PLC0415
+
         target = Path(path or Path(self.output_dir) / "report.html")
         try:
             write_text(target, render_page(load_runs([self.output_dir])))

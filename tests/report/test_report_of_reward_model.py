@@ -66,5 +66,5 @@ def test_record_has_the_evaluation(folder: Path) -> None:
 def test_reward_models_and_policies_are_not_confused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a recipe of another kind: it is for dar reward-model"):
         load_recipe(folder / "config.yaml")
-    with pytest.raises(ConfigError, match=r"rm/config\.yaml is a recipe of a reward model"):
+    with pytest.raises(ConfigError, match=r"rm/config\.yaml is a recipe of another kind"):
         load_trainings([write_run(tmp_path / "run"), folder])
