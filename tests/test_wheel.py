@@ -78,7 +78,7 @@ def test_wheel_beside_what_it_needs_trains_a_shipped_recipe(python: Path, tmp_pa
 def test_wheel_writes_a_project(python: Path, tmp_path: Path):
     dar(python, tmp_path, "init", "mine")
     recipe = (tmp_path / "mine" / "recipe.yaml").read_text()
-    assert "model: HuggingFaceTB/SmolLM2-135M-Instruct" in recipe  # the package with the other is not there
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in recipe  # the package with the other is not there
     files = {"recipe.yaml", "prompts.jsonl", "heldout.jsonl", "my_rewards.py"}
     assert {file.name for file in (tmp_path / "mine").iterdir()} == files
 
