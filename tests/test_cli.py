@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -331,6 +332,8 @@ def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Works in the temporary folder; what is imported from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
+    # A package half imported is looked for in the interpreter's own table, so all of ours come first.
+    importlib.import_module("dar.assembly.loop")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
 

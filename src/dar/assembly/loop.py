@@ -75,7 +75,7 @@ def build_loop(
     data, before = build_data(spec, objects, tokenizer, config), build_before(spec)
     rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
-    check_calls(rewards, data.train if data.logged is None else data.heldout)
+    check_calls(rewards, data.train if data.logged is None else None)  # an offline method scores held-out ones alone
     check_calls([*rewards, *gold], data.heldout)
     engine = build_engine(spec.engine)
     folder = RunFolder(spec.output_dir, data.fingerprints())
