@@ -20,7 +20,7 @@ from dar.policies.text.rotary import require_fixed
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.protocol import Progress
-from dar.rollout.sampling import SamplingKey, inverse_cdf
+from dar.rollout.sampling import SamplingKey, draw
 from dar.rollout.truncation import PLAIN, constrained, first_stop
 
 
@@ -60,14 +60,14 @@ class InProcessEngine:
     ) -> Rollouts:
         longest = max(len(prompt.token_ids) for prompt in prompts) + max_completion_length
         require_fixed(unwrapped(self.policy.model), longest)
-        uniforms = torch.stack(
-            [key.uniforms(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
+        seeds = torch.stack(
+            [key.seeds(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
         )
-        written = _Written.empty(*uniforms.shape)
+        written = _Written.empty(*seeds.shape)
         eos = torch.tensor(self.policy.eos_token_ids)
 
         def sample(states: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            tokens, chosen = self._draw(states, uniforms[rows, positions], positions, decoding)
+            tokens, chosen = self._draw(states, seeds[rows, positions], positions, decoding)
             # The decoder may keep rows that have ended among the others; what is drawn for them counts for nothing.
             running = ~written.ended[rows]
             at = rows[running]
@@ -83,14 +83,12 @@ class InProcessEngine:
                 progress(len(at))
             return tokens, written.ended[rows]
 
-        precision, num_rows = self.policy.precision, len(uniforms)
+        precision, num_rows = self.policy.precision, len(seeds)
         with precision.compute(), sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows):
             self.decoder.run(prompts, num_generations, max_completion_length, sample)
         return self._rollouts(prompts, num_generations, written, decoding)
 
-    def _draw(
-        self, states: Tensor, uniforms: Tensor, positions: Tensor, decoding: DecodingSpec
-    ) -> tuple[Tensor, Tensor]:
+    def _draw(self, states: Tensor, seeds: Tensor, positions: Tensor, decoding: DecodingSpec) -> tuple[Tensor, Tensor]:
         """One token per row and its log-probability, on the CPU."""
         module = self.policy.module
         logits = logits_of(unwrapped(module.model), states)
@@ -104,7 +102,7 @@ class InProcessEngine:
                 "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
                 "runtime.precision=fp32."
             )
-        tokens = inverse_cdf(probabilities, uniforms.to(probabilities.device))
+        tokens = draw(probabilities, seeds.to(probabilities.device))
         # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
         return tokens.cpu(), probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log().cpu()
 
