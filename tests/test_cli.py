@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -363,6 +364,13 @@ def test_train_makes_a_run_folder_and_says_where_the_model_is(run: Run, write_re
     }
     assert steps_of(tmp_path / "run") == [0, 1, 2, 2]  # held out, two steps, held out
     assert f"dar train {recipe} steps=2" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_what_training_says_to_do_next_can_be_done(run: Run, tmp_path: Path):
+    found = run("train", "toy", "steps=1", f"output_dir={tmp_path / 'run'}")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"dar (?:report|sample) .*", found.out)]
+    assert [command[0] for command in commands] == ["report", "sample"]
+    assert [run(*command).code for command in commands] == [0, 0]
 
 
 def test_quiet_training_prints_nothing(write_recipe: Write, tmp_path: Path):

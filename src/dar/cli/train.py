@@ -150,5 +150,7 @@ def train(
         raise typer.Exit(130)
     loop.display.note(f"the trained model is in {loop.folder.model}")
     if not as_json:
-        sample = ["sample", loop.folder.model, "How was your day?"]
+        plain = [] if loop.recorder.tokenizer.chat_template else ["--plain"]
+        length = ["--max-tokens", str(spec.sampling.max_completion_length)]  # the model may read no more
+        sample = ["sample", loop.folder.model, "How was your day?", *plain, *length]
         say_next(loop.display.note, ["report", loop.folder.path], sample)
