@@ -487,7 +487,9 @@ def test_samples_as_json(run: Run, tiny_folder: Path):
     assert found["prompt"] == [{"role": "user", "content": "say a"}]
     assert len(found["completions"]) == 3
     for number, row in enumerate(found["completions"], start=1):
-        assert f"── {number} ({row['finish_reason']}) ──\n{visible(row['completion'])}\n" in shown.out
+        # A tab is shown as the columns it moves on.
+        text = visible(row["completion"]).expandtabs()
+        assert f"── {number} ({row['finish_reason']}) ──\n{text}\n" in shown.out
 
 
 def test_prompt_is_read_from_standard_input(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -54,6 +54,8 @@ def make_loop(
         "prompts_per_step": 4,
         "num_generations": 4,
         "steps": 12,
+        # Its first batch has completions of several lengths, so of several rewards: one in a hundred tokens ends one.
+        "seed": 8,
         "output_dir": str(folder),
         "checkpoint": {"every": 0},
         "logging": {"old_kl_prompts": 0, "completions_every": 0},
@@ -69,10 +71,8 @@ def make_loop(
 
 # --- learning --------------------------------------------------------------------------------------------------------
 
-# Most methods learn the length within a dozen steps of Adam at 1e-2; these need another setting to show it as soon.
+# Methods learn the length within a dozen steps of Adam at 1e-2; these need another setting to show it as soon.
 PATIENT: dict[str, dict[str, Any]] = {
-    # Learns as fast as PPO, but for the samples of seed 0, with which it takes 24 steps.
-    "dual_ppo": {"seed": 1},
     # One such step of Adam changes ratios by more than the variance of .04 allows, so the penalty would grow at once.
     "r2vpo": {"algorithm": {"type": "r2vpo", "max_variance": 1.0, "penalty": 0.25}},
 }
@@ -84,7 +84,8 @@ def mean_of(rows: list[dict[str, float]], key: str) -> float:
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_reward_rises(tmp_path: Path, name: str):
-    loop = make_loop(tmp_path / "run", **{"algorithm": name, **PATIENT.get(name, {})})
+    # With groups of 4 most are tied at first, and when the learning starts is a matter of the seed.
+    loop = make_loop(tmp_path / "run", **{"algorithm": name, "num_generations": 16, **PATIENT.get(name, {})})
     rows = [loop.step(step) for step in range(1, loop.spec.steps + 1)]
     assert mean_of(rows[-3:], "reward") > mean_of(rows[:3], "reward") + 0.5
 
