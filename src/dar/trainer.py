@@ -393,7 +393,7 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     finally:
         loop.end()
     metrics = loop.folder.metrics()
-    if done == loop.spec.steps and loop.accelerator.is_main_process:
+    if done == loop.spec.steps:
         save_policy(loop, loop.folder.model, command=command)
         show_before_after(loop, metrics)
     return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
@@ -408,7 +408,7 @@ def measured(loop: Loop, step: int) -> dict[str, float]:
 
 
 def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
-    """Saves a loop's policy with its card; `command` is what was run. Raises as `Policy.save`."""
+    """Saves a loop's policy with its card, on every rank; `command` is what was run. Raises as `Policy.save`."""
     card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
     loop.learner.policy.save(folder, card=card)
 

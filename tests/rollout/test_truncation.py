@@ -249,7 +249,7 @@ def test_completions_do_not_depend_on_the_batch_or_the_decoder(settings: dict[st
     decoding = DecodingSpec(**settings)
     together = sampled(make_engine(num_eos=8), decoding)
     padded = make_engine(num_eos=8)
-    padded.decoder = PaddedDecoder(padded.policy.module)
+    padded.decoder = PaddedDecoder
     for engine in (make_engine(num_eos=8), make_engine(num_eos=8, max_tokens=1), padded):
         other = sampled(engine, decoding)
         assert torch.equal(other.groups.completion_ids, together.groups.completion_ids)

@@ -23,7 +23,7 @@ def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
     """accelerate's view of ranks, devices and trackers.
 
     Raises:
-        ConfigError: a tracker is unknown or not installed, or a step's prompts cannot be shared equally.
+        ConfigError: a tracker is unknown or not installed, or a step has fewer prompts than there are ranks.
     """
     available = [str(name) for name in get_available_trackers()]
     missing = [name for name in spec.logging.trackers if name not in available]
@@ -38,8 +38,9 @@ def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
         log_with=list(spec.logging.trackers) or None,
         project_dir=spec.output_dir,
     )
-    if spec.prompts_per_step % accelerator.num_processes:
+    if spec.prompts_per_step < accelerator.num_processes:
         raise ConfigError(
-            f"prompts_per_step is {spec.prompts_per_step}, which {accelerator.num_processes} ranks cannot share equally"
+            f"prompts_per_step is {spec.prompts_per_step}, but there are {accelerator.num_processes} processes, and "
+            "each samples a prompt of its own: start fewer, or raise prompts_per_step"
         )
     return accelerator

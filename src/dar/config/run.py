@@ -13,9 +13,10 @@ from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
-from dar.config.optim import AdamWSpec, AnyOptim
+from dar.config.optim import AdafactorSpec, AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.problems import unknown_name_message
+from dar.config.realignment import TRACESpec
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyRewards, require_distinct_names, reward_name
 from dar.files.paths import expanded
@@ -89,6 +90,9 @@ class ComputeSpec(Spec):
 class RuntimeSpec(ComputeSpec):
     """Where and how it runs: speed and memory, not the method."""
 
+    sharding: Literal["none", "full"] = "none"
+    """What several processes (torchrun) hold of the weights: `none`, each all of them (DDP), or `full`, each a part of
+    every weight, gradient and moment, the reference's and the critic's, too (FSDP2). One process holds all."""
     negligible_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     """Rows that together move at most this share of √Σ load², over all tokens, are left out of the update
     (docs/performance.md); 0 = only rows of weight 0, whose gradient is exactly 0."""
@@ -170,6 +174,8 @@ class RunSpec(Spec):
             )
         if self.reference_sync is not None and self.model.lora is not None:
             raise ValueError("reference_sync needs a reference of its own, but with model.lora the base model is π₀")
+        if self.runtime.sharding == "full":
+            self._check_sharded()
         leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
         if leaves_out and self.num_generations < 2:
             raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
@@ -227,6 +233,18 @@ class RunSpec(Spec):
             return 0
         every = self.evaluation.every or self.steps
         return 1 + math.ceil(self.steps / every)
+
+    def _check_sharded(self) -> None:
+        reasons = {
+            "optim.type adafactor takes means over rows and columns": isinstance(self.optim, AdafactorSpec),
+            "optim.null_space projects": self.optim.null_space is not None,
+            "runtime.compile_layers compiles for": self.runtime.compile_layers,
+            "algorithm.kl_coef of trace asks π₀'s head for": isinstance(self.algorithm, TRACESpec)
+            and self.algorithm.kl_coef > 0,
+        }
+        for reason, is_so in reasons.items():
+            if is_so:
+                raise ValueError(f"runtime.sharding full keeps parts of weights, but {reason} whole ones: use none")
 
     def _check_offline(self) -> None:
         method = self.algorithm.type

@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, UpdateTokens, kl_metrics
 from dar.batch import TokenGroups, Weighted
+from dar.collective import gathered
 from dar.learn.optim import set_learning_rate
 from dar.learn.ranks import own_groups
 from dar.learn.replay import ReplayBuffer
-from dar.learn.update import Updater
+from dar.learn.update import Updater, idle
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the step."""
@@ -102,7 +102,7 @@ class Learner:
         # DDP's wrapper has to go before the process group. Were it the group's last owner, freeing it later would wait
         # for gloo's threads with the interpreter's lock held, for which one of them may be waiting: a deadlock. The
         # group frees itself without the lock; not yet, because another run of this process could not make a second one.
-        self.policy.trained = self.accelerator.unwrap_model(self.policy.trained)
+        self.policy.trained = getattr(self.policy.trained, "module", self.policy.trained)
         self.accelerator.free_memory()
 
     def learn(self, step: int, weighted: Weighted) -> Metrics:
@@ -162,17 +162,12 @@ class Learner:
             own.advantages.unsqueeze(1).expand_as(mask)[mask],
             own.old_logprobs[mask],
         )
-        gathered = gather_object([parts]) if self.accelerator.num_processes > 1 else [parts]
-        return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered))))
+        return self.algorithm.begin_update(UpdateTokens(*(torch.cat(column) for column in zip(*gathered(parts)))))
 
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
-        """This rank's rows that carry weight; where none does, its first at weight 0, so that every rank takes part."""
+        """This rank's rows that carry weight; where none does, one at weight 0, so that every rank takes part."""
         num_prompts, num_generations = batch.rewards.shape
-        first, stop = own_groups(num_prompts, self.accelerator)
+        first, stop = own_groups(num_prompts)
         own = (batch.places >= first * num_generations) & (batch.places < stop * num_generations)
         chosen = own & carrying
-        if chosen.any():
-            return batch.select(chosen)
-        chosen[own.int().argmax()] = True
-        row = batch.select(chosen)
-        return replace(row, weights=torch.zeros_like(row.weights))
+        return batch.select(chosen) if chosen.any() else idle(batch)

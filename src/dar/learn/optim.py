@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.optimization import Adafactor
 
+from dar.collective import gathered, own_part, whole_tensor
 from dar.config.optim import AdafactorSpec, AdamWSpec, OptimSpec
 from dar.errors import NonFiniteError
 
@@ -74,7 +76,7 @@ def clipped_step(
     Raises:
         NonFiniteError: it is NaN or infinite, and the weights are untouched; or weights or moments are so afterwards.
     """
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = float(whole_tensor(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if not math.isfinite(norm):
         optimizer.zero_grad()
         raise NonFiniteError(
@@ -86,8 +88,11 @@ def clipped_step(
     with torch.no_grad():
         moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
         tensors = [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *moments]
+        is_sharded = any(isinstance(each, DTensor) for each in tensors)
+        tensors = [own_part(each) for each in tensors]
         # The norm is read in a tenth of the time, but overflows before they do.
-        if not nn.utils.get_total_norm(tensors).isfinite() and not all(each.isfinite().all() for each in tensors):
+        is_well = bool(nn.utils.get_total_norm(tensors).isfinite() or all(each.isfinite().all() for each in tensors))
+        if not (all(gathered(is_well)) if is_sharded else is_well):
             raise NonFiniteError(
                 f"the update at {where} overflowed: weights or the optimizer's moments are not finite, and nothing of "
                 "it was saved. Try a lower optim.learning_rate or optim.weight_decay, from the checkpoint before."

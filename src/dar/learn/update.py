@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm
 from dar.batch import Weighted, joined
+from dar.collective import gathered
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, NonFiniteError
 from dar.learn.null_space import NullSpaceConstraint
@@ -61,7 +61,7 @@ class Updater:
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.policy.trained = self.accelerator.prepare(self.policy.trained)
+        self.policy.share(self.spec.runtime.sharding)
         self.parameters = list(self.policy.trainable().values())
         self.optimizer = build_optimizer(self.spec.optim, self.parameters)
         sampling = self.spec.sampling
@@ -97,10 +97,13 @@ class Updater:
             ConfigError: nothing that is trained takes part in the loss.
         """
         with self.policy.training(compiled=self.spec.runtime.compile_layers):
-            total, means, logprobs = self._accumulate(algorithm, batch, on_policy, where, progress)
+            total, means, logprobs, error = self._accumulate(algorithm, batch, on_policy, where, progress)
         if on_policy and self.max_gap is not None and batch.weights.any():
             means[GAP] = Mean.of((logprobs - batch.old_logprobs).abs(), batch.mask)
-        total, means = self._over_ranks(total, means)
+        total, means, error = self._over_ranks(total, means, error)
+        if error is not None:
+            self.optimizer.zero_grad()
+            raise error
         if self.max_gap is not None and GAP in means:
             require_parity(means[GAP].value, self.max_gap, where)
         grad_norm = clipped_step(self.optimizer, self.parameters, self.spec.optim.max_grad_norm, where=where)
@@ -108,13 +111,18 @@ class Updater:
 
     def _accumulate(
         self, algorithm: Algorithm, batch: Weighted, on_policy: bool, where: str, progress: Callable[[int], None]
-    ) -> tuple[float, dict[str, Mean], Tensor]:
-        """Adds every micro-batch's gradient; (loss, the objective's statistics, [b, T] log-probabilities)."""
-        total, means, parts = 0.0, dict[str, Mean](), []
+    ) -> tuple[float, dict[str, Mean], Tensor, NonFiniteError | None]:
+        """Adds every micro-batch's gradient; (loss, the objective's statistics, [b, T] log-probabilities, an error).
+
+        The error waits until all passes are made, or the other ranks would wait for this one's.
+        """
+        total, means, parts, error = 0.0, dict[str, Mean](), [], None
         max_tokens = self.spec.runtime.max_tokens_per_microbatch
         micro_batches = [batch.select(rows) for rows in batch.groups.split(max_tokens)]
-        for index, micro in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
+        num_own, rounds = len(micro_batches), self.policy.strategy.rounds(len(micro_batches))
+        for index in range(rounds):
+            micro = micro_batches[index] if index < num_own else idle(batch)
+            last = index == rounds - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy.trained):
                 held = algorithm.held_rows(micro)
                 wants = Wants(logits=algorithm.needs_logits, held=held if held is not None and held.any() else None)
@@ -129,18 +137,20 @@ class Updater:
                 terms = algorithm.terms(outputs, rows)
                 loss = terms.losses.sum() / batch.denominator
                 if not math.isfinite(loss.item()):
-                    raise _non_finite(terms.losses, where)
+                    error = error or _non_finite(terms.losses, where)
                 if not loss.requires_grad:
                     raise ConfigError(f"the loss at {where} depends on nothing that is trained: train other parameters")
                 # DDP averages gradients over ranks; the denominator is already that of the global batch.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+            if index >= num_own:
+                continue
             total += loss.item()
             # A row of weight 0 is here only so that every rank takes part, and has nothing to report.
             for name, mean in terms.means.items() if micro.weights.any() else ():
                 means[name] = means.get(name, Mean()) + mean
             parts.append(logprobs.detach().cpu())
             progress(int(micro.mask.sum()))
-        return total, means, joined(parts)
+        return total, means, joined(parts), error
 
     def _corrected(self, outputs: Tensor, rows: Weighted) -> Tensor:
         """The same [B, T] values, their gradients scaled by min(π_t(trainer)/π_t(sampler), cap).
@@ -156,14 +166,21 @@ class Updater:
         factor = gap.exp().clamp(max=self.correction_cap)
         return outputs.detach() + factor * (outputs - outputs.detach())
 
-    def _over_ranks(self, total: float, means: dict[str, Mean]) -> tuple[float, dict[str, Mean]]:
-        if self.accelerator.num_processes == 1:
-            return total, means
-        gathered: list[tuple[float, dict[str, Mean]]] = gather_object([(total, means)])
+    def _over_ranks(
+        self, total: float, means: dict[str, Mean], error: NonFiniteError | None
+    ) -> tuple[float, dict[str, Mean], NonFiniteError | None]:
+        """The sums of all ranks, and the first error."""
+        parts = gathered((total, means, error))
         # A rank whose rows had nothing to report (no pair, say) leaves some names out.
-        names = dict.fromkeys(name for _, part in gathered for name in part)
-        summed = {name: sum((part.get(name, Mean()) for _, part in gathered), Mean()) for name in names}
-        return math.fsum(part for part, _ in gathered), summed
+        names = dict.fromkeys(name for _, part, _ in parts for name in part)
+        summed = {name: sum((part.get(name, Mean()) for _, part, _ in parts), Mean()) for name in names}
+        return math.fsum(part for part, _, _ in parts), summed, next((each for *_, each in parts if each), None)
+
+
+def idle(batch: Weighted) -> Weighted:
+    """A row at weight 0, which moves and reports nothing: with it a rank takes part in a pass of the others."""
+    row = batch.select(torch.arange(batch.groups.num_rows) == 0)
+    return replace(row, weights=torch.zeros_like(row.weights))
 
 
 def _non_finite(losses: Tensor, where: str) -> NonFiniteError:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, TokenOutputs
 from dar.policies.precision import Precision
+from dar.policies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Wants:
 class Policy(Protocol):
     """A model that is trained, with what it is held against.
 
-    trained: what computes with gradient; with several ranks, the wrapper that adds their gradients up.
+    With several ranks, every one of them makes every pass, saves and samples, or the others wait for it.
+
+    trained: what computes with gradient, as the strategy has wrapped it.
+    strategy: how ranks hold the weights.
     precision: of its passes.
     has_reference: there is a π₀ to ask. has_own_reference: it is the policy as it was before training.
     reference_fingerprint: SHA-256 of π₀'s weights, the identity a resumed run must find again.
     """
 
     trained: nn.Module
+    strategy: Strategy
     precision: Precision
     has_reference: bool
     has_own_reference: bool
@@ -45,6 +50,10 @@ class Policy(Protocol):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name, each shared tensor once."""
+        ...
+
+    def share(self, sharding: Literal["none", "full"]) -> None:
+        """Has ranks hold the policy's and the reference's weights in this way; once, before an optimizer reads them."""
         ...
 
     def training(self, *, compiled: bool = False) -> AbstractContextManager[None]:
@@ -80,7 +89,7 @@ class Policy(Protocol):
         ...
 
     def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
-        """Writes the policy as a folder of its own, replaced if it exists.
+        """Writes the policy as a folder of its own, replaced if it exists; every rank calls, the main one writes.
 
         Raises:
             CheckpointError: the disk is full or not writable.

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm, Metrics
 from dar.batch import Rollouts, Weighted
+from dar.collective import failing_together, gathered
 from dar.config.run import RunSpec
 from dar.learn.checkpoint import TrainState
 from dar.learn.learner import Learner
-from dar.learn.ranks import failing_together, gather_scored, own_groups
+from dar.learn.ranks import gather_scored, own_groups
 from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.rewards import RewardTable
@@ -109,27 +109,27 @@ class Loop(Steps):
 
     def agreed(self, *wishes: bool) -> list[bool]:
         # Alerts and callbacks are known to the main process alone.
-        if self.accelerator.num_processes == 1:
-            return list(wishes)
-        return [any(column) for column in zip(*gather_object([wishes]))]
+        return [any(column) for column in zip(*gathered(wishes))]
 
     def step(self, step: int) -> Metrics:
         """One step of the algorithm: sample, score, weigh, update."""
         started = time.perf_counter()
         self._timings.clear()
         spec = self.spec
-        first, stop = own_groups(spec.prompts_per_step, self.accelerator)
-        with failing_together(self.accelerator):
+        first, stop = own_groups(spec.prompts_per_step)
+        # The passes between are all ranks', so that none may begin them where another has met an error.
+        with failing_together():
             rollouts, pending = self.collector.collect(step, first, stop, phase=self._phase)
-            try:
-                ref_logprobs, values = self.learner.frozen_passes(rollouts.groups, self._phase)
-            except BaseException:
-                pending.cancel()
-                raise
+        try:
+            ref_logprobs, values = self.learner.frozen_passes(rollouts.groups, self._phase)
+        except BaseException:
+            pending.cancel()
+            raise
+        with failing_together():
             scored = rollouts, pending.finish(), ref_logprobs, values
         with self._phase("diagnostics"):
             probe = self.learner.probe(rollouts.groups)
-        rollouts, rewards, ref_logprobs, values = gather_scored(self.accelerator, scored)
+        rollouts, rewards, ref_logprobs, values = gather_scored(scored)
         batch = rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
         weighted, weight_metrics = self.algorithm.weigh(batch.rewarded())
         weighted = self._adjusted(weighted)

@@ -174,7 +174,7 @@ def test_sampler_shares_prefixes_and_reports_the_models_logprobs(name: str, toke
                     with_reference=False)  # fmt: skip
     prompts = [Prompt(i, "x", tuple(range(2, 2 + n)), {}) for i, n in enumerate((7, 1, 12))]
     engine = engine_of(policy, max_tokens=40)
-    assert isinstance(engine.decoder, SharedPrefixDecoder)
+    assert isinstance(engine.decoder(policy.module), SharedPrefixDecoder)
     rollouts = engine.generate(prompts, 3, max_completion_length=14, key=SamplingKey(0))
     plain = build(name)
     expected = plain_logprobs(plain, rollouts.groups, temperature=0.9)
@@ -191,7 +191,7 @@ def test_admitting_prompts_late_and_padding_change_no_token(tokenizer: Any) -> N
         engine = engine_of(policy, max_tokens=max_tokens)
         results.append(engine.generate(prompts, 4, max_completion_length=20, key=SamplingKey(5)))
     padded = engine_of(policy, max_tokens=1)
-    padded.decoder = PaddedDecoder(policy.module)
+    padded.decoder = PaddedDecoder
     results.append(padded.generate(prompts, 4, max_completion_length=20, key=SamplingKey(5)))
     assert {"eos", "length"} == set(results[0].finish_reasons)
     for other in results[1:]:

@@ -11,10 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dar.batch import TokenGroups, TokenOutputs
+from dar.collective import failing_together, own_rank
+from dar.errors import ConfigError
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
+from dar.policies.strategy import Replicated, Strategy, make_strategy
 from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
@@ -66,6 +70,7 @@ class Policy:
             model, temperature=temperature, critic=None if critic is None else critic.to(precision.device)
         )
         self.trained: nn.Module = self.module
+        self.strategy: Strategy = Replicated()
         self.is_lora = hasattr(model, "disable_adapter")
         self.reference_fingerprint = fingerprint(model if reference is None else reference)
         self.has_own_reference = reference is None
@@ -100,6 +105,16 @@ class Policy:
         """The transformers (or peft) model."""
         return self.module.model
 
+    def share(self, sharding: Literal["none", "full"]) -> None:
+        strategy = self.strategy = make_strategy(sharding, self.precision.device)
+        if self._reference is not None:
+            strategy.wrap(self._reference)
+        self.trained = strategy.wrap(self.module)
+
+    def sampler(self) -> contextlib.AbstractContextManager[LogprobModel]:
+        """The module to sample from, its weights whole; entered by all ranks."""
+        return self.strategy.whole(self.module, self.precision.dtype)
+
     @contextlib.contextmanager
     def training(self, *, compiled: bool = False) -> Iterator[None]:
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
@@ -125,6 +140,11 @@ class Policy:
     def held_tokens(self, groups: TokenGroups, rows: Tensor) -> HeldTokens:
         """What π₀ says of whole distributions, for `module` to hold π_θ to it at the tokens of some rows [B] bool."""
         module = self._reference_module()
+        if isinstance(module, FSDPModule):
+            raise ConfigError(
+                "runtime.sharding is full, but the method holds rows to π₀ over the whole vocabulary, which needs π₀'s "
+                "head outside of a pass: set runtime.sharding=none"
+            )
         model = unwrapped(module.model)
 
         def ref_logits(states: Tensor) -> Tensor:
@@ -178,7 +198,10 @@ class Policy:
         what: Literal["logprobs", "values"] = "logprobs",
     ) -> Tensor:
         result = torch.zeros(groups.mask.shape, dtype=torch.float32)
-        for rows in groups.split(max_tokens):
+        portions = groups.split(max_tokens)
+        for index in range(self.strategy.rounds(len(portions))):
+            # A rank that is done goes through its last portion again with the others.
+            rows = portions[min(index, len(portions) - 1)]
             part = groups.select(rows)
             with self.precision.compute():
                 result[rows, : part.mask.shape[1]] = getattr(module(part, with_values=what == "values"), what).cpu()
@@ -193,7 +216,9 @@ class Policy:
         return found
 
     def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
-        save_model(self.model, self.tokenizer, folder, card=card, notes=notes)
+        with self.strategy.whole(self.module, on="main") as module, failing_together():
+            if own_rank() == 0:
+                save_model(module.model, self.tokenizer, folder, card=card, notes=notes)
 
 
 def fingerprint(model: nn.Module) -> str:

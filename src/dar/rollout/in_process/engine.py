@@ -13,7 +13,7 @@ from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
 from dar.config.data import DecodingSpec
 from dar.errors import RolloutError
 from dar.policies.text.head import logits_of
-from dar.policies.text.logprobs import unwrapped
+from dar.policies.text.logprobs import LogprobModel, unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import control_token_ids, opened_tag
 from dar.policies.text.rotary import require_fixed
@@ -33,6 +33,7 @@ class InProcessEngine:
 
     reproduces: Literal["tokens", "requests", "nothing"] = "tokens"
     policy: Policy
+    module: LogprobModel
 
     def __init__(self, *, max_tokens: int) -> None:
         self.max_tokens = max_tokens
@@ -40,9 +41,11 @@ class InProcessEngine:
     def sync(self, policy: Policy, version: int) -> None:
         """The weights are the policy's own, and so only named."""
         self.policy, self.version = policy, version
-        module = policy.module
         self.control = control_token_ids(policy.tokenizer)
-        self.decoder = SharedPrefixDecoder(module, self.max_tokens) if module.is_packed else PaddedDecoder(module)
+
+    def decoder(self, module: LogprobModel) -> SharedPrefixDecoder | PaddedDecoder:
+        """What decodes with a module of that architecture."""
+        return SharedPrefixDecoder(module, self.max_tokens) if module.is_packed else PaddedDecoder(module)
 
     def close(self) -> None:
         """Nothing is held that is not the policy's."""
@@ -83,14 +86,18 @@ class InProcessEngine:
                 progress(len(at))
             return tokens, written.ended[rows]
 
-        precision, num_rows = self.policy.precision, len(seeds)
-        with precision.compute(), sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows):
-            self.decoder.run(prompts, num_generations, max_completion_length, sample)
+        precision = self.policy.precision
+        with (
+            precision.compute(),
+            self.policy.sampler() as self.module,
+            sampling_weights(self.module.model, precision.dtype, batch_size=len(seeds)),
+        ):
+            self.decoder(self.module).run(prompts, num_generations, max_completion_length, sample)
         return self._rollouts(prompts, num_generations, written, decoding)
 
     def _draw(self, states: Tensor, seeds: Tensor, positions: Tensor, decoding: DecodingSpec) -> tuple[Tensor, Tensor]:
         """One token per row and its log-probability, on the CPU."""
-        module = self.policy.module
+        module = self.module
         logits = logits_of(unwrapped(module.model), states)
         if module.temperature != 1.0:
             logits = logits / module.temperature
