@@ -23,7 +23,7 @@ FLOORS = (
     ("config",),
     ("training_config",),
     ("reward_config",),
-    ("ops",),
+    ("ops", "collective"),
     ("batch",),
     ("advantages",),
     ("objectives",),

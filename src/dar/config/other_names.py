@@ -41,8 +41,9 @@ INSTEAD = {
     "bf16 fp16 tf32 dtype torch_dtype": "set {runtime.precision} to 'bf16', 'fp32' or 'auto'; weights stay fp32",
     "use_cpu no_cuda": "set {runtime.device} to 'cpu'",
     "torch_compile": "use {runtime.compile_layers}",
+    "ddp_timeout": "use {runtime.rank_timeout}",
     "deepspeed fsdp fsdp_* ddp_*": "leave it out: weights are not sharded, and {prompts_per_step} are shared among the "
-    "processes that `accelerate launch` starts",
+    "processes that `torchrun` starts",
     "temperature": "use {sampling.temperature}",
     "top_p top_k min_p repetition_penalty generation_kwargs": "training samples from the very distribution whose "
     "log-probabilities it reads; held-out prompts have {evaluation.top_p} and {evaluation.top_k}",

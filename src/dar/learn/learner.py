@@ -168,7 +168,7 @@ class Learner:
     def _own_rows(self, batch: Weighted, carrying: Tensor) -> Weighted:
         """This rank's rows that carry weight; where none does, its first at weight 0, so that every rank takes part."""
         num_prompts, num_generations = batch.rewards.shape
-        first, stop = own_groups(num_prompts, self.accelerator)
+        first, stop = own_groups(num_prompts)
         own = (batch.places >= first * num_generations) & (batch.places < stop * num_generations)
         chosen = own & carrying
         if chosen.any():

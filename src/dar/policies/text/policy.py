@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dar.batch import TokenGroups, TokenOutputs
+from dar.collective import failing_together, own_rank
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
 from dar.policies.text.compiling import compiled_layers
@@ -193,7 +194,9 @@ class Policy:
         return found
 
     def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
-        save_model(self.model, self.tokenizer, folder, card=card, notes=notes)
+        with failing_together():
+            if own_rank() == 0:
+                save_model(self.model, self.tokenizer, folder, card=card, notes=notes)
 
 
 def fingerprint(model: nn.Module) -> str:
