@@ -30,6 +30,9 @@ class DarError(Exception):
     Whatever a message quotes is made harmless here, so that no place that raises has to.
     """
 
+    is_elsewhere = False
+    """Whether another rank has met this error and shows it."""
+
     def __init__(self, message: object = "") -> None:
         text = visible(str(message))
         super().__init__(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
@@ -57,6 +60,10 @@ class RolloutError(DarError, RuntimeError):
 
 class NonFiniteError(DarError, ArithmeticError):
     """A loss, a gradient or a statistic is NaN or infinite."""
+
+
+class RankError(DarError, RuntimeError):
+    """Another rank of the run has failed, ended, or not answered in time."""
 
 
 class CheckpointError(DarError, OSError):

@@ -21,6 +21,7 @@ from dar.arguments import GivenModel, GivenReward, GivenRows, Problems, describe
 from dar.assembly.engine import build_engine
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
+from dar.collective import from_main
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
 from dar.config.base import Spec, keys_below
@@ -113,7 +114,8 @@ class SavesModel(ABC):
             CheckpointError: the Hub cannot be reached, or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            return upload(self.save_model(Path(folder) / "model"), repo_id, private=private, token=token)
+            model = self.save_model(Path(folder) / "model")
+            return from_main(lambda: upload(model, repo_id, private=private, token=token))
 
     @abstractmethod
     def _save_to(self, folder: Path) -> None:
@@ -395,8 +397,9 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
     metrics = loop.folder.metrics()
     if done == loop.spec.steps:
         save_policy(loop, loop.folder.model, command=command)
-        show_before_after(loop, metrics)
-    return TrainResult(done, metrics, str(loop.folder.path), loop.stopped_by)
+        if loop.is_main:
+            show_before_after(loop, metrics)
+    return TrainResult(done, metrics, str(loop.folder.path), from_main(lambda: loop.stopped_by))
 
 
 def measured(loop: Loop, step: int) -> dict[str, float]:

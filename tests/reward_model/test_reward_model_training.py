@@ -18,6 +18,7 @@ import yaml
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig
 from safetensors.torch import load_file
+from support.ranks import on_ranks
 from support.reward_models import save_classifier
 from support.rows import write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -34,6 +35,7 @@ from dar.reward_model.score_model import ScoreModel
 from dar.reward_model.training import RewardModelResult, run_reward_model
 
 CPU = Precision(torch.device("cpu"), torch.float32)
+FP32 = {"device": "cpu", "precision": "fp32"}
 WORDS = ("rain", "tea", "stone", "moss", "lamp", "fog", "corn", "ink")
 
 
@@ -60,7 +62,7 @@ def write_recipe(tmp_path: Path, *, chat: bool = True, **changes: Any) -> Path:
         "steps": 6,
         "output_dir": str(tmp_path / "run"),
         "checkpoint": {"every": 2},
-        "runtime": {"device": "cpu", "precision": "fp32"},
+        "runtime": FP32,
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | changes))
@@ -336,7 +338,7 @@ def test_epochs_become_steps():
     assert (spec.num_steps(100), spec.num_steps(1)) == (9, 1)
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_refusals(tmp_path: Path):
     recipe = write_recipe(tmp_path)
     with pytest.raises(DataError, match=r"16 of 16 pairs have a conversation of more than 5 tokens|12 of 12 pairs"):
         train(recipe, "data.max_length=5")
@@ -352,6 +354,21 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_model(seed=9).save_pretrained(tmp_path / "base")
     with pytest.raises(CheckpointError, match="another initial model"):
         train(recipe, "steps=1", resume=True)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="runs in one process"):
-        train(recipe, f"output_dir={tmp_path / 'two'}")
+
+
+def test_two_ranks_train_the_same_reward_model(tmp_path: Path):
+    """Five pairs a step, of seventeen held out, in micro-batches of different numbers."""
+    recipe = write_recipe(tmp_path, pairs_per_step=5, steps=3, runtime={"max_tokens_per_microbatch": 60, **FP32})
+    train(recipe, f"output_dir={tmp_path / 'one'}")
+    command = ("-m", "dar", "reward-model", str(recipe), f"output_dir={tmp_path / 'two'}")
+    ranks = on_ranks(*command, cwd=tmp_path, port=29514)
+    said = ranks.stdout.decode()
+    assert ranks.returncode == 0, said
+    assert said.count("held-out after training") == said.count("the reward model is in") == 1
+    for one, other in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
+        assert one.pop("num_tokens", 0) == other.pop("num_tokens", 0)
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-5)
+    first, second = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    for name, tensor in first.items():
+        # A step of Adam is lr · m/√v, whose sign and size follow the rounding of the smallest gradients.
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ from accelerate.tracking import get_available_trackers
 
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
+from dar.learn.ranks import join_ranks
 from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.compiling import require_compiler
 
@@ -31,16 +32,11 @@ def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
         raise ConfigError(
             f"logging.trackers: {', '.join(missing)} cannot be used here; installed: {', '.join(available) or 'none'}"
         )
-    # Trainer, engine and reference share one autocast of their own, so accelerate is to cast nothing.
-    accelerator = Accelerator(
-        cpu=precision.device.type == "cpu",
-        mixed_precision="no",
-        log_with=list(spec.logging.trackers) or None,
-        project_dir=spec.output_dir,
-    )
+    trackers = list(spec.logging.trackers) or None
+    accelerator = join_ranks(spec.runtime, precision, log_with=trackers, project_dir=spec.output_dir)
     if spec.prompts_per_step < accelerator.num_processes:
         raise ConfigError(
-            f"prompts_per_step is {spec.prompts_per_step}, but there are {accelerator.num_processes} processes, and "
-            "each samples a prompt of its own: start fewer, or raise prompts_per_step"
+            f"prompts_per_step is {spec.prompts_per_step}, but there are {accelerator.num_processes} ranks, and each "
+            "samples a prompt of its own: start fewer, or raise prompts_per_step"
         )
     return accelerator

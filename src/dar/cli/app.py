@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
+import time
 import traceback
 import warnings
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -47,6 +50,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")
     ] = False,
@@ -55,7 +59,11 @@ def common(
     ] = False,
 ) -> None:
     """Options of every command."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in ("train", "reward-model"):
+        raise ConfigError(f"dar {context.invoked_subcommand} runs in one process: start it without a launcher")
+    # What the first of a machine's ranks warns of, all do.
+    level = logging.WARNING if _is_first else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
     logging.captureWarnings(True)
     # What libraries tell those who call them of their next release; no recipe can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -63,6 +71,7 @@ def common(
 
 
 _settings = {"debug": False}
+_is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
 for command in (init, schema, plan, train, compare, reward_model):
     app.command()(command)
@@ -87,10 +96,9 @@ def main() -> None:
         code = app(line, prog_name="dar", standalone_mode=False) or 0
         if code == 130:  # of a Ctrl-C, which typer has caught
             raise KeyboardInterrupt
-        sys.exit(code)
+        _leave(code)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
+        _leave(130, "interrupted" if _is_first else "")
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             error = ConfigError(f"this needs the package {error.name}: pip install 'dar-rlhf[{EXTRAS[error.name]}]'")
@@ -103,14 +111,25 @@ def main() -> None:
         if isinstance(error, DarError) and not _settings["debug"]:
             kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
             hint = hint if error.__cause__ and raised_at(error.__cause__) else ""
-            Console(stderr=True).print(f"dar{kind}: {error}{hint}", soft_wrap=True)
-            sys.exit(2)
+            _leave(2, "" if error.is_elsewhere else f"dar{kind}: {error}{hint}")
         if place and not _settings["debug"]:
-            Console(stderr=True).print(f"dar: {type(error).__name__}: {words(error)}{place}{hint}", soft_wrap=True)
-            sys.exit(2)
+            _leave(2, f"dar: {type(error).__name__}: {words(error)}{place}{hint}")
         # Python would print what the error quotes as it is.
-        Console(stderr=True).print(traceback.format_exc(), soft_wrap=True)
-        sys.exit(1)
+        _leave(1, traceback.format_exc())
+
+
+def _leave(code: int, text: str = "") -> NoReturn:
+    """Says what went wrong and exits.
+
+    Of several ranks one says it. Mostly the first of a machine meets what all meet, and the launcher ends the others as
+    soon as one has ended: these wait for that, and speak up where it does not come. One without a word waits longer.
+    """
+    if code and not _is_first:
+        with suppress(KeyboardInterrupt):
+            time.sleep(3 if text else 6)
+    if text:
+        Console(stderr=True).print(text, soft_wrap=True)
+    sys.exit(code)
 
 
 def _explained(error: Any, line: list[str]) -> str:

@@ -34,9 +34,9 @@ def reward_model(
     hide_file_progress()
     loop = build_reward_model_loop(spec, resume=resume, overwrite=overwrite, quiet=as_json)
     result = run_reward_model(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
-    if as_json:
+    if as_json and loop.is_main:
         print_json(dataclasses.asdict(result))
-    elif "after" in result.evaluation:
+    elif "after" in result.evaluation and loop.is_main:
         Console().print(_table(result.evaluation, result.output_dir))
     if result.steps < result.num_steps:
         loop.display.note(f"stopped after step {result.steps} of {result.num_steps}; continue with --resume")

@@ -135,7 +135,7 @@ def train(
         console=console,
     )
     result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
-    if as_json and loop.accelerator.is_main_process:
+    if as_json and loop.is_main:
         print_json(run_record(load_run(loop.folder.path)))
     if result.steps < spec.steps and result.stopped_by is not None:
         # Whoever asked for quiet still wants to know why there is no model.
@@ -143,7 +143,8 @@ def train(
         text = (
             f"dar: stopped after step {result.steps} of {spec.steps} by {reason}. Continue all the same with --resume."
         )
-        Console(stderr=True).print(text, soft_wrap=True)
+        if loop.is_main:
+            Console(stderr=True).print(text, soft_wrap=True)
         raise typer.Exit(3)
     if result.steps < spec.steps:
         loop.display.note(f"stopped after step {result.steps} of {spec.steps}; continue with --resume")

@@ -41,6 +41,7 @@ INSTEAD = {
     "bf16 fp16 tf32 dtype torch_dtype": "set {runtime.precision} to 'bf16', 'fp32' or 'auto'; weights stay fp32",
     "use_cpu no_cuda": "set {runtime.device} to 'cpu'",
     "torch_compile": "use {runtime.compile_layers}",
+    "ddp_timeout": "use {runtime.rank_timeout}",
     "deepspeed fsdp fsdp_* ddp_*": "set {runtime.sharding} to 'full' to shard weights; {prompts_per_step} are shared "
     "among the processes that torchrun starts",
     "temperature": "use {sampling.temperature}",

@@ -85,6 +85,9 @@ class ComputeSpec(Spec):
     """Precision of the matrix products: bf16 where the processor has it, or fp32. Weights and log-softmax are fp32."""
     max_tokens_per_microbatch: Count = 4096
     """Tokens of one forward and backward pass, each prompt counted once. A prompt's completions stay together."""
+    rank_timeout: Annotated[float, Field(ge=1, le=1e6)] = 3600.0
+    """Seconds for which several processes (torchrun) wait for one of them before all end with an error. An hour: some
+    rank always waits for the slowest reward, and for whatever the main one writes."""
 
 
 class RuntimeSpec(ComputeSpec):

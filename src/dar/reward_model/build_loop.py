@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from dar.config.reward_model import RewardModelSpec
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer
+from dar.learn.ranks import join_ranks
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
 from dar.policies.text.policy import fingerprint as weights_fingerprint
@@ -56,10 +56,14 @@ def build_reward_model_loop(
     Raises:
         DarError: something cannot be had or does not fit together.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("dar reward-model runs in one process: start it without torchrun or accelerate launch")
     settle_heap()
     precision = resolve_precision(spec.runtime)
+    accelerator = join_ranks(spec.runtime, precision)
+    if spec.pairs_per_step < accelerator.num_processes:
+        raise ConfigError(
+            f"pairs_per_step is {spec.pairs_per_step}, but there are {accelerator.num_processes} ranks, and each has "
+            "a pair of its own: start fewer, or raise pairs_per_step"
+        )
     tokenizer = given.tokenizer or load_tokenizer(spec.model)
     context = context_length(load_config(spec.model) if given.model is None else given.model.config)
     pairs = build_pairs(spec, spec.data.train, tokenizer, context, given.train_rows)
@@ -77,20 +81,21 @@ def build_reward_model_loop(
     module = ScoreModel(model.to(precision.device))
 
     def start(resume: bool) -> None:
-        if not resume:
-            folder.start(spec, describe_environment(precision, world_size=1))
+        if not resume and accelerator.is_main_process:
+            folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
 
     return RewardModelLoop(
         spec=spec,
         module=module,
         tokenizer=tokenizer,
+        accelerator=accelerator,
         precision=precision,
         optimizer=build_optimizer(spec.optim, [p for p in model.parameters() if p.requires_grad]),
         pairs=pairs,
         heldout=heldout,
         initial=initial,
         folder=folder,
-        display=Display(num_steps=spec.num_steps(len(pairs)), quiet=quiet),
+        display=Display(num_steps=spec.num_steps(len(pairs)), quiet=quiet or not accelerator.is_main_process),
         start=start,
     )
 

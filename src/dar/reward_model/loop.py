@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dar.collective import failing_together, gathered
 from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
 from dar.errors import NonFiniteError
 from dar.learn.checkpoint import TrainState
 from dar.learn.optim import clipped_step, set_learning_rate
+from dar.learn.ranks import leave_ranks, own_groups
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
 from dar.reward_model.pairs import TokenPair
@@ -40,6 +45,7 @@ class RewardModelLoop(Steps):
 
     spec: RewardModelSpec
     module: ScoreModel
+    accelerator: Accelerator
     tokenizer: Any
     precision: Precision
     optimizer: torch.optim.Optimizer
@@ -54,6 +60,7 @@ class RewardModelLoop(Steps):
     control: Control = field(default_factory=Control, init=False)
 
     def __post_init__(self) -> None:
+        self.trained: nn.Module = self.accelerator.prepare(self.module)
         self.order = ShuffledOrder(len(self.pairs), per_step=self.spec.pairs_per_step, seed=self.spec.seed)
         self.num_steps = self.spec.num_steps(len(self.pairs))
 
@@ -70,7 +77,9 @@ class RewardModelLoop(Steps):
 
     def advance(self, step: int) -> None:
         metrics = self.step(step)
-        self.folder.append_metrics({"step": step, **metrics})
+        with failing_together():
+            if self.is_main:
+                self.folder.append_metrics({"step": step, **metrics})
         self.display.step(step, metrics, shown=True)
 
     def evaluation_due(self, step: int) -> bool:
@@ -80,21 +89,28 @@ class RewardModelLoop(Steps):
         """One optimizer step on the pairs of step `step` (from 1)."""
         started = time.perf_counter()
         self.display.phase("update")
-        pairs = [self.pairs[index] for index in self.order.indices(step - 1)]
+        indices = self.order.indices(step - 1)
+        first, stop = own_groups(len(indices))
+        pairs = [self.pairs[index] for index in indices[first:stop]]
         units = [(pair.chosen, pair.rejected) for pair in pairs]
-        sums: dict[str, float] = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "mean_reward": 0.0}
+        sums: dict[str, float] = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "mean_reward": 0.0, "num_tokens": 0.0}
+        sums["num_tokens"] = sum(len(row) for unit in units for row in unit)
         self.module.train()
-        for batch in self.module.batches(units, self.spec.runtime.max_tokens_per_microbatch):
-            with self.precision.compute():
-                scores = self.module([units[index] for index in batch]).view(-1, 2)
-            margins = torch.tensor([pairs[index].margin for index in batch], device=scores.device)
-            self._backward(scores, margins, sums, where=f"step {step}")
+        batches = self.module.batches(units, self.spec.runtime.max_tokens_per_microbatch)
+        for batch in batches:
+            with nullcontext() if batch is batches[-1] else self.accelerator.no_sync(self.trained):
+                with self.precision.compute():
+                    scores = self.trained([units[index] for index in batch]).view(-1, 2)
+                margins = torch.tensor([pairs[index].margin for index in batch], device=scores.device)
+                self._backward(scores, margins, sums, where=f"step {step}")
             self.display.tokens(sum(len(row) for index in batch for row in units[index]))
         self.module.eval()
         norm = self._take_step(step)
-        self.num_tokens += sum(len(row) for unit in units for row in unit)
+        parts = gathered(sums)
+        sums = {name: sum(part[name] for part in parts) for name in sums}
+        self.num_tokens += int(sums.pop("num_tokens"))
         return {
-            **{name: total / len(pairs) for name, total in sums.items()},
+            **{name: total / len(indices) for name, total in sums.items()},
             "grad_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "epoch": self.order.epoch(step),
@@ -114,7 +130,8 @@ class RewardModelLoop(Steps):
                 f"the loss is not finite at {where}; the weights were not changed. Try a lower optim.learning_rate or "
                 "runtime.precision=fp32."
             )
-        (losses.sum() / self.spec.pairs_per_step).backward()
+        # DDP averages gradients over ranks; the denominator is already that of all pairs.
+        (losses.sum() * self.accelerator.num_processes / self.spec.pairs_per_step).backward()
         lead = (chosen - rejected).detach()
         sums["loss"] += float(losses.detach().sum())
         sums["accuracy"] += float((lead > 0).float().sum() + 0.5 * (lead == 0).float().sum())
@@ -132,19 +149,29 @@ class RewardModelLoop(Steps):
             return
         when = "before" if step == 0 else "after"
         self.display.phase("heldout")
-        units = [(pair.chosen, pair.rejected) for pair in self.heldout]
+        first, stop = own_groups(len(self.heldout))
+        units = [(pair.chosen, pair.rejected) for pair in self.heldout[first:stop]]
         scores = self.module.score(units, self.precision, max_tokens=self.spec.runtime.max_tokens_per_microbatch)
+        scores = [each for part in gathered(scores) for each in part]
         report = preference_report(
             [chosen for chosen, _ in scores],
             [rejected for _, rejected in scores],
             [pair.longer_by for pair in self.heldout],
         )
-        self.folder.write_evaluation({**self.folder.evaluation(), when: report})
-        self.folder.append_metrics({"step": step, **{f"eval/{name}": report[name] for name in SUMMARY}})
+        with failing_together():
+            if self.is_main:
+                self.folder.write_evaluation({**self.folder.evaluation(), when: report})
+                self.folder.append_metrics({"step": step, **{f"eval/{name}": report[name] for name in SUMMARY}})
         self.display.note(
             f"held-out {when} training: accuracy {report['accuracy']:.1%} ± {report['accuracy_se']:.1%} (s.e.) "
             f"on {report['num_pairs']} pairs; longer wins (tokens) {report['longer_wins_accuracy']:.1%}"
         )
+
+    def end(self) -> None:
+        """Lets go of the ranks; the loop takes no step after this."""
+        self.trained = self.accelerator.unwrap_model(self.trained)
+        self.accelerator.free_memory()
+        atexit.register(leave_ranks)
 
     def state(self, step: int) -> TrainState:
         return TrainState(step, self.num_tokens, self.initial)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dar.collective import failing_together
 from dar.policies.text.saving import save_model
 from dar.reward_model.card import reward_model_card
 from dar.reward_model.loop import RewardModelLoop
@@ -39,10 +40,15 @@ def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> Re
         resume: continue from the newest checkpoint.
         command: for the model card.
     """
-    done = loop.run(resume=resume)
+    try:
+        done = loop.run(resume=resume)
+    finally:
+        loop.end()
     evaluation = loop.folder.evaluation()
     if done == loop.num_steps:
         card = reward_model_card(loop.spec, evaluation, num_pairs=len(loop.pairs), command=command)
         whole = loop.model.merge_and_unload() if hasattr(loop.model, "merge_and_unload") else loop.model
-        save_model(whole, loop.tokenizer, loop.folder.model, card=card)
+        with failing_together():
+            if loop.is_main:
+                save_model(whole, loop.tokenizer, loop.folder.model, card=card)
     return RewardModelResult(done, loop.num_steps, evaluation, str(loop.folder.path))

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dar.config.run import RunSpec
+from dar.collective import from_main
+from dar.config.run import BestSpec, RunSpec
 from dar.policies.protocol import Policy
 from dar.run.card import model_card
 from dar.run.folder import RunFolder
@@ -24,7 +25,7 @@ class BestPolicy:
     folder: RunFolder
 
     def consider(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Saves the policy if it is better than the one in `best/`.
+        """Saves the policy if it is better than the one in `best/`; all ranks do at once what the main one decides.
 
         Args:
             step: completed steps.
@@ -41,12 +42,8 @@ class BestPolicy:
         if best is None or best.metric not in metrics:
             return False
         value = metrics[best.metric]
-        before = self.folder.best_record()
-        # A record of another metric, from before the recipe was changed, is not one to beat.
-        if before is not None and (before["metric"], before["mode"]) == (best.metric, best.mode):
-            is_better = value > before["value"] if best.mode == "max" else value < before["value"]
-            if not is_better:
-                return False
+        if not from_main(lambda: self._is_better(value, best)):
+            return False
         record = {"step": step, "metric": best.metric, "mode": best.mode, "value": value}
         self.policy.save(
             self.folder.best,
@@ -54,3 +51,11 @@ class BestPolicy:
             notes={"best.json": json.dumps(record, indent=2) + "\n"},
         )
         return True
+
+    def _is_better(self, value: float, best: BestSpec) -> bool:
+        """Whether it is better than what `best/` holds. Raises CheckpointError."""
+        before = self.folder.best_record()
+        # A record of another metric, from before the recipe was changed, is not one to beat.
+        if before is None or (before["metric"], before["mode"]) != (best.metric, best.mode):
+            return True
+        return value > before["value"] if best.mode == "max" else value < before["value"]

@@ -31,7 +31,7 @@ _WRITTEN = (
     *("data.json", "environment.json", "config.yaml"),
 )
 """All that is ever written here, what makes it a run's folder last."""
-_FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap")
+_FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap", "runtime.rank_timeout")
 """Keys that change nothing a resumed run computes."""
 
 

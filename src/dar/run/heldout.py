@@ -5,22 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from dar.advantages import tied_groups
 from dar.algorithms.base import Algorithm, kl_metrics
-from dar.batch import Prompt, Rollouts, TokenOutputs
+from dar.batch import Prompt, Rollouts, TokenOutputs, joined
+from dar.collective import failing_together, gathered
 from dar.config.data import DecodingSpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
+from dar.learn.ranks import own_groups
 from dar.policies.protocol import Policy
-from dar.rewards import RewardSet, RewardTable
+from dar.rewards import RewardSet, RewardTable, join_tables
 from dar.rollout.protocol import Engine, Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
 from dar.run.collect import logged_rollouts
 from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -61,31 +66,42 @@ class HeldoutEvaluation:
         """Reward, KL to π₀, lengths, endings, entropy and repetition of the policy after `step` steps.
 
         The random numbers do not depend on the step, so two evaluations differ by the policy alone. Entropy and KL are
-        means over samples of the policy itself, and left out when the decoding draws from another distribution.
+        means over samples of the policy itself, and left out when the decoding draws from another distribution. Ranks
+        share the prompts, and every one has the whole result.
         """
         where = f"the held-out evaluation at step {step}"
+        own, has_own = _own_share(self.prompts)
         self.engine.sync(self.policy, step)
-        rollouts = self.engine.generate(
-            self.prompts,
-            1 if self.decoding.greedy else self.spec.evaluation.num_generations,
-            max_completion_length=self.spec.sampling.max_completion_length,
-            key=SamplingKey(self.spec.seed, "heldout"),
-            progress=progress,
-            decoding=self.decoding,
-        )
-        rewards = self.rewards.score(rollouts, where=where)
-        gold = None if self.gold is None else self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
+        rewards = gold = current = reference = None
+        with failing_together():
+            rollouts = self.engine.generate(
+                own,
+                1 if self.decoding.greedy else self.spec.evaluation.num_generations,
+                max_completion_length=self.spec.sampling.max_completion_length,
+                key=SamplingKey(self.spec.seed, "heldout"),
+                progress=progress,
+                decoding=self.decoding,
+            )
+            if has_own:
+                rewards = self.rewards.score(rollouts, where=where)
+            if has_own and self.gold is not None:
+                gold = self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
+        has_kl = self.decoding.is_plain and self.policy.has_reference
+        if has_kl:
+            # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.
+            max_tokens = self.spec.runtime.max_tokens_per_microbatch
+            current = self.policy.logprobs(rollouts.groups, max_tokens=max_tokens)
+            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=max_tokens)
+        found = gathered((rewards, gold, rollouts, current, reference) if has_own else None)
+        tables, golds, *rows = zip(*filter(None, found))
+        rewards, gold = join_tables(tables), None if self.gold is None else join_tables(golds)
+        rollouts, current, reference = map(joined, rows)
         metrics = rewards.metrics() | completion_metrics(rollouts) | _gold_metrics(gold)
         metrics["frac_reward_zero_std"] = float(tied_groups(rewards.total).float().mean())
         metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
             metrics["entropy"] = sampled_entropy(rollouts)
-        current = reference = None
-        if self.decoding.is_plain and self.policy.has_reference:
-            # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.
-            max_tokens = self.spec.runtime.max_tokens_per_microbatch
-            current = self.policy.logprobs(rollouts.groups, max_tokens=max_tokens)
-            reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=max_tokens)
+        if has_kl:
             metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
         return HeldoutResult(metrics, rollouts, rewards, gold, current, reference)
 
@@ -101,15 +117,24 @@ class HeldoutCompletions:
 
     def run(self) -> dict[str, float]:
         """`loss`, the method's own, and what it reports of its terms: of pairs `rewards/accuracies` and the like."""
-        rollouts, rewards = logged_rollouts(self.groups, [group.prompt for group in self.groups])
+        own, has_own = _own_share(self.groups)
+        rollouts, rewards = logged_rollouts(own, [group.prompt for group in own])
         reference = None
         if self.algorithm.needs_reference:
             reference = self.policy.ref_logprobs(rollouts.groups, max_tokens=self.max_tokens)
-        batch, _ = self.algorithm.weigh(rollouts.scored(rewards, {}, ref_logprobs=reference))
         current = self.policy.logprobs(rollouts.groups, max_tokens=self.max_tokens)
+        found = gathered((rollouts, rewards, reference, current) if has_own else None)
+        rollouts, rewards, reference, current = map(joined, zip(*filter(None, found)))
+        batch, _ = self.algorithm.weigh(rollouts.scored(rewards, {}, ref_logprobs=reference))
         terms = self.algorithm.terms(TokenOutputs(current), batch)
         loss = float(terms.losses.sum()) / batch.denominator
         return {"loss": loss, **{name: mean.value for name, mean in terms.means.items()}}
+
+
+def _own_share(items: Sequence[Item]) -> tuple[Sequence[Item], bool]:
+    """This rank's items, and whether they are its own: one that is left without takes part with the first."""
+    first, stop = own_groups(len(items))
+    return (items[first:stop], True) if first < stop else (items[:1], False)
 
 
 def _gold_metrics(table: RewardTable | None) -> dict[str, float]:

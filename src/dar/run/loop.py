@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm, Metrics
 from dar.batch import Rollouts, Weighted
-from dar.collective import failing_together, gathered
+from dar.collective import failing_together
 from dar.config.run import RunSpec
 from dar.learn.checkpoint import TrainState
 from dar.learn.learner import Learner
-from dar.learn.ranks import gather_scored, own_groups
+from dar.learn.ranks import gather_scored, leave_ranks, own_groups
 from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.rewards import RewardTable
@@ -75,7 +75,6 @@ class Loop(Steps):
     _timings: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.is_main = self.accelerator.is_main_process
         self.control = self.recorder.control
         if self.is_main:  # as are all callbacks
             theirs = (each for each in self.recorder.callbacks if isinstance(each, TrainerCallbacks))
@@ -102,14 +101,12 @@ class Loop(Steps):
         self.calibration.run()
 
     def advance(self, step: int) -> None:
-        self.recorder.step(step, self.step(step))
+        metrics = self.step(step)
+        with failing_together():
+            self.recorder.step(step, metrics)
 
     def evaluation_due(self, step: int) -> bool:
         return step in (0, self.spec.steps) or due(step, self.spec.evaluation.every)
-
-    def agreed(self, *wishes: bool) -> list[bool]:
-        # Alerts and callbacks are known to the main process alone.
-        return [any(column) for column in zip(*gathered(wishes))]
 
     def step(self, step: int) -> Metrics:
         """One step of the algorithm: sample, score, weigh, update."""
@@ -140,7 +137,8 @@ class Loop(Steps):
             metrics |= self.learner.moved(probe)
         self.learner.sync_reference(step)
         if due(step, spec.logging.completions_every):
-            self.recorder.completions(step, rollouts, rewards, ref_logprobs, weighted)
+            with failing_together():
+                self.recorder.completions(step, rollouts, rewards, ref_logprobs, weighted)
         self.num_tokens = int(metrics["num_tokens"])
         # Taken last, so that the parts and the rest add up to the whole.
         metrics["step_time"] = time.perf_counter() - started
@@ -175,10 +173,10 @@ class Loop(Steps):
         self.learner.release()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        atexit.register(self.accelerator.state.destroy_process_group)
+        atexit.register(leave_ranks)
 
     def evaluate(self, step: int) -> None:
-        if (self.heldout is None and self.known is None) or not self.is_main:
+        if self.heldout is None and self.known is None:
             return
         with self._phase("heldout"):
             found = {} if self.known is None else self.known.run()
@@ -187,7 +185,8 @@ class Loop(Steps):
         # Before its line is written: a run that is killed in between evaluates again, and finds the best as it is.
         if self.best.consider(step, {f"eval/{name}": value for name, value in found.items()}):
             self.display.note(f"the best policy so far is in {self.folder.best}")
-        self.recorder.heldout(step, found, result, seconds=self._timings.pop("heldout"))
+        with failing_together():
+            self.recorder.heldout(step, found, result, seconds=self._timings.pop("heldout"))
         # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
         release_freed_memory()
 

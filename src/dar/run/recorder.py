@@ -53,6 +53,8 @@ class Recorder:
 
     def heldout(self, step: int, found: Mapping[str, float], result: HeldoutResult | None, *, seconds: float) -> None:
         """What a held-out evaluation found, and the completions it sampled, if it did."""
+        if not self.accelerator.is_main_process:
+            return
         line = {f"eval/{name}": value for name, value in {**found, "time": seconds}.items()}
         self._metrics(step, line, tracked=True)
         if result is not None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dar.collective import failing_together, gathered, own_rank
 from dar.errors import CheckpointError
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
+from dar.learn.ranks import lost_ranks_named
 from dar.run.display import Display
 from dar.run.folder import RunFolder
 from dar.run.stopping import Control, signals_handled
@@ -43,7 +45,6 @@ class Steps(ABC):
     start: Callable[[bool], None]
     control: Control
     trainer_callbacks: TrainerCallbacks | None = None
-    is_main: bool = True
     _done: int = 0
     _is_whole: bool = True
 
@@ -83,9 +84,14 @@ class Steps(ABC):
         if self.trainer_callbacks is not None:
             self.trainer_callbacks.tell(event, self.control)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes and shows: alone, or the first."""
+        return own_rank() == 0
+
     def agreed(self, *wishes: bool) -> list[bool]:
-        """Each wish, on every rank, where any rank has it."""
-        return list(wishes)
+        """Each wish, on every rank, where any rank has it: signals, alerts and callbacks are known to one alone."""
+        return [any(column) for column in zip(*gathered(wishes))]
 
     def run(self, *, resume: bool) -> int:
         """Trains to the last step.
@@ -110,7 +116,8 @@ class Steps(ABC):
         self.start(resume)
         with self.display.live(self._done), signals_handled(self._ask_to_stop):
             try:
-                self._train()
+                with lost_ranks_named(self.spec.runtime):
+                    self._train()
             except Exception:  # what a method or an engine of the user's own raises too
                 if self._done > 0 and self._is_whole and self.is_main:
                     self._save()
@@ -121,22 +128,23 @@ class Steps(ABC):
     def _train(self) -> None:
         self._tell("on_train_begin")
         # Step 0, or a step whose evaluation an earlier run could not finish.
-        if self.evaluation_due(self._done) and not self.folder.is_evaluated(self._done):
+        is_lacking = self.is_main and not self.folder.is_evaluated(self._done)
+        if self.evaluation_due(self._done) and self.agreed(is_lacking)[0]:
             self.evaluate(self._done)
         control = self.control
-        is_stopping, _ = self.agreed(control.is_stopping, False)
+        (is_stopping,) = self.agreed(control.is_stopping)
         while self._done < self.num_steps and not is_stopping:
             step = self._done + 1
             self._tell("on_step_begin")
             self.advance(step)
             self._done, self._is_whole = step, True
-            if self.evaluation_due(step) or control.is_evaluating:
+            if self.evaluation_due(step) or self.agreed(control.is_evaluating)[0]:
                 self.evaluate(self._done)
             is_stopping, is_saving = self.agreed(control.is_stopping, control.is_saving)
             if step == self.num_steps or is_stopping or is_saving or due(step, self.spec.checkpoint.every):
-                if self.is_main:
-                    self._save()
-                self.agreed()
+                with failing_together():  # the others wait until it is there
+                    if self.is_main:
+                        self._save()
                 self._tell("on_save")
             control.is_saving = control.is_evaluating = False
         if control.reason is not None:

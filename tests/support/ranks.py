@@ -1,0 +1,30 @@
+"""Several ranks, started as a user would: by torchrun, on CPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+def on_ranks(*command: str, cwd: Path, port: int, count: int = 2) -> subprocess.CompletedProcess[bytes]:
+    """Ranks that wait for each other for ever fail the test with the stacks they wait in."""
+    launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}")
+    command = (sys.executable, *launcher, *command)
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(
+        command, env=os.environ | settings, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            for rank in psutil.Process(process.pid).children(recursive=True):
+                rank.send_signal(signal.SIGABRT)
+            output, _ = process.communicate(timeout=60)
+            pytest.fail(f"the ranks did not end:\n{output.decode(errors='replace')}")
+    return subprocess.CompletedProcess(command, process.returncode, output)
