@@ -29,13 +29,14 @@ class InProcessEngine:
 
     Args:
         max_tokens: prompt and completion tokens in the cache at once; what does not fit waits its turn.
+        in_place: make no copies of weights to sample from.
     """
 
     reproduces: Literal["tokens", "requests", "nothing"] = "tokens"
     policy: Policy
 
-    def __init__(self, *, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, *, max_tokens: int, in_place: bool = False) -> None:
+        self.max_tokens, self.in_place = max_tokens, in_place
 
     def sync(self, policy: Policy, version: int) -> None:
         """The weights are the policy's own, and so only named."""
@@ -84,7 +85,8 @@ class InProcessEngine:
             return tokens, written.ended[rows]
 
         precision, num_rows = self.policy.precision, len(seeds)
-        with precision.compute(), sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows):
+        weights = sampling_weights(self.policy.model, precision.dtype, batch_size=num_rows, in_place=self.in_place)
+        with precision.compute(), weights:
             self.decoder.run(prompts, num_generations, max_completion_length, sample)
         return self._rollouts(prompts, num_generations, written, decoding)
 
