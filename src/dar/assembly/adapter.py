@@ -26,6 +26,7 @@ from transformers.utils.hub import cached_file
 from dar.batch import TokenGroups
 from dar.config.model import LoraSpec
 from dar.errors import ConfigError
+from dar.policies.text.frozen import is_linear
 from dar.policies.text.loading import add_lora, first_line, put_on
 from dar.policies.text.logprobs import LogprobModel, unwrapped
 from dar.rollout.in_process.weights import merged_copy
@@ -46,7 +47,7 @@ def adapted(model: Any, lora: LoraSpec | PeftConfig | None, *, seed: int) -> Any
     """The model with an adapter that is one policy to all who read it.
 
     Args:
-        model: a causal language model, fp32; without an adapter where `lora` is given.
+        model: a causal language model; without an adapter where `lora` is given.
         lora: the adapter, or None where the model came with it.
         seed: of a new adapter's first weights.
 
@@ -191,7 +192,7 @@ def _merging_compared(model: nn.Module) -> Iterator[list[str]]:
     def compare(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
         merged = merged_copy(layer)
         base = merged.get_base_layer()
-        found = (base if type(base) is nn.Linear else merged).forward(*args, **kwargs)
+        found = (base if is_linear(base) else merged).forward(*args, **kwargs)
         found, output = (each if isinstance(each, Tensor) else each[0] for each in (found, output))
         if not torch.allclose(found, output, rtol=_CLOSE, atol=_CLOSE * float(output.abs().max())):
             different.append(name)

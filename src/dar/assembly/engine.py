@@ -19,7 +19,7 @@ def build_engine(spec: AnyEngine) -> Engine:
         ConfigError: its class cannot be imported, does not take the arguments, or has not the methods of an engine.
     """
     if isinstance(spec, InProcessSpec):
-        return InProcessEngine(max_tokens=spec.max_cache_tokens)
+        return InProcessEngine(max_tokens=spec.max_cache_tokens, in_place=spec.in_place)
     kind = load_function(spec.type, what="engine")
     with ForeignCode(lambda kind, said: ConfigError(f"engine {spec.type} cannot be made: {kind}: {said}")):
         inspect.signature(kind).bind(**spec.settings)

@@ -15,6 +15,8 @@ from dar.errors import ConfigError
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
+from dar.policies.text.frozen import asks_its_base, keep_frozen
+from dar.policies.text.head import check_head
 from dar.policies.text.loading import checkpoint_layers, disable_dropout, load_model
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
@@ -33,12 +35,16 @@ def build_policy(
     Raises:
         ConfigError: a model cannot be loaded or trained.
     """
-    model = objects.model if objects.model is not None else load_model(spec.model)
-    # Master weights are fp32 whatever the object came in: a small step would be lost to bf16's rounding.
-    model = model.float()
-    disable_dropout(model)
     lora = objects.lora or spec.model.lora
-    if lora is not None or has_adapter(model):
+    model = objects.model if objects.model is not None else load_model(spec.model, as_saved=lora is not None)
+    disable_dropout(model)
+    is_adapted = lora is not None or has_adapter(model)
+    # What is trained is fp32 whatever the model came in: a small step would be lost to bf16's rounding.
+    if is_adapted and asks_its_base(lora or getattr(model, "active_peft_config", None)):
+        keep_frozen(model if lora is None else model.requires_grad_(False), check_head)
+    else:
+        model = model.float()
+    if is_adapted:
         if spec.reference_sync is not None:
             raise ConfigError("reference_sync needs a reference of its own, but with an adapter the base model is π₀")
         if objects.model is not None:
@@ -51,7 +57,7 @@ def build_policy(
     model.eval()
     reference = objects.reference
     if reference is None and spec.reference is not None and with_reference:
-        reference = load_model(spec.reference)
+        reference = load_model(spec.reference, as_saved=spec.reference_sync is None)
     if reference is not None and with_reference:
         sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
         if sizes[0] != sizes[1]:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dar.collective import num_ranks, own_rank, whole_tensor
+from dar.policies.text.frozen import is_linear
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -127,6 +128,6 @@ def _weights_of_products(model: nn.Module) -> set[int]:
     are looked up, too."""
     others = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding | BaseTunerLayer)
               for parameter in module.parameters()}  # fmt: skip
-    own = {id(parameter) for module in model.modules() if type(module) is nn.Linear
+    own = {id(parameter) for module in model.modules() if is_linear(module)
            for parameter in module.parameters()}  # fmt: skip
     return own - others

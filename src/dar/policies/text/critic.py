@@ -39,7 +39,7 @@ def make_critic(model: Any, kind: Literal["head", "model"]) -> Critic:
     trunk = copy.deepcopy(model)
     if hasattr(trunk, "unload"):
         trunk = trunk.unload()
-    trunk.requires_grad_(True)
+    trunk.float().requires_grad_(True)
     # The critic reads states, so the language-model head (where it is not the embedding itself) has nothing to learn.
     embedding, head = trunk.get_input_embeddings(), trunk.get_output_embeddings()
     if head.weight is not embedding.weight:

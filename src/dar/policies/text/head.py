@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dar.errors import ConfigError
+from dar.policies.text.frozen import is_linear
 
 POSITIONS, ENTRIES = 1024, 2048
 """Positions and vocabulary entries of a tile: 8 MB of fp32 logits."""
@@ -37,7 +38,7 @@ def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: f
     """
     head = model.get_output_embeddings()
     scale, cap = _logit_scale(model), _logit_cap(model)
-    if type(head) is nn.Linear and head.bias is None and cap is None:
+    if is_linear(head) and head.bias is None and cap is None:
         dtype = _compute_dtype(states)
         return _LinearHeadLogprobs.apply(states, head.weight, targets, scale / temperature, dtype)
 
@@ -62,7 +63,7 @@ def head_logits(model: Any, states: Tensor, targets: Tensor, *, temperature: flo
         ConfigError: the architecture's head is more than a linear layer.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or _logit_cap(model) is not None:
+    if not is_linear(head) or _logit_cap(model) is not None:
         raise ConfigError(f"the head of {type(model).__name__} is not linear, so a single logit cannot be had cheaply")
     with torch.autocast(states.device.type, enabled=False):
         # A token that stands twice: by indexing, threads would add up its gradient in any order.

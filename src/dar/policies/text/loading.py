@@ -105,16 +105,20 @@ def load_config(spec: ModelSourceSpec, what: str = "causal language model") -> A
         return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
 
 
-def load_model(spec: ModelSourceSpec) -> Any:
-    """The causal language model with fp32 weights, dropout off; an adapter is merged into its base.
+def load_model(spec: ModelSourceSpec, *, as_saved: bool = False) -> Any:
+    """The causal language model, dropout off; an adapter is merged into its base.
 
     Dropout would make π_t a different distribution at every look, so that no log-probability could be compared.
+
+    Args:
+        spec: where it comes from.
+        as_saved: as for `load_weights`.
 
     Raises:
         ConfigError: it cannot be had, or is no causal language model.
     """
     load_generation_config(spec)
-    model, missing = load_weights(spec, AutoModelForCausalLM)
+    model, missing = load_weights(spec, AutoModelForCausalLM, as_saved=as_saved)
     if missing:
         # transformers would fill them with random numbers and say so in a log line.
         raise ConfigError(
@@ -125,14 +129,16 @@ def load_model(spec: ModelSourceSpec) -> Any:
 
 
 def load_weights(
-    spec: ModelSourceSpec, auto: Any, what: str = "causal language model", **changes: Any
+    spec: ModelSourceSpec, auto: Any, what: str = "causal language model", *, as_saved: bool = False, **changes: Any
 ) -> tuple[Any, list[str]]:
-    """A model with fp32 weights, dropout off, adapters merged, and the names of the weights that nothing held.
+    """A model, dropout off, adapters merged, and the names of the weights that nothing held.
 
     Args:
         spec: where it comes from.
         auto: transformers' class for models of its kind.
         what: that kind, for messages.
+        as_saved: the weights in the precision that its configuration names, instead of fp32, which is what adapters are
+            merged in.
         changes: of its configuration, and further arguments of `from_pretrained`.
 
     Raises:
@@ -143,15 +149,19 @@ def load_weights(
     with explained(spec, adapters, what):
         source = resolve_model(spec)
         _require_weights_for(config, source, auto, spec)
-        # With output_loading_info the call returns a pair, which its annotation does not say.
-        model, found = auto.from_pretrained(
-            source,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **changes,
-        )
+        for dtype in ("auto", torch.float32) if as_saved and not adapters else (torch.float32,):
+            # With output_loading_info the call returns a pair, which its annotation does not say.
+            model, found = auto.from_pretrained(
+                source,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+                dtype=dtype,
+                output_loading_info=True,
+                **changes,
+            )
+            # Constants that an architecture computes (a scale, say) are rounded to the weights' precision.
+            if not any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in model.buffers()):
+                break
     missing = set(found["missing_keys"])
     for adapter in adapters:
         try:
@@ -238,8 +248,8 @@ def load_tokenizer(spec: ModelSourceSpec) -> Any:
 
 
 def add_lora(model: Any, lora: LoraSpec | PeftConfig, task: TaskType = TaskType.CAUSAL_LM, *, seed: int = 0) -> Any:
-    """Wraps the model with a trainable adapter, its first weights a function of the seed alone; a classifier's head is
-    trained whole.
+    """Wraps the model with a trainable fp32 adapter, its first weights a function of the seed alone; a classifier's
+    head is trained whole.
 
     Raises:
         ConfigError: peft finds no module of the given names, or cannot make the adapter.
@@ -258,6 +268,9 @@ def add_lora(model: Any, lora: LoraSpec | PeftConfig, task: TaskType = TaskType.
             wrapped = get_peft_model(model, lora)
     except Exception as error:
         raise ConfigError(f"model.lora cannot be applied to {type(model).__name__}: {first_line(error)}") from error
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     disable_dropout(wrapped)
     return wrapped
 

@@ -22,6 +22,7 @@ from dar.policies.strategy import Replicated, Strategy, make_strategy
 from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
+from dar.policies.text.frozen import keep_frozen, shrink
 from dar.policies.text.head import check_head, logits_of
 from dar.policies.text.loading import eos_token_ids
 from dar.policies.text.logprobs import LogprobModel, unwrapped
@@ -32,7 +33,8 @@ class Policy:
     """The trainable model, its tokenizer, and the reference π₀.
 
     π₀ is, in this order: the model given explicitly; the policy's own base with the adapter off (LoRA); a frozen copy
-    of the initial policy, its linear layers in the compute precision.
+    of the initial policy, its linear layers in the compute precision, or in the one it was saved in if that has fewer
+    bytes.
 
     The methods are those of `dar.policies.protocol.Policy`.
 
@@ -88,16 +90,18 @@ class Policy:
     def _frozen(self, model: Any) -> LogprobModel:
         model.requires_grad_(False)
         model.eval()
-        module = LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
+        keep_frozen(model, check_head)
         if self._reference_moves:
-            return module
+            return LogprobModel(model.float().to(self.precision.device), temperature=self.module.temperature)
+        module = LogprobModel(model.to(self.precision.device), temperature=self.module.temperature)
         # Only the linear layers change dtype: autocast would cast exactly these, so the copy computes bit for bit
-        # what the policy computed before training. A head tied to the embedding stays as it is.
+        # what the policy computed before training. So does what of the rest fits fewer bytes without rounding.
         tied = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
                 for parameter in module.parameters()}  # fmt: skip
         for layer in model.modules():
-            if isinstance(layer, nn.Linear) and id(layer.weight) not in tied:
+            if self.precision.dtype != torch.float32 and isinstance(layer, nn.Linear) and id(layer.weight) not in tied:
                 layer.to(self.precision.dtype)
+        shrink(model)
         return module
 
     @property

@@ -29,14 +29,15 @@ class InProcessEngine:
 
     Args:
         max_tokens: prompt and completion tokens in the cache at once; what does not fit waits its turn.
+        in_place: make no copies of weights to sample from.
     """
 
     reproduces: Literal["tokens", "requests", "nothing"] = "tokens"
     policy: Policy
     module: LogprobModel
 
-    def __init__(self, *, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, *, max_tokens: int, in_place: bool = False) -> None:
+        self.max_tokens, self.in_place = max_tokens, in_place
 
     def sync(self, policy: Policy, version: int) -> None:
         """The weights are the policy's own, and so only named."""
@@ -90,7 +91,7 @@ class InProcessEngine:
         with (
             precision.compute(),
             self.policy.sampler() as self.module,
-            sampling_weights(self.module.model, precision.dtype, batch_size=len(seeds)),
+            sampling_weights(self.module.model, precision.dtype, batch_size=len(seeds), in_place=self.in_place),
         ):
             self.decoder(self.module).run(prompts, num_generations, max_completion_length, sample)
         return self._rollouts(prompts, num_generations, written, decoding)

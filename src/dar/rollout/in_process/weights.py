@@ -1,7 +1,7 @@
 """The weights as sampling wants them: in the compute precision, adapters merged, laid out for small batches.
 
 Sampling reads every weight once per token, so it pays to convert them once per batch of rollouts instead of once per
-token. Layers that read the same states (query, key and value; gate and up) become one product. The policy's own fp32
+token. Layers that read the same states (query, key and value; gate and up) become one product. The policy's own
 weights are not touched; the converted copies live only while the context is open.
 """
 
@@ -17,6 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dar.policies.text.frozen import is_linear
+
 Linear = Callable[[Tensor], Tensor]
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -31,21 +33,31 @@ class _Merged(NamedTuple):
 
 
 @contextmanager
-def sampling_weights(model: nn.Module, dtype: torch.dtype, *, batch_size: int) -> Iterator[None]:
+def sampling_weights(
+    model: nn.Module, dtype: torch.dtype, *, batch_size: int, in_place: bool = False
+) -> Iterator[None]:
     """Inside, the model's linear layers compute with converted weights.
+
+    Layers whose weights are in that precision already, where no layout is to be gained, are left as they are, and an
+    adapter adds to what they compute.
 
     Args:
         model: a transformers or peft model.
         dtype: of the products; with fp32 nothing is converted, only adapters are merged and siblings joined.
         batch_size: rows the layout is chosen for.
+        in_place: leave all layers as they are.
     """
-    layers = dict(_linear_layers(model))
+    layers = {} if in_place else dict(_linear_layers(model))
     patched: list[nn.Module] = []
     try:
         for group in _groups(model, layers):
-            parts = [layers[layer] for layer in group]
-            joined = _linear(*_stacked(parts), dtype, batch_size)
-            forwards = _shared(joined, [len(part.weight) for part in parts])
+            bases = [layers[layer] for layer in group]
+            on_cpu = bases[0].weight.device.type == "cpu" and _can_lay_out(dtype)
+            if not on_cpu and all(base.weight.dtype == dtype for base in bases):
+                continue
+            # One group's merged copies at a time.
+            joined = _linear(*_stacked([_merged(layer, layers[layer]) for layer in group]), dtype, batch_size)
+            forwards = _shared(joined, [len(base.weight) for base in bases])
             for layer, forward in zip(group, forwards, strict=True):
                 # An instance attribute hides the class's method until it is deleted again.
                 setattr(layer, "forward", forward)  # noqa: B010 - pyright knows a method
@@ -56,31 +68,37 @@ def sampling_weights(model: nn.Module, dtype: torch.dtype, *, batch_size: int) -
             del layer.forward
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, _Merged]]:
-    """Every linear layer (one with an adapter as a whole, not its parts)."""
+def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Linear]]:
+    """Every linear layer (one with an adapter as a whole, not its parts) and the one inside that has its weight."""
     inside_adapters: set[int] = set()
     for module in model.modules():
         if id(module) in inside_adapters:
             continue
         if isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
             inside_adapters.update(map(id, module.modules()))
+            base: Any = module.get_base_layer()
             # Where the base is anything else, the layer's own forward serves.
-            if type(module.get_base_layer()) is nn.Linear:
-                base: Any = (module if module.disable_adapters else merged_copy(module)).get_base_layer()
-                yield module, _Merged(base.weight, base.bias)
-        elif type(module) is nn.Linear:
-            yield module, _Merged(module.weight, module.bias)
+            if is_linear(base):
+                yield module, base
+        elif isinstance(module, nn.Linear) and is_linear(module):
+            yield module, module
+
+
+def _merged(layer: nn.Module, base: nn.Linear) -> _Merged:
+    if layer is not base and not getattr(layer, "disable_adapters", False):
+        base = merged_copy(layer).get_base_layer()
+    return _Merged(base.weight, base.bias)
 
 
 def merged_copy(layer: Any) -> Any:
     """The layer with its active adapters merged into its base by peft itself; unmerging would leave rounding behind."""
-    merged = copy.deepcopy(layer)
+    merged = copy.deepcopy(layer).float()
     with torch.autocast(next(merged.parameters()).device.type, enabled=False):
         merged.merge()
     return merged
 
 
-def _groups(model: nn.Module, layers: dict[nn.Module, _Merged]) -> list[list[nn.Module]]:
+def _groups(model: nn.Module, layers: dict[nn.Module, nn.Linear]) -> list[list[nn.Module]]:
     """The layers, those that read the same states together."""
     groups: list[list[nn.Module]] = []
     for parent in model.modules():
@@ -88,8 +106,8 @@ def _groups(model: nn.Module, layers: dict[nn.Module, _Merged]) -> list[list[nn.
             found = [getattr(parent, name, None) for name in names]
             members = [member for member in found if member is not None and member in layers]
             if len(members) == len(names):
-                parts = [layers[member] for member in members]
-                alike = len({(part.bias is None, part.weight.shape[1]) for part in parts}) == 1
+                bases = [layers[member] for member in members]
+                alike = len({(base.bias is None, base.in_features) for base in bases}) == 1
                 groups += [members] if alike else [[member] for member in members]
     grouped = {layer for group in groups for layer in group}
     return groups + [[layer] for layer in layers if layer not in grouped]
@@ -98,6 +116,7 @@ def _groups(model: nn.Module, layers: dict[nn.Module, _Merged]) -> list[list[nn.
 def _stacked(parts: list[_Merged]) -> _Merged:
     if len(parts) == 1:
         return parts[0]
+    # Of different precisions where some have an adapter: the widest has all their numbers.
     biases = [part.bias for part in parts if part.bias is not None]
     return _Merged(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
 
