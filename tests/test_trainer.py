@@ -535,12 +535,12 @@ def test_damaged_newest_checkpoint_costs_a_step_and_no_bit(tmp_path: Path, caplo
     expected = numbers(make_trainer(tmp_path / "whole", settings=LONGER).train())
     with pytest.raises(Crash):
         make_trainer(tmp_path / "cut", settings=LONGER, callbacks=[CrashAt(4)]).train()
-    newest = tmp_path / "cut" / "run" / "checkpoints" / "step-3" / "policy.safetensors"
+    (newest,) = (tmp_path / "cut" / "run" / "checkpoints" / "step-3").glob("shard-*")
     newest.write_bytes(newest.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         result = make_trainer(tmp_path / "cut", settings=LONGER).train(resume_from_checkpoint=True)
     assert numbers(result) == expected
-    assert "step-3 is damaged (policy.safetensors has" in caplog.text
+    assert "step-3 is damaged (shard-00001-model-00001-of-00001.safetensors has" in caplog.text
 
 
 def test_folder_without_a_run_cannot_be_resumed(tmp_path: Path):

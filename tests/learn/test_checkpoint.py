@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from dar.config.optim import AdafactorSpec, AdamWSpec
 from dar.errors import CheckpointError
@@ -25,13 +26,13 @@ from dar.learn.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_valid,
-    read_extras,
     read_state,
     save_checkpoint,
 )
 from dar.learn.optim import build_optimizer
 
-FILES = ["extras.safetensors", "manifest.json", "optimizer.pt", "policy.safetensors", "rng.pt", "state.json"]
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+FILES = ["manifest.json", "optimizer.json", "rng-0.pt", SHARD, "state.json"]
 
 
 class Run:
@@ -58,7 +59,8 @@ class Run:
         return save_checkpoint(folder, state, self.parameters, self.optimizer, extras, keep=keep)
 
     def load(self, checkpoint: Path) -> TrainState:
-        return load_checkpoint(checkpoint, self.parameters, self.optimizer)
+        load_checkpoint(checkpoint, self.parameters, self.optimizer, {})
+        return read_state(checkpoint)
 
     def snapshot(self) -> dict[str, Any]:
         return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
@@ -137,8 +139,7 @@ def test_checkpoint_holds_what_it_says_and_nothing_pickled(tmp_path: Path):
     assert path == tmp_path / "step-4"
     assert sorted(file.name for file in path.iterdir()) == FILES
     assert read_state(path) == TrainState(4, 40, "ref", algorithm={"penalty": 4 / 3})
-    for name in ("optimizer.pt", "rng.pt"):
-        torch.load(path / name, weights_only=True)
+    torch.load(path / "rng-0.pt", weights_only=True)
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path):
@@ -197,12 +198,12 @@ def full_disk_as_torch_says_it(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("target", "name", "failure"),
     [
-        (checkpoints, "save_file", full_disk),
+        (FileSystem, "create_stream", full_disk),
+        (FileSystem, "create_stream", full_disk_as_torch_says_it),
         (checkpoints.torch, "save", full_disk),
-        (checkpoints.torch, "save", full_disk_as_torch_says_it),
         (os, "replace", full_disk),
     ],
-    ids=["weights", "optimizer", "optimizer (torch)", "rename"],
+    ids=["weights", "weights (torch)", "random numbers", "rename"],
 )
 def test_failure_while_saving_leaves_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, failure: Callable[..., None]
@@ -280,10 +281,16 @@ def test_checkpoint_whose_manifest_says_nothing_is_damaged(tmp_path: Path, manif
 def test_when_every_checkpoint_is_damaged_nothing_is_read(tmp_path: Path):
     run = Run()
     for step in (1, 2):
-        truncate(run.save(tmp_path, step) / "policy.safetensors")
+        truncate(run.save(tmp_path, step) / SHARD)
     with pytest.raises(
         CheckpointError, match=r"every checkpoint in .* is damaged; start a new run in another output_dir"
     ):
+        newest_valid(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path: Path):
+    (Run().save(tmp_path, 2) / "optimizer.pt").touch()
+    with pytest.raises(CheckpointError, match=r"step-2 was written by dar 0\.3 or before"):
         newest_valid(tmp_path)
 
 
@@ -315,14 +322,14 @@ def test_checkpoint_with_other_names_is_refused(tmp_path: Path):
     with pytest.raises(
         CheckpointError, match=r"1 trainable tensors differ .* first is 2\.bias \(\(2,\) saved, None here\)"
     ):
-        load_checkpoint(path, fewer, run.optimizer)
+        load_checkpoint(path, fewer, run.optimizer, {})
 
 
 def test_checkpoint_of_another_optimizer_is_refused(tmp_path: Path):
     run = Run(spec=AdafactorSpec(learning_rate=0.1))
     run.train(1)
     path = run.save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="optimizer"):
+    with pytest.raises(CheckpointError, match="is of another optimizer: Adafactor, not AdamW"):
         Run(spec=AdamWSpec(learning_rate=0.1)).load(path)
 
 
@@ -336,7 +343,7 @@ def test_manifest_lists_every_file_with_its_size(tmp_path: Path):
 def test_what_a_killed_run_left_half_done_is_swept(tmp_path: Path):
     for name in (".writing-step-7", ".removing-step-1"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "policy.safetensors").write_bytes(b"half")
+        (tmp_path / name / SHARD).write_bytes(b"half")
     run = Run()
     run.save(tmp_path, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
@@ -346,7 +353,9 @@ def test_the_methods_numbers_and_the_extra_tensors_come_back_bit_for_bit(tmp_pat
     run = Run()
     path = run.save(tmp_path, 3)
     assert read_state(path).algorithm == {"penalty": 1.0}
-    extras = read_extras(path)
+    reference = torch.zeros(2)
+    extras = {"reference.weight": reference}
+    load_checkpoint(path, run.parameters, run.optimizer, extras)
     assert sorted(extras) == ["reference.weight", "replay.0.mask"]
     assert extras["replay.0.mask"].tolist() == [True, False, True]
-    assert torch.equal(extras["reference.weight"], torch.full((2,), 3 / 7))
+    assert torch.equal(reference, torch.full((2,), 3 / 7))

@@ -209,7 +209,8 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         {key: value for key, value in line.items() if not key.startswith(("time/", "step_time", "memory/"))}
         for line in lines
     ]
-    checkpoint = load_file(folder / "checkpoints" / "step-4" / "policy.safetensors")
+    (shard,) = (folder / "checkpoints" / "step-4").glob("shard-*")
+    checkpoint = load_file(shard)
     model = load_file(folder / "model" / "model.safetensors")
     return metrics, {**checkpoint, **{f"model/{name}": tensor for name, tensor in model.items()}}
 

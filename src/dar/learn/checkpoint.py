@@ -1,8 +1,9 @@
 """Checkpoints: written beside and renamed, verified before they are read, safetensors and weights-only loading.
 
-A checkpoint folder holds `policy.safetensors` (trainable fp32 weights), `optimizer.pt`, `rng.pt`, `state.json`,
-`extras.safetensors` (what else changes from step to step: replayed batches, a moving reference, projections) and,
-written last, `manifest.json` with every file's size and SHA-256.
+A checkpoint folder holds `shard-R-….safetensors`, what rank R − 1 wrote of all tensors (`policy.…`, the trainable
+weights; `optimizer.…`, their moments; `extras.…`, what else changes from step to step: replayed batches, a moving
+reference, projections), `optimizer.json` (what of the optimizer are plain numbers), an `rng-….pt` of each rank,
+`state.json` and, written last, `manifest.json` with every file's size and SHA-256. Any number of ranks reads it.
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from dar.collective import failing_together, from_main, num_ranks, own_part, own_rank
 from dar.errors import CheckpointError
 from dar.files.atomic import remove, remove_rests, written
 from dar.files.intake import sha256_of
 
 log = logging.getLogger(__name__)
 
-_FILES = {"policy.safetensors", "optimizer.pt", "rng.pt", "state.json", "extras.safetensors"}
+_FILES = {"optimizer.json", "rng-0.pt", "state.json"}
+_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -58,36 +68,93 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Writes checkpoints/step-N and removes all but the newest `keep`.
+    """Writes checkpoints/step-N and removes all but the newest `keep`; every rank calls, and writes its part.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: the disk is full or not writable; what was saved before is untouched.
+        CheckpointError: the disk is full or not writable, on whichever rank; what was saved before is untouched.
     """
     target = folder / f"step-{state.step}"
-    try:
-        with written(target) as scratch:
-            scratch.mkdir()
-            for name, tensors in ("policy", parameters), ("extras", extras):
-                kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-                save_file(kept, scratch / f"{name}.safetensors")
-            torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
-            torch.save(_rng_state(), scratch / "rng.pt")
-            (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    moments, numbers = _optimizer_state(parameters, optimizer)
+    tensors = _named("policy", parameters) | moments | _named("extras", extras)
+    with failing_together(), ExitStack() as opened:
+
+        def begin() -> Path:
+            with _explained(target):
+                opened.enter_context(_explained(target))
+                scratch = opened.enter_context(written(target))
+                scratch.mkdir()
+                return scratch
+
+        scratch = from_main(begin)
+        with _explained(target):
+            writer = HuggingFaceStorageWriter(str(scratch), _portions(tensors), save_distributed=True)
+            _quietly(dcp.save, tensors, storage_writer=writer)
+        with failing_together(), _explained(target):
+            torch.save(_rng_state(), scratch / f"rng-{own_rank()}.pt")
+        if own_rank() == 0:
+            for name, found in ("optimizer", numbers), ("state", asdict(state)):
+                (scratch / f"{name}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
             manifest = {file.name: [file.stat().st_size, sha256_of(file)] for file in sorted(scratch.iterdir())}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    except (OSError, RuntimeError) as error:
+    if own_rank() == 0:
+        for old in _superseded(folder, state.step, keep):
+            remove(old)
+        remove_rests(folder)
+    return target
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:
         # torch and safetensors report a full disk as a RuntimeError of their own.
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise CheckpointError(
-            f"checkpoint {target} cannot be written: {error}. Earlier checkpoints are intact; free some space and "
+            f"checkpoint {target} cannot be written: {cause}. Earlier checkpoints are intact; free some space and "
             "continue with --resume."
         ) from error
-    for old in _superseded(folder, state.step, keep):
-        remove(old)
-    remove_rests(folder)
-    return target
+
+
+def _quietly(pass_on: Callable[..., Any], *arguments: Any, **others: Any) -> None:
+    """torch's distributed checkpoint, which warns where it is used by one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        pass_on(*arguments, **others, no_dist=num_ranks() == 1)
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without gradient, under names that begin so; one that wraps others (quantised moments, say) as these."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
+            inner = {part: getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]}
+            found |= _named(f"{prefix}.{name}", inner)
+        else:
+            found[f"{prefix}.{name}"] = tensor.detach()
+    return found
+
+
+def _optimizer_state(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the optimizer remembers of each parameter: tensors, and plain numbers beside its kind."""
+    tensors, numbers = dict[str, Tensor](), dict[str, Any]()
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= _named(f"optimizer.{name}", {key: each for key, each in state.items() if isinstance(each, Tensor)})
+        numbers[name] = {key: each for key, each in state.items() if not isinstance(each, Tensor)}
+    return tensors, {"type": type(optimizer).__name__, "numbers": numbers}
+
+
+def _portions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Which of a rank's files each tensor goes to, from 1: the writer makes a whole file in memory."""
+    ends = accumulate(own_part(tensor).nbytes for tensor in tensors.values())
+    # Ranks hold unequal parts of a tensor, and must agree.
+    return from_main(lambda: {name: 1 + end // _FILE_BYTES for name, end in zip(tensors, ends, strict=True)})
 
 
 def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
@@ -113,11 +180,16 @@ def newest_valid(folder: Path) -> Path | None:
     A damaged one is passed over with a warning. What a kill left half-done is finished first.
 
     Raises:
-        CheckpointError: there are checkpoints, and every one is damaged.
+        CheckpointError: there are checkpoints, and every one is damaged, or they are an older version's.
     """
     remove_rests(folder)
     candidates = list_checkpoints(folder)
     for path in candidates:
+        if (path / "optimizer.pt").exists():
+            raise CheckpointError(
+                f"{path} was written by dar 0.3 or before, whose checkpoints are not read any more: finish the run "
+                "with that version, or start a new one in another output_dir"
+            )
         problem = _damage(path)
         if problem is None:
             return path
@@ -132,21 +204,24 @@ def read_state(checkpoint: Path) -> TrainState:
     return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
 
 
-def read_extras(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of extras.safetensors."""
-    return load_file(checkpoint / "extras.safetensors")
-
-
 def load_checkpoint(
-    checkpoint: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> TrainState:
-    """Restores weights, optimizer and random-number generators in place.
+    checkpoint: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    extras: dict[str, Tensor],
+) -> None:
+    """Restores weights, optimizer and random-number generators in place; every rank calls, and reads its part.
+
+    Args:
+        extras: those of the present, into which the saved ones are read where they are as large; the others are added,
+            and what was not saved is taken out.
 
     Raises:
         CheckpointError: the checkpoint is of another model or optimizer.
     """
-    tensors = load_file(checkpoint / "policy.safetensors")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    shapes = {name.removeprefix("policy."): tuple(each.size) for name, each in saved.items() if name[:7] == "policy."}
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if shapes != expected:
         differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
@@ -154,18 +229,40 @@ def load_checkpoint(
             f"{checkpoint} is of another model: {len(differing)} trainable tensors differ in name or shape, the first "
             f"is {differing[0]} ({shapes.get(differing[0])} saved, {expected.get(differing[0])} here)"
         )
-    optimizer_state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    saved, here = (state["param_groups"][0].keys() for state in (optimizer_state, optimizer.state_dict()))
-    if saved != here:
-        raise CheckpointError(
-            f"{checkpoint} is of another optimizer than {type(optimizer).__name__}: its settings are {', '.join(saved)}"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    optimizer.load_state_dict(optimizer_state)
-    _restore_rng(torch.load(checkpoint / "rng.pt", weights_only=True))
-    return read_state(checkpoint)
+    kept = json.loads((checkpoint / "optimizer.json").read_text(encoding="utf-8"))
+    if kept["type"] != type(optimizer).__name__:
+        raise CheckpointError(f"{checkpoint} is of another optimizer: {kept['type']}, not {type(optimizer).__name__}")
+    _step_nowhere(optimizer)
+    for name, parameter in parameters.items():
+        if not any(each.startswith(f"optimizer.{name}.") for each in saved):
+            optimizer.state.pop(parameter, None)  # one that no gradient had reached
+        else:
+            optimizer.state[parameter] |= kept["numbers"][name]
+    targets = _named("policy", parameters) | _optimizer_state(parameters, optimizer)[0]
+    for name in [name for name in extras if f"extras.{name}" not in saved]:
+        del extras[name]
+    for name, each in saved.items():
+        kind, _, rest = name.partition(".")
+        if kind == "extras":
+            if rest not in extras or extras[rest].shape != each.size:
+                extras[rest] = torch.empty(each.size, dtype=each.properties.dtype)
+            targets[name] = extras[rest].detach()
+    _quietly(dcp.load, targets, storage_reader=reader)
+    num_saved = len(list(checkpoint.glob("rng-*.pt")))
+    _restore_rng(torch.load(checkpoint / f"rng-{own_rank() % num_saved}.pt", weights_only=True))
+
+
+def _step_nowhere(optimizer: torch.optim.Optimizer) -> None:
+    """A step at rate 0 on gradients of 0: the optimizer then has all that it remembers, whatever that is."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * 0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _rng_state() -> dict[str, Any]:
@@ -194,6 +291,8 @@ def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        if not any(name.startswith("shard-") for name in manifest):
+            return "manifest.json lists no tensors"
         if unlisted := sorted(_FILES - manifest.keys()):
             return f"manifest.json does not list {', '.join(unlisted)}"
         for name, (size, digest) in manifest.items():

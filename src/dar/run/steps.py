@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar.collective import failing_together, gathered, own_rank
-from dar.errors import CheckpointError
-from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
+from dar.collective import from_main, gathered, num_ranks, own_rank
+from dar.errors import CheckpointError, DarError, RankError
+from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.learn.ranks import lost_ranks_named
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -118,8 +118,10 @@ class Steps(ABC):
             try:
                 with lost_ranks_named(self.spec.runtime):
                     self._train()
-            except Exception:  # what a method or an engine of the user's own raises too
-                if self._done > 0 and self._is_whole and self.is_main:
+            except Exception as error:  # what a method or an engine of the user's own raises too
+                # Saving takes all ranks, and only a DarError is all ranks' (dar.collective).
+                is_shared = isinstance(error, DarError) and not isinstance(error, RankError)
+                if self._done > 0 and self._is_whole and (is_shared or num_ranks() == 1):
                     self._save()
                     self.display.note(f"saved after step {self._done}; continue with --resume")
                 raise
@@ -142,9 +144,7 @@ class Steps(ABC):
                 self.evaluate(self._done)
             is_stopping, is_saving = self.agreed(control.is_stopping, control.is_saving)
             if step == self.num_steps or is_stopping or is_saving or due(step, self.spec.checkpoint.every):
-                with failing_together():  # the others wait until it is there
-                    if self.is_main:
-                        self._save()
+                self._save()
                 self._tell("on_save")
             control.is_saving = control.is_evaluating = False
         if control.reason is not None:
@@ -163,7 +163,7 @@ class Steps(ABC):
 
     def _restored(self) -> int:
         """Goes back to the newest checkpoint; the number of its step."""
-        checkpoint, step = newest_valid(self.folder.checkpoints), -1
+        checkpoint, step = from_main(lambda: newest_valid(self.folder.checkpoints)), -1
         if checkpoint is None:
             log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
         else:
@@ -173,8 +173,10 @@ class Steps(ABC):
                     f"{checkpoint} was trained from another initial model: π₀'s weights differ (saved {saved[:12]}, "
                     f"here {self.initial[:12]}). Resume with the model the run was started from."
                 )
-            state = load_checkpoint(checkpoint, self.trainable(), self.optimizer)
-            self.restore(state, read_extras(checkpoint))
+            extras = self.extras()
+            load_checkpoint(checkpoint, self.trainable(), self.optimizer, extras)
+            state = read_state(checkpoint)
+            self.restore(state, extras)
             step = state.step
         if self.is_main:
             self.folder.record_recipe(self.spec)
