@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 
 from dar.batch import TokenGroups
 from dar.policies.precision import Precision
-from dar.policies.text import divergence as divergence_module
+from dar.policies.text import head as head_module
 from dar.policies.text.divergence import HeldTokens, forward_kl
 from dar.policies.text.head import logits_of
 from dar.policies.text.logprobs import LogprobModel, unwrapped
@@ -63,7 +63,7 @@ def by_definition(model: Any, reference: Any, groups: TokenGroups) -> Tensor:
 def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], packed: bool
 ):
-    monkeypatch.setattr(divergence_module, "CHUNK", 4)  # 9 held tokens: three chunks, the last one short
+    monkeypatch.setattr(head_module, "CHUNK", 4)  # 9 held tokens: three chunks, the last one short
     groups, reference = small_groups(), make_model(**changes)
     plain = moved(make_model(**changes))
     expected = by_definition(plain, reference, groups) * HELD.unsqueeze(1)
@@ -155,7 +155,7 @@ def test_both_get_the_temperature_and_only_the_policy_a_gradient():
 
 def test_no_more_than_a_chunk_of_logits_is_ever_held(monkeypatch: pytest.MonkeyPatch):
     """Whatever the number of rows, the saved tensors between the passes are states and never [.., vocabulary]."""
-    monkeypatch.setattr(divergence_module, "CHUNK", 4)
+    monkeypatch.setattr(head_module, "CHUNK", 4)
     model, sizes = make_model(), []
     state = torch.randn(64, 32, requires_grad=True)
 

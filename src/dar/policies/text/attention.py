@@ -10,7 +10,8 @@ log-sum-exps:
     o = (e^{ℓ₁} o₁ + e^{ℓ₂} o₂) / (e^{ℓ₁} + e^{ℓ₂}).
 
 In the backward pass each part's gradient is FlashAttention's, given the *joined* output and log-sum-exp (as in ring
-attention, Liu et al. 2023, arXiv:2310.01889).
+attention, Liu et al. 2023, arXiv:2310.01889). That is the CPU's way. CUDA has one kernel for all (`flex.py`), other
+devices torch's SDPA with a mask.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from dar.policies.text.flex import BLOCK, SMALLEST_HEAD, flex, seen_by, serves
 from dar.policies.text.packing import PackedGroups, Segments, Sight
 
 NAME = "dar"
@@ -124,6 +126,9 @@ def dar_attention_forward(
         return output, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    if query.device.type != "cpu":
+        # Rotary factors are fp32, and leave the values behind in the compute precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
     if packed is None:
         assert decoding is not None
         output = decoding.attend(
@@ -132,48 +137,39 @@ def dar_attention_forward(
         return output.unsqueeze(0), None
     if decoding is not None:
         decoding.add_prompts(module.layer_idx, key, value, packed)
-    if softcap is not None or attention_mask is not None:
-        output = masked_attention(query, key, value, packed, scale=scale, sight=attention_mask, softcap=softcap)
-    elif query.device.type == "cpu":
+    is_plain = attention_mask is None and softcap is None
+    if is_plain and query.device.type == "cpu":
         output = _FlashSharedPrefix.apply(query, key, value, packed, scale)
+    elif serves(query.device) and query.shape[-1] >= SMALLEST_HEAD:
+        output = flex(query, key, value, packed, scale=scale, sight=attention_mask, softcap=softcap)
+    elif query.device.type != "cpu" and softcap is None:
+        output = sdpa_attention(query, key, value, packed, scale=scale, sight=attention_mask)
     else:
-        output = sdpa_attention(query, key, value, packed, scale=scale)
+        output = masked_attention(query, key, value, packed, scale=scale, sight=attention_mask, softcap=softcap)
     return output.unsqueeze(0), None
 
 
-def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, packed: PackedGroups, *, scale: float) -> Tensor:
-    """The same result through torch's SDPA, the prompt's keys repeated for each completion: for other devices.
+def placed(packed: PackedGroups, device: torch.device) -> PackedGroups:
+    """The layout on a device, as its attention wants it."""
+    return (packed.aligned(BLOCK) if serves(device) else packed).to(device)
 
-    Args:
-        query: [N, H, D].
-        key, value: [N, G, D].
 
-    Returns:
-        [N, H, D].
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, packed: PackedGroups, *, scale: float, sight: Sight | None = None
+) -> Tensor:
+    """The same result through torch's SDPA and a mask of all tokens: where nothing better serves.
+
+    Args and result as `masked_attention`. The time grows with the square of the row, and so do the mask's bytes.
     """
-    query, key, value = (_on_heads(states, query.shape[1]) for states in (query, key, value))
-    output = torch.zeros_like(query)
-    queries, keys, values = (packed.prompts.pad(states).transpose(1, 2) for states in (query, key, value))
-    own = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
-    output = _put(output, packed.prompts, own)
-    for index, (start, stop) in enumerate(packed.group_rows):
-        part = Segments(packed.completions.gather[start:stop], packed.completions.valid[start:stop])
-        width = int(part.valid.sum(1).max())
-        if width == 0:
-            continue
-        part = Segments(part.gather[:, :width], part.valid[:, :width])
-        length = int(packed.prompts.valid[index].sum())
-        prefix = packed.prompts.gather[index, :length]
-        joined = [
-            torch.cat([states[prefix].expand(len(part.gather), -1, -1, -1), part.pad(states)], 1).transpose(1, 2)
-            for states in (key, value)
-        ]
-        # Padding stands to the right of every query that counts, so the causal mask hides it too.
-        seen = torch.ones(width, length + width, dtype=torch.bool, device=query.device).tril(length)
-        queries = part.pad(query).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(queries, *joined, attn_mask=seen, scale=scale)
-        output = _put(output, part, mixed)
-    return output
+    states = (_on_heads(each, query.shape[1]).transpose(0, 1).unsqueeze(0) for each in (query, key, value))
+    mask = packed.kept(_dense_mask, sight)
+    return functional.scaled_dot_product_attention(*states, attn_mask=mask, scale=scale).squeeze(0).transpose(0, 1)
+
+
+def _dense_mask(packed: PackedGroups, sight: Sight | None) -> Tensor:
+    """[N, N] bool: who sees whom."""
+    at = torch.arange(packed.num_tokens, device=packed.ids.device)
+    return seen_by(packed, sight)(None, None, at.unsqueeze(1), at.unsqueeze(0))
 
 
 def masked_attention(
@@ -188,24 +184,38 @@ def masked_attention(
 ) -> Tensor:
     """The definition: dense scores per group with an explicit mask; any rule of who sees whom, any soft cap.
 
-    Args and result as `sdpa_attention`. Memory grows with the square of a group's tokens.
+    Memory grows with the square of a group's tokens.
+
+    Args:
+        query: [N, H, D].
+        key, value: [N, G, D].
+        packed: the layout.
+        scale: of the scores.
+        sight: which positions see which; None: all up to themselves.
+        softcap: scores become c·tanh(score/c).
+
+    Returns:
+        [N, H, D].
     """
-    query, key, value = (_on_heads(states, query.shape[1]) for states in (query, key, value))
-    output = torch.zeros_like(query)
-    for index, (start, stop) in enumerate(packed.group_rows):
-        spans = [packed.prompts.gather[index][packed.prompts.valid[index]]]
-        spans += [packed.completions.gather[row][packed.completions.valid[row]] for row in range(start, stop)]
-        tokens = torch.cat(spans)
-        segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
-        position = packed.positions[tokens]
-        visible = (segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0)
-        visible &= (sight or torch.ge)(position.unsqueeze(1), position.unsqueeze(0))
-        scores = torch.einsum("qhd,khd->hqk", query[tokens].float(), key[tokens].float()) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(value.dtype)
-        output = output.index_put((tokens,), torch.einsum("hqk,khd->qhd", weights, value[tokens]))
-    return output
+    flat = [_on_heads(states.float(), query.shape[1]) for states in (query, key, value)]
+    output = torch.zeros_like(flat[0])
+    # Autocast would round the scores.
+    with torch.autocast(query.device.type, enabled=False):
+        for index, (start, stop) in enumerate(packed.group_rows):
+            spans = [packed.prompts.gather[index][packed.prompts.valid[index]]]
+            spans += [packed.completions.gather[row][packed.completions.valid[row]] for row in range(start, stop)]
+            tokens = torch.cat(spans)
+            segment = torch.cat([torch.full_like(span, number) for number, span in enumerate(spans)])
+            position = packed.positions[tokens]
+            visible = (segment.unsqueeze(1) == segment.unsqueeze(0)) | (segment == 0).unsqueeze(0)
+            visible &= (sight or torch.ge)(position.unsqueeze(1), position.unsqueeze(0))
+            queries, keys, values = (states[tokens] for states in flat)
+            scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+            output = output.index_put((tokens,), torch.einsum("hqk,khd->qhd", weights, values))
+    return output.to(query.dtype)
 
 
 class _FlashSharedPrefix(torch.autograd.Function):
@@ -319,11 +329,6 @@ def _on_heads(states: Tensor, heads: int) -> Tensor:
     return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
 
 
-def _put(flat: Tensor, segments: Segments, padded: Tensor) -> Tensor:
-    """flat with the segments' tokens replaced by [S, H, L, D] values (differentiable)."""
-    return flat.index_put((segments.gather[segments.valid],), padded.transpose(1, 2)[segments.valid])
-
-
 def _take(flat: Tensor, segments: Segments, padded: Tensor) -> None:
-    """As `_put`, in place."""
+    """flat with the segments' tokens replaced by [S, H, L, D] values, in place."""
     flat[segments.gather[segments.valid]] = padded.transpose(1, 2)[segments.valid]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dar.policies.text.head import CHUNK, logits_of
+from dar.policies.text.head import logits_of, portions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def forward_kl(
         return _ForwardKL.apply(logits_of(model, state) / temperature, ref_logprobs)
 
     parts = []
-    for state, ref_state in zip(states.split(CHUNK), ref_states.split(CHUNK), strict=True):
+    size = portions(states.device)[2]
+    for state, ref_state in zip(states.split(size), ref_states.split(size), strict=True):
         part = checkpoint(chunk_kl, state, ref_state, use_reentrant=False)
         assert part is not None
         parts.append(part)

@@ -23,6 +23,14 @@ CHUNK = 128
 """Positions per pass through a head that is not taken in tiles: 128 × 49 152 logits are 25 MB in fp32, which still come
 from the heap instead of freshly mapped pages (`dar.run.environment.settle_heap`)."""
 
+DEVICE_POSITIONS, DEVICE_ENTRIES, DEVICE_CHUNK = 4096, 16384, 512
+"""The same on a GPU, where a small product leaves most of it idle: 268 MB of fp32 logits."""
+
+
+def portions(device: torch.device) -> tuple[int, int, int]:
+    """(positions, vocabulary entries) of a tile, and positions per pass through a head that is not taken in tiles."""
+    return (POSITIONS, ENTRIES, CHUNK) if device.type == "cpu" else (DEVICE_POSITIONS, DEVICE_ENTRIES, DEVICE_CHUNK)
+
 
 def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
     """log softmax(head(h) / T)[target], in fp32.
@@ -47,7 +55,8 @@ def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: f
         return logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
     parts = []
-    for state, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
+    size = portions(states.device)[2]
+    for state, target in zip(states.split(size), targets.split(size), strict=True):
         part = checkpoint(chunk_logprobs, state, target, use_reentrant=False)
         assert part is not None
         parts.append(part)
@@ -91,18 +100,19 @@ class _LinearHeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        tiles = _slices(len(weight), ENTRIES)
+        positions, size, _ = portions(states.device)
+        tiles = _slices(len(weight), size)
         sums = torch.empty(len(states), len(tiles), dtype=torch.float32, device=states.device)
         chosen = torch.empty(len(states), dtype=torch.float32, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in _slices(len(states), POSITIONS):
+            for rows in _slices(len(states), positions):
                 state, target, logit = states[rows].to(dtype), targets[rows], chosen[rows]
                 for number, entries in enumerate(tiles):
                     logits = _scaled(state @ weight[entries].to(dtype).T, scale).float()
                     # log-softmax is one pass where log-sum-exp would be four.
                     sums[rows, number] = logits[:, 0] - logits.log_softmax(-1)[:, 0]
-                    at, entry = _targets_in(entries, target)
-                    logit[at] = logits[at, entry]
+                    is_here, column = _targets_in(entries, target)
+                    logit.copy_(torch.where(is_here, logits.gather(1, column), logit.unsqueeze(1)).squeeze(1))
         total = sums.logsumexp(-1)
         logprobs = chosen - total
         ctx.save_for_backward(states, weight, targets, logprobs, (sums - total.unsqueeze(-1)).exp_())
@@ -113,20 +123,22 @@ class _LinearHeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         states, weight, targets, logprobs, shares = ctx.saved_tensors
         scale, dtype = ctx.scale, ctx.dtype
+        positions, size, _ = portions(states.device)
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
-            for rows in _slices(len(states), POSITIONS):
+            for rows in _slices(len(states), positions):
                 state, target = states[rows].to(dtype), targets[rows]
                 factor = (grads[0][rows] * scale).unsqueeze(-1)
                 # 1 − p_y
                 missing = -torch.expm1(logprobs[rows]).unsqueeze(-1)
                 scaled = factor * states[rows].float()
                 pull = missing * weight[target].to(dtype).float()
-                for number, entries in enumerate(_slices(len(weight), ENTRIES)):
+                for number, entries in enumerate(_slices(len(weight), size)):
                     tile, share = weight[entries].to(dtype), shares[rows, number].unsqueeze(-1)
                     others = torch.softmax(_scaled(state @ tile.T, scale), -1)
-                    others[_targets_in(entries, target)] = 0.0
+                    is_here, column = _targets_in(entries, target)
+                    others.scatter_(1, column, torch.where(is_here, 0.0, others.gather(1, column)))
                     if grad_states is not None:
                         pull -= share * (others @ tile).float()
                     if grad_weight is not None:
@@ -143,9 +155,13 @@ def _slices(length: int, size: int) -> list[slice]:
 
 
 def _targets_in(entries: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(positions whose target lies in a tile, its column there)."""
-    at = ((targets >= entries.start) & (targets < entries.stop)).nonzero().squeeze(-1)
-    return at, targets[at] - entries.start
+    """[m, 1] each: whether a position's target lies in a tile, and its column there (some column where it does not).
+
+    Not the positions whose target does: for their number a device would have to be waited for.
+    """
+    columns = (targets - entries.start).unsqueeze(1)
+    last = entries.stop - entries.start - 1
+    return (columns >= 0) & (columns <= last), columns.clamp(0, last)
 
 
 def logits_of(model: Any, states: Tensor) -> Tensor:

@@ -119,15 +119,18 @@ def hidden_states(model: Any, **inputs: Any) -> Tensor:
     return decoder_of(model)(**inputs).last_hidden_state
 
 
-def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
-    """[N, D] last hidden states of a flat row of tokens, who sees whom said by `packed` or `decoding`."""
-    ids = ids.to(model.device).unsqueeze(0)
-    token = attention.row_length.set(int(positions.max()) + 1)
+def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, longest: int, **layout: Any) -> Tensor:
+    """[N, D] last hidden states of a flat row of tokens, who sees whom said by `packed` or `decoding`.
+
+    No position is as high as `longest`.
+    """
+    ids = ids.unsqueeze(0)
+    token = attention.row_length.set(longest)
     try:
         return hidden_states(
             model,
             input_ids=ids,
-            position_ids=positions.to(model.device).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
             # Without one, transformers takes positions that start again for other sequences.
             attention_mask=torch.ones_like(ids),
             use_cache=False,
@@ -139,8 +142,8 @@ def flat_hidden_states(model: Any, ids: Tensor, positions: Tensor, **layout: Any
 
 def packed_states(model: Any, groups: TokenGroups, **layout: Any) -> tuple[Tensor, Tensor]:
     """([M, D] states that predict each sampled token, [M] those tokens), by the shared-prefix layout."""
-    packed = pack(groups).to(model.device)
-    states = flat_hidden_states(model, packed.ids, packed.positions, packed=packed, **layout)
+    packed = attention.placed(pack(groups), model.device)
+    states = flat_hidden_states(model, packed.ids, packed.positions, packed.longest, packed=packed, **layout)
     # Not by indexing, whose gradient torch adds up in whatever order its threads come by where a state is read K times.
     return states.index_select(0, packed.sources), packed.targets
 

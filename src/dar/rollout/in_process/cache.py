@@ -26,25 +26,39 @@ class _Layer:
 class DecodeCache:
     """The attention state of R running rows that belong to P prompts.
 
+    Its tensors are on the device. What Python decides by is known without asking it: between two rearrangements all
+    rows grow by a token a step.
+
     max_new_tokens: room of each row (T).
+    device: of the model.
     prompt_lengths: [P].
     groups: [R] prompt of each row, ascending.
     lengths: [R] own tokens that are in the cache (the one being processed not counted).
+    longest_prompt: of `prompt_lengths`, 0 where there are none.
+    longest: of prompt and own tokens together, the one being processed counted.
+    width: of own tokens, that one counted.
     """
 
     max_new_tokens: int
-    prompt_lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prompt_lengths: Tensor = field(init=False)
+    groups: Tensor = field(init=False)
+    lengths: Tensor = field(init=False)
+    longest_prompt: int = 0
+    longest: int = 0
+    width: int = 0
     _layers: dict[int, _Layer] = field(default_factory=dict)
     _fresh: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    _slot_of_row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _slots: Tensor = field(init=False)
+    _slot_of_row: Tensor = field(init=False)
     _is_full: bool = True
-    _rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    _width: int = 0
+    _rows: Tensor = field(init=False)
     _is_even: bool = True
     _biases: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.prompt_lengths = self.groups = self.lengths = nothing
 
     @property
     def num_rows(self) -> int:
@@ -72,27 +86,26 @@ class DecodeCache:
         kept_prompts = torch.unique(self.groups[keep])
         renumbered = torch.searchsorted(kept_prompts, self.groups[keep])
         num_new = len(new_prompt_lengths)
-        new_rows = torch.arange(num_new).repeat_interleave(num_generations) + len(kept_prompts)
+        new_rows = torch.arange(num_new, device=self.device).repeat_interleave(num_generations) + len(kept_prompts)
         self.prompt_lengths = torch.cat([self.prompt_lengths[kept_prompts], new_prompt_lengths])
         self.groups = torch.cat([renumbered, new_rows.to(renumbered)])
         self.lengths = torch.cat([self.lengths[keep], self.lengths.new_zeros(len(new_rows))])
-        width = int(self.prompt_lengths.max()) if len(self.prompt_lengths) else 0
+        self._measure()
         if not len(self.groups):
             self._layers.clear()
         for index in self._fresh.keys() | self._layers.keys():
-            self._layers[index] = self._rebuilt(index, keep, kept_prompts, width, len(new_rows))
+            self._layers[index] = self._rebuilt(index, keep, kept_prompts, len(new_rows))
         self._fresh.clear()
         self._index_slots()
-        self._measure()
 
-    def _rebuilt(self, index: int, keep: Tensor, kept_prompts: Tensor, width: int, num_new_rows: int) -> _Layer:
+    def _rebuilt(self, index: int, keep: Tensor, kept_prompts: Tensor, num_new_rows: int) -> _Layer:
         old, fresh = self._layers.get(index), self._fresh.get(index)
         parts: list[tuple[Tensor, Tensor]] = []
         if old is not None and len(kept_prompts):
             parts.append((old.prompt_keys[kept_prompts], old.prompt_values[kept_prompts]))
         if fresh is not None:
             parts.append(fresh)
-        prompts = [torch.cat([_fit(part[which], width) for part in parts]) for which in (0, 1)]
+        prompts = [torch.cat([_fit(part[which], self.longest_prompt) for part in parts]) for which in (0, 1)]
         heads, size = prompts[0].shape[1], prompts[0].shape[3]
         rows = []
         for which in ("keys", "values"):
@@ -105,17 +118,20 @@ class DecodeCache:
         counts = torch.bincount(self.groups, minlength=len(self.prompt_lengths))
         widest = int(counts.max()) if len(counts) else 0
         first = counts.cumsum(0) - counts
-        within = torch.arange(self.num_rows) - first[self.groups]
+        within = torch.arange(self.num_rows, device=self.device) - first[self.groups]
         # With K rows for every prompt, slots and rows are the same thing.
         self._is_full = bool((counts == widest).all())
-        self._slots = (first.unsqueeze(1) + torch.arange(widest)).minimum((first + counts - 1).unsqueeze(1))
+        self._slots = first.unsqueeze(1) + torch.arange(widest, device=self.device)
+        self._slots = self._slots.minimum((first + counts - 1).unsqueeze(1))
         self._slot_of_row = self.groups * widest + within
 
     def _measure(self) -> None:
         """What every layer of a step needs to know of the rows' lengths, read once."""
-        self._rows = torch.arange(self.num_rows)
-        self._width = int(self.lengths.max()) + 1 if self.num_rows else 0
-        self._is_even = bool((self.lengths + 1 == self._width).all())
+        self._rows = torch.arange(self.num_rows, device=self.device)
+        self.longest_prompt = int(self.prompt_lengths.max()) if len(self.prompt_lengths) else 0
+        self.longest = int(self.positions().max()) + 1 if self.num_rows else 0
+        self.width = int(self.lengths.max()) + 1 if self.num_rows else 0
+        self._is_even = bool((self.lengths + 1 == self.width).all())
         self._biases.clear()
 
     def attend(
@@ -134,11 +150,11 @@ class DecodeCache:
         for room, new in (cache.keys, key), (cache.values, value):
             if self._is_even:
                 # Rows that began together stand at one place, and a slice is written in a third of the time.
-                room[:, :, self._width - 1] = new
+                room[:, :, self.width - 1] = new
             else:
                 room[self._rows, :, self.lengths] = new.to(room.dtype)
         grouped = query.to(cache.keys.dtype).unflatten(1, (key.shape[1], -1))
-        own = cache.keys[:, :, : self._width], cache.values[:, :, : self._width]
+        own = cache.keys[:, :, : self.width], cache.values[:, :, : self.width]
         if query.device.type == "cpu" and softcap is None and sight is None:
             return self._flash(cache, grouped, *own, scale=scale).flatten(1, 2)
         return self._dense(cache, grouped, *own, scale=scale, sight=sight, softcap=softcap).flatten(1, 2)
@@ -182,7 +198,8 @@ class DecodeCache:
     def advance(self) -> None:
         """The newest token of every row is now in the cache."""
         self.lengths = self.lengths + 1
-        self._measure()
+        self.longest, self.width = self.longest + 1, self.width + 1
+        self._biases.clear()
 
     def _by_slot(self, rows: Tensor) -> Tensor:
         """[R, G, repeats, X] → [P, G, K·repeats, X]: a prompt's rows as one set of queries."""
@@ -212,14 +229,13 @@ class DecodeCache:
         if sight in self._biases:
             return self._biases[sight]
         prompt_lengths = self.prompt_lengths[self.groups].unsqueeze(1)
-        longest = int(self.prompt_lengths.max())
-        own = torch.arange(width)
-        at = torch.cat([torch.arange(longest).expand(self.num_rows, -1), prompt_lengths + own], 1)
-        exists = torch.cat([torch.arange(longest) < prompt_lengths, own <= self.lengths.unsqueeze(1)], 1)
+        own, shared = (torch.arange(length, device=self.device) for length in (width, self.longest_prompt))
+        at = torch.cat([shared.expand(self.num_rows, -1), prompt_lengths + own], 1)
+        exists = torch.cat([shared < prompt_lengths, own <= self.lengths.unsqueeze(1)], 1)
         if sight is not None:
             exists &= sight(self.positions().unsqueeze(1), at)
-        bias = torch.zeros(exists.shape, dtype=like.dtype, device=like.device)
-        bias = bias.masked_fill_(~exists.to(like.device), float("-inf"))[:, None, None]
+        bias = torch.zeros(exists.shape, dtype=like.dtype, device=self.device)
+        bias = bias.masked_fill_(~exists, float("-inf"))[:, None, None]
         self._biases[sight] = bias
         return bias
 

@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dar.batch import Prompt, pad_rows
+from dar.policies.text.attention import placed
 from dar.policies.text.logprobs import LogprobModel, flat_hidden_states, hidden_states, unwrapped
 from dar.policies.text.packing import pack_prompts
 from dar.rollout.in_process.cache import DecodeCache
 
-Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(states [R, D], rows [R], positions [R]) -> (tokens [R], ended [R]): draws one token for each of some rows, writes it
-down, and says which rows have ended, with this token or before."""
+down, and says which rows have ended, with this token or before; None where it has not looked, so that nobody waits for
+a device. All tensors are on the model's."""
 
 
 @dataclass
@@ -50,34 +52,38 @@ class SharedPrefixDecoder:
             max_new_tokens: most tokens per row.
             sample: draws and keeps tokens; rows are numbered group-major over all prompts.
         """
-        cache = self._cache = DecodeCache(max_new_tokens)
+        device = self.module.device
+        cache = self._cache = DecodeCache(max_new_tokens, device)
         waiting = list(range(len(prompts)))
-        rows = torch.zeros(0, dtype=torch.int64)
+        rows = torch.zeros(0, dtype=torch.int64, device=device)
         states: Tensor | None = None
         while True:
             admitted = self._admit(waiting, prompts, num_generations, max_new_tokens)
             if admitted:
                 fresh = self._read([prompts[index] for index in admitted])
-                lengths = torch.tensor([len(prompts[index].token_ids) for index in admitted])
-                cache.rearrange(torch.ones(len(rows), dtype=torch.bool), lengths, num_generations)
+                lengths = torch.tensor([len(prompts[index].token_ids) for index in admitted], device=device)
+                cache.rearrange(torch.ones_like(rows, dtype=torch.bool), lengths, num_generations)
                 new_rows = [index * num_generations + k for index in admitted for k in range(num_generations)]
-                rows = torch.cat([rows, torch.tensor(new_rows)])
+                rows = torch.cat([rows, torch.tensor(new_rows, device=device)])
                 fresh = fresh.repeat_interleave(num_generations, 0)
                 states = fresh if states is None else torch.cat([states, fresh])
             if states is None or len(rows) == 0:
                 return
             tokens, ended = sample(states, rows, cache.lengths)
-            running = ~ended & (cache.lengths + 1 < max_new_tokens)
-            if self._worth_dropping(running):
-                cache.rearrange(running, torch.zeros(0, dtype=torch.int64), 0)
-                rows, tokens = rows[running], tokens[running]
+            if ended is not None or cache.width == max_new_tokens:
+                running = cache.lengths + 1 < max_new_tokens
+                if ended is not None:
+                    running &= ~ended
+                if self._worth_dropping(running):
+                    cache.rearrange(running, rows.new_zeros(0), 0)
+                    rows, tokens = rows[running], tokens[running]
             states = self._step(tokens) if len(rows) else None
 
     def _admit(
         self, waiting: list[int], prompts: Sequence[Prompt], num_generations: int, max_new_tokens: int
     ) -> list[int]:
         """Takes as many prompts off the queue as fit the cache."""
-        longest = int(self._cache.prompt_lengths.max()) if len(self._cache.prompt_lengths) else 0
+        longest = self._cache.longest_prompt
         num_prompts, num_rows = len(self._cache.prompt_lengths), self._cache.num_rows
         admitted = []
         while waiting:
@@ -91,20 +97,19 @@ class SharedPrefixDecoder:
     def _worth_dropping(self, running: Tensor) -> bool:
         """Dropping rows copies the cache of the others: done for an eighth of them, or when a row has no room left."""
         finished = int((~running).sum())
-        out_of_room = bool((self._cache.lengths + 1 >= self._cache.max_new_tokens).any())
-        return finished * 8 >= len(running) or out_of_room
+        return finished * 8 >= len(running) or self._cache.width == self._cache.max_new_tokens
 
     def _read(self, prompts: Sequence[Prompt]) -> Tensor:
         """[P', D] states after each prompt's last token; their keys and values are kept."""
-        packed = pack_prompts([prompt.token_ids for prompt in prompts]).to(self.module.device)
-        model = unwrapped(self.module.model)
-        states = flat_hidden_states(model, packed.ids, packed.positions, packed=packed, decoding=self._cache)
-        return states[packed.sources]
+        packed = placed(pack_prompts([prompt.token_ids for prompt in prompts]), self.module.device)
+        model, layout = unwrapped(self.module.model), {"packed": packed, "decoding": self._cache}
+        return flat_hidden_states(model, packed.ids, packed.positions, packed.longest, **layout)[packed.sources]
 
     def _step(self, tokens: Tensor) -> Tensor:
         """[R, D] states after each row's newest token."""
-        states = flat_hidden_states(unwrapped(self.module.model), tokens, self._cache.positions(), decoding=self._cache)
-        self._cache.advance()
+        model, cache = unwrapped(self.module.model), self._cache
+        states = flat_hidden_states(model, tokens, cache.positions(), cache.longest, decoding=cache)
+        cache.advance()
         return states
 
 
@@ -141,16 +146,16 @@ class PaddedDecoder:
         cache.reorder_cache(order)
         states, attention = (x.repeat_interleave(num_generations, 0) for x in (states, attention))
         position = positions[:, -1:].repeat_interleave(num_generations, 0)
-        rows = torch.arange(len(states))
+        rows = torch.arange(len(states), device=device)
         for t in range(max_new_tokens):
             tokens, ended = sample(states, rows, torch.full_like(rows, t))
-            if t == max_new_tokens - 1 or ended.all():
+            if t == max_new_tokens - 1 or (ended is not None and ended.all()):
                 return
             position = position + 1
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
             states = hidden_states(
                 model,
-                input_ids=tokens.unsqueeze(1).to(device),
+                input_ids=tokens.unsqueeze(1),
                 attention_mask=attention,
                 position_ids=position,
                 past_key_values=cache,

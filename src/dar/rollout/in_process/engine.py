@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups
+from dar.batch import FinishReason, Prompt, Rollouts, Rows, TokenGroups
 from dar.config.data import DecodingSpec
 from dar.errors import RolloutError
 from dar.policies.text.head import logits_of
@@ -22,6 +23,11 @@ from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.protocol import Progress
 from dar.rollout.sampling import SamplingKey, draw
 from dar.rollout.truncation import PLAIN, constrained, first_stop
+
+
+def look_every(device: torch.device) -> int:
+    """Tokens between two looks at which rows have ended: each look waits for a device to finish what it was told."""
+    return 1 if device.type == "cpu" else 16
 
 
 class InProcessEngine:
@@ -64,27 +70,41 @@ class InProcessEngine:
     ) -> Rollouts:
         longest = max(len(prompt.token_ids) for prompt in prompts) + max_completion_length
         require_fixed(unwrapped(self.policy.model), longest)
+        device = self.policy.module.device
         seeds = torch.stack(
             [key.seeds(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
-        )
-        written = _Written.empty(*seeds.shape)
-        eos = torch.tensor(self.policy.eos_token_ids)
+        ).to(device)
+        written = _Written.empty(*seeds.shape, device)
+        eos = torch.tensor(self.policy.eos_token_ids, device=device)
+        # A stop string is found in text, which needs every token.
+        every = 1 if decoding.stop else look_every(device)
+        calls, told = itertools.count(1), 0
 
-        def sample(states: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        def look() -> None:
+            nonlocal told
+            if not written.is_finite:
+                raise RolloutError(
+                    "the policy's logits are not finite, so nothing can be sampled from it. The weights have probably "
+                    "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
+                    "runtime.precision=fp32."
+                )
+            if progress is not None:
+                total = int(written.lengths.sum())
+                progress(total - told)
+                told = total
+
+        def sample(states: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
             tokens, chosen = self._draw(states, seeds[rows, positions], positions, decoding)
             # The decoder may keep rows that have ended among the others; what is drawn for them counts for nothing.
             running = ~written.ended[rows]
-            at = rows[running]
-            written.ids[at, positions[running]] = tokens[running]
-            written.logprobs[at, positions[running]] = chosen[running]
-            written.lengths[at] += 1
-            written.has_eos[at] = torch.isin(tokens[running], eos)
+            written.add(rows, positions, running, tokens, chosen, eos)
             if decoding.stop:
-                written.has_stop[at] = torch.tensor(
-                    [first_stop(decoding, text) is not None for text in self._texts(written, at)], dtype=torch.bool
-                )
-            if progress is not None:
-                progress(len(at))
+                at = rows[running]
+                stopped = [first_stop(decoding, text) is not None for text in self._texts(written, at)]
+                written.has_stop[at] = torch.tensor(stopped, dtype=torch.bool, device=device)
+            if next(calls) % every:
+                return tokens, None
+            look()
             return tokens, written.ended[rows]
 
         precision = self.policy.precision
@@ -94,25 +114,20 @@ class InProcessEngine:
             sampling_weights(self.module.model, precision.dtype, batch_size=len(seeds), in_place=self.in_place),
         ):
             self.decoder(self.module).run(prompts, num_generations, max_completion_length, sample)
-        return self._rollouts(prompts, num_generations, written, decoding)
+        look()
+        return self._rollouts(prompts, num_generations, written.to(torch.device("cpu")), decoding)
 
     def _draw(self, states: Tensor, seeds: Tensor, positions: Tensor, decoding: DecodingSpec) -> tuple[Tensor, Tensor]:
-        """One token per row and its log-probability, on the CPU."""
+        """One token per row and its log-probability."""
         module = self.module
         logits = logits_of(unwrapped(module.model), states)
         if module.temperature != 1.0:
             logits = logits / module.temperature
         logits = constrained(decoding, logits, positions, self.policy.eos_token_ids)
         probabilities = torch.softmax(logits, dim=-1)
-        if not torch.isfinite(probabilities.amax(-1)).all():
-            raise RolloutError(
-                "the policy's logits are not finite, so nothing can be sampled from it. The weights have probably "
-                "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
-                "runtime.precision=fp32."
-            )
-        tokens = draw(probabilities, seeds.to(probabilities.device))
+        tokens = draw(probabilities, seeds)
         # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
-        return tokens.cpu(), probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log().cpu()
+        return tokens, probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
 
     def _texts(self, written: _Written, rows: Tensor) -> list[str]:
         """What rows say so far, control tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
@@ -148,13 +163,14 @@ class InProcessEngine:
         )
 
 
-@dataclass
-class _Written:
+@dataclass(frozen=True)
+class _Written(Rows):
     """The completions so far.
 
     ids, logprobs: [B, T], 0 where nothing is written yet.
     lengths: [B] tokens written.
     has_eos, has_stop: [B] bool, the last token written is an EOS; it completed a stop string.
+    is_finite: bool, all log-probabilities are; where logits are not, neither is that of the drawn token.
     """
 
     ids: Tensor
@@ -162,16 +178,28 @@ class _Written:
     lengths: Tensor
     has_eos: Tensor
     has_stop: Tensor
+    is_finite: Tensor
 
     @classmethod
-    def empty(cls, num_rows: int, max_new_tokens: int) -> _Written:
+    def empty(cls, num_rows: int, max_new_tokens: int, device: torch.device) -> _Written:
         return cls(
-            ids=torch.zeros(num_rows, max_new_tokens, dtype=torch.int64),
-            logprobs=torch.zeros(num_rows, max_new_tokens, dtype=torch.float32),
-            lengths=torch.zeros(num_rows, dtype=torch.int64),
-            has_eos=torch.zeros(num_rows, dtype=torch.bool),
-            has_stop=torch.zeros(num_rows, dtype=torch.bool),
+            ids=torch.zeros(num_rows, max_new_tokens, dtype=torch.int64, device=device),
+            logprobs=torch.zeros(num_rows, max_new_tokens, dtype=torch.float32, device=device),
+            lengths=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            has_eos=torch.zeros(num_rows, dtype=torch.bool, device=device),
+            has_stop=torch.zeros(num_rows, dtype=torch.bool, device=device),
+            is_finite=torch.ones((), dtype=torch.bool, device=device),
         )
+
+    def add(
+        self, rows: Tensor, positions: Tensor, running: Tensor, tokens: Tensor, logprobs: Tensor, eos: Tensor
+    ) -> None:
+        """Writes a token to each of these rows that is running still (by `where`: a mask would be waited for)."""
+        self.is_finite.logical_and_(logprobs.isfinite().all())
+        self.ids[rows, positions] = torch.where(running, tokens, 0)
+        self.logprobs[rows, positions] = torch.where(running, logprobs, 0.0)
+        self.lengths[rows] += running
+        self.has_eos[rows] |= running & torch.isin(tokens, eos)
 
     @property
     def ended(self) -> Tensor:
