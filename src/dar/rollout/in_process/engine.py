@@ -96,15 +96,17 @@ class InProcessEngine:
             logits = logits / module.temperature
         logits = constrained(decoding, logits, positions, self.policy.eos_token_ids)
         probabilities = torch.softmax(logits, dim=-1)
-        if not torch.isfinite(probabilities.amax(-1)).all():
+        tokens = draw(probabilities, seeds.to(probabilities.device))
+        # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
+        logprobs = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
+        # One logit that is not finite makes its whole row so.
+        if not torch.isfinite(logprobs).all():
             raise RolloutError(
                 "the policy's logits are not finite, so nothing can be sampled from it. The weights have probably "
                 "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
                 "runtime.precision=fp32."
             )
-        tokens = draw(probabilities, seeds.to(probabilities.device))
-        # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
-        return tokens.cpu(), probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log().cpu()
+        return tokens.cpu(), logprobs.cpu()
 
     def _texts(self, written: _Written, rows: Tensor) -> list[str]:
         """What rows say so far, control tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
