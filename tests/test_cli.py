@@ -694,7 +694,7 @@ def adapter_run(run: Run, write_recipe: Write, tmp_path: Path) -> Path:
     """The `model` folder of a short LoRA run, which learnt a lot."""
     recipe = write_recipe(
         model={"path": str(tmp_path / "tiny-model"), "lora": {"rank": 2}},
-        optim={"type": "adamw", "learning_rate": 0.3},
+        optim={"type": "adamw", "learning_rate": 0.1},
         runtime={"device": "cpu", "precision": "fp32", "max_logprob_gap": 100.0},
     )
     assert run("train", recipe, "steps=1", "-q").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from support.engines import engine_of
 
 from dar.batch import Prompt
 from dar.config.model import LoraSpec
+from dar.errors import RolloutError
 from dar.policies.precision import Precision
 from dar.policies.text.loading import add_lora
 from dar.policies.text.policy import Policy
@@ -57,6 +59,16 @@ def test_converted_weights_are_gone_after_sampling(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(inside.float(), before, rtol=0.1, atol=0.3)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_that_have_diverged_are_refused(tokenizer: Any, weight: float) -> None:
+    model = make_model(tie_word_embeddings=False)
+    engine = engine_of(Policy(model, tokenizer, FP32, temperature=1.0), max_tokens=1000)
+    # One token's logits alone, which makes a whole softmax NaN.
+    model.lm_head.weight.data[-1, 0] = weight
+    with pytest.raises(RolloutError, match="the policy's logits are not finite"):
+        engine.generate(PROMPTS, 3, max_completion_length=9, key=SamplingKey(0))
 
 
 def test_tags_that_are_special_tokens_are_text_and_control_tokens_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

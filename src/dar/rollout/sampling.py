@@ -63,7 +63,9 @@ def draw(probabilities: Tensor, seeds: Tensor) -> Tensor:
         [R] int64 token ids. A token of probability 0 is never drawn.
     """
     rows, vocabulary = probabilities.shape
-    blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK)).view(rows, -1, _BLOCK)
+    if vocabulary % _BLOCK:
+        probabilities = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK))
+    blocks = probabilities.view(rows, -1, _BLOCK)
     numbers = torch.arange(blocks.shape[1], device=seeds.device)
     # Tokens and blocks are numbered apart, so that none shares its exponential with another.
     block = (blocks.sum(-1) / exponentials(seeds, numbers + _FIRST_BLOCK)).argmax(1, keepdim=True)
