@@ -204,9 +204,10 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: Write
     assert len(metrics_of(run)) == done + 2
 
 
-def on_two_ranks(*command: str, cwd: Path, port: int) -> subprocess.CompletedProcess[bytes]:
+def on_ranks(*command: str, cwd: Path, num_ranks: int = 2) -> subprocess.CompletedProcess[bytes]:
     """Ranks that wait for each other for ever fail the test with the stacks they wait in."""
-    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *command)
+    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}")
+    command = (sys.executable, "-m", *launcher, *command)
     settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
         command, env=os.environ | settings, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -221,12 +222,16 @@ def on_two_ranks(*command: str, cwd: Path, port: int) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
-    arguments = ("-m", "dar", "train", str(recipe), f"output_dir={folder}", "--quiet")
-    return on_two_ranks(*arguments, cwd=recipe.parent, port=port)
+def train_on_ranks(
+    recipe: Path, folder: Path, *overrides: str, num_ranks: int = 2
+) -> subprocess.CompletedProcess[bytes]:
+    arguments = ("-m", "dar", "train", str(recipe), f"output_dir={folder}", *overrides, "--quiet")
+    return on_ranks(*arguments, cwd=recipe.parent, num_ranks=num_ranks)
 
 
-def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_do_what_one_process_does(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # About a third of the completions have no score: which, only they decide.
     (tmp_path / "choosy_reward.py").write_text(
         "import zlib\n"
@@ -237,18 +242,62 @@ def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, m
     )
     monkeypatch.chdir(tmp_path)
     choosy = {"type": "function", "function": "choosy_reward:choosy", "on_failure": "drop", "max_failed_share": 0.99}
-    recipe = write_recipe(prompts_per_step=4, steps=3, rewards=[{"type": "length", "target": 4}, choosy])
+    recipe = write_recipe(
+        prompts_per_step=5,
+        steps=3,
+        rewards=[{"type": "length", "target": 4}, choosy],
+        logging={"completions_every": 3},
+        runtime={"device": "cpu", "precision": "fp32", "max_tokens_per_microbatch": 1},
+    )
     alone = train(recipe, f"output_dir={tmp_path / 'one'}")
-    two = train_on_two_ranks(recipe, tmp_path / "two", port=29517)
-    assert two.returncode == 0, two.stdout.decode()
-    together = metrics_of(tmp_path / "two")
-    assert len(together) == len(alone)
     assert any(0 < row["rewards/choosy/failed_fraction"] < 1 for row in alone)
-    for one, other in zip(alone, together, strict=True):
-        for key in ("reward", "rewards/choosy/failed_fraction", "completions/mean_length", "tokens/completion"):
-            assert one[key] == other[key], key
-        for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
-            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+    texts = pd.read_parquet(tmp_path / "one" / "completions" / "step-3.parquet")["completion"].tolist()
+    for num_ranks, sharding in (2, "none"), (2, "full"), (4, "full"):
+        folder = tmp_path / f"{num_ranks}-{sharding}"
+        ranks = train_on_ranks(recipe, folder, f"runtime.sharding={sharding}", num_ranks=num_ranks)
+        assert ranks.returncode == 0, ranks.stdout.decode()
+        for one, other in zip(alone, metrics_of(folder), strict=True):
+            for key in ("reward", "rewards/choosy/failed_fraction", "completions/mean_length", "tokens/completion"):
+                assert one[key] == other[key], key
+            for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
+                assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+        assert pd.read_parquet(folder / "completions" / "step-3.parquet")["completion"].tolist() == texts
+        weights = final_weights(folder)
+        for name, tensor in final_weights(tmp_path / "one").items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_sharded_ranks_compute_stop_go_on_idle_and_fail_as_one(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The completions of every other prompt are tied, which without a KL term leaves a rank nothing to train on.
+    (tmp_path / "choosy.py").write_text(
+        "def choosy(prompts, completions):\n"
+        "    tied = ['bee' in str(prompt) or 'sea' in str(prompt) for prompt in prompts]\n"
+        "    return [0.0 if each else float(len(str(text))) for each, text in zip(tied, completions)]\n"
+    )
+    runtime = {"device": "cpu", "precision": "fp32", "max_tokens_per_microbatch": 1, "negligible_share": 0.0}
+    recipe = write_recipe(prompts_per_step=5, runtime=runtime, checkpoint={"every": 2})
+    script = Path(__file__).parents[1] / "support" / "sharded.py"
+    monkeypatch.setenv("PYTHONPATH", f"{script.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    ranks = on_ranks(str(script), str(recipe), cwd=tmp_path)
+    said = ranks.stdout.decode()
+    assert ranks.returncode == 0, said
+    assert said.count("all done") == said.count("failed together: the loss is not finite at step 2") == 2
+    assert [path.name for path in (tmp_path / "failing" / "checkpoints").iterdir()] == ["step-1"]
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert 0.5 in [row["rows/skipped_fraction"] for row in metrics_of(tmp_path / "idle")]
+    # One process goes on with what two have saved, from the very weights that were gathered then.
+    spec = load_recipe(recipe, ["steps=4", f"output_dir={tmp_path / 'moved'}"])
+    loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
+    assert loop._restored() == 2
+    saved = load_file(tmp_path / "moved" / "model" / "model.safetensors")
+    own = loop.trainable()
+    assert all(torch.equal(own[name], tensor) for name, tensor in saved.items() if name in own)
+    assert run_loop(loop, resume=True, command="test").steps == 4
+    for one, other in zip(metrics_of(tmp_path / "moved"), metrics_of(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 0])
@@ -278,7 +327,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
         "except DarError:\n"
         "    print('done: 0')\n"
     )
-    ranks = on_two_ranks("ranks.py", str(recipe), cwd=tmp_path, port=29519)
+    ranks = on_ranks("ranks.py", str(recipe), cwd=tmp_path)
     said = ranks.stdout.decode()
     assert ranks.returncode == 0, said
     assert said.count("DistributedDataParallel") == said.count("at the end: None") == said.count(f"done: {steps}") == 2
@@ -295,7 +344,7 @@ def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) ->
         "    loop = build_loop(load_recipe(sys.argv[1], [f'output_dir={run}']), quiet=True)\n"
         "    print('done:', run_loop(loop, resume=False, command='').steps, loop.accelerator.num_processes)\n"
     )
-    ranks = on_two_ranks("twice.py", str(recipe), cwd=tmp_path, port=29520)
+    ranks = on_ranks("twice.py", str(recipe), cwd=tmp_path)
     assert ranks.returncode == 0, ranks.stdout.decode()
     assert ranks.stdout.decode().count("done: 1 2") == 4
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
@@ -312,7 +361,7 @@ def test_an_error_of_one_rank_ends_all_of_them_with_a_checkpoint(write_recipe: W
         "    return [None if bad else float(len(str(text))) for text in completions]\n"
     )
     recipe = write_recipe(rewards=["lonely_reward:fails_second"], checkpoint={"every": 0})
-    two = train_on_two_ranks(recipe, tmp_path / "run", port=29518)
+    two = train_on_ranks(recipe, tmp_path / "run")
     assert two.returncode != 0
     assert two.stdout.count(b"no reward applies to row 0 at step 2") >= 2
     assert len(metrics_of(tmp_path / "run")) == 1
