@@ -361,7 +361,7 @@ def test_two_ranks_train_the_same_reward_model(tmp_path: Path):
     recipe = write_recipe(tmp_path, pairs_per_step=5, steps=3, runtime={"max_tokens_per_microbatch": 60, **FP32})
     train(recipe, f"output_dir={tmp_path / 'one'}")
     command = ("-m", "dar", "reward-model", str(recipe), f"output_dir={tmp_path / 'two'}")
-    ranks = on_ranks(*command, cwd=tmp_path, port=29514)
+    ranks = on_ranks(*command, cwd=tmp_path)
     said = ranks.stdout.decode()
     assert ranks.returncode == 0, said
     assert said.count("held-out after training") == said.count("the reward model is in") == 1

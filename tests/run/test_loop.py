@@ -207,12 +207,16 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: Write
     assert len(metrics_of(run)) == done + 2
 
 
-def train_on_two_ranks(recipe: Path, folder: Path, *, port: int) -> subprocess.CompletedProcess[bytes]:
-    arguments = ("-m", "dar", "train", str(recipe), f"output_dir={folder}", "--quiet")
-    return on_ranks(*arguments, cwd=recipe.parent, port=port)
+def train_on_ranks(
+    recipe: Path, folder: Path, *overrides: str, num_ranks: int = 2
+) -> subprocess.CompletedProcess[bytes]:
+    arguments = ("-m", "dar", "train", str(recipe), f"output_dir={folder}", *overrides, "--quiet")
+    return on_ranks(*arguments, cwd=recipe.parent, num_ranks=num_ranks)
 
 
-def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_do_what_one_process_does(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # About a third of the completions have no score: which, only they decide.
     (tmp_path / "choosy_reward.py").write_text(
         "import zlib\n"
@@ -228,29 +232,69 @@ def test_two_ranks_do_what_one_does(write_recipe: WriteRecipe, tmp_path: Path, m
         data={"train": prompts, "heldout": prompts},
         evaluation={"rewards": [{"type": "length", "target": 2}]},
         checkpoint={"best": "eval/gold"},
-        # Of five prompts one rank has three, the other two.
+        # Of five prompts two ranks have three and two.
         prompts_per_step=5,
+        steps=3,
         rewards=rewards,
+        logging={"completions_every": 3},
+        runtime={"device": "cpu", "precision": "fp32", "max_tokens_per_microbatch": 1},
     )
-    alone = train(recipe, f"output_dir={tmp_path / 'one'}")
-    two = train_on_two_ranks(recipe, tmp_path / "two", port=29517)
-    assert two.returncode == 0, two.stdout.decode()
-    together = metrics_of(tmp_path / "two")
-    assert [row.keys() for row in together] == [row.keys() for row in alone]
-    steps = [row for row in alone if "loss" in row]
-    assert any(0 < row["rewards/choosy/failed_fraction"] < 1 for row in steps)
+    alone = train(recipe, f"output_dir={tmp_path / '1'}")
+    assert any(0 < row["rewards/choosy/failed_fraction"] < 1 for row in alone if "loss" in row)
     exact = ("reward", "/std", "length", "tokens", "gold", "distinct", "clipped", "zero_std")
-    for one, other in zip(alone, together, strict=True):
-        for key, value in one.items():
-            is_exact = any(part in key for part in exact) and not key.endswith("failed_fraction")
-            assert other[key] == (value if is_exact else pytest.approx(value, rel=1e-3, abs=1e-5)), key
-    best = [json.loads((tmp_path / run / "best" / "best.json").read_text()) for run in ("one", "two")]
-    assert best[0] == best[1]
-    tables = [
-        pd.read_parquet(tmp_path / run / "completions" / "heldout-step-0.parquet").drop(columns=LOGPROBS)
-        for run in ("one", "two")
-    ]
-    pd.testing.assert_frame_equal(*tables)
+    for num_ranks, sharding in (2, "none"), (2, "full"), (4, "full"):
+        run = f"{num_ranks}-{sharding}"
+        ranks = train_on_ranks(recipe, tmp_path / run, f"runtime.sharding={sharding}", num_ranks=num_ranks)
+        assert ranks.returncode == 0, ranks.stdout.decode()
+        together = metrics_of(tmp_path / run)
+        assert [row.keys() for row in together] == [row.keys() for row in alone]
+        for one, other in zip(alone, together, strict=True):
+            for key, value in one.items():
+                is_exact = any(part in key for part in exact) and not key.endswith("failed_fraction")
+                assert other[key] == (value if is_exact else pytest.approx(value, rel=1e-3, abs=1e-5)), key
+        best = [json.loads((tmp_path / folder / "best" / "best.json").read_text()) for folder in ("1", run)]
+        assert best[0] == best[1]
+        for table in "heldout-step-0", "step-3":
+            files = [tmp_path / folder / "completions" / f"{table}.parquet" for folder in ("1", run)]
+            pd.testing.assert_frame_equal(
+                *(pd.read_parquet(file).drop(columns=LOGPROBS) for file in files), rtol=1e-3, atol=1e-5
+            )
+        weights = final_weights(tmp_path / run)
+        for name, tensor in final_weights(tmp_path / "1").items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_sharded_ranks_compute_stop_go_on_idle_and_fail_as_one(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The completions of every other prompt are tied, which without a KL term leaves a rank nothing to train on.
+    (tmp_path / "choosy.py").write_text(
+        "def choosy(prompts, completions):\n"
+        "    tied = ['bee' in str(prompt) or 'sea' in str(prompt) for prompt in prompts]\n"
+        "    return [0.0 if each else float(len(str(text))) for each, text in zip(tied, completions)]\n"
+    )
+    runtime = {"device": "cpu", "precision": "fp32", "max_tokens_per_microbatch": 1, "negligible_share": 0.0}
+    recipe = write_recipe(prompts_per_step=5, runtime=runtime, checkpoint={"every": 2})
+    script = Path(__file__).parents[1] / "support" / "sharded.py"
+    monkeypatch.setenv("PYTHONPATH", f"{script.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    ranks = on_ranks(str(script), str(recipe), cwd=tmp_path)
+    said = ranks.stdout.decode()
+    assert ranks.returncode == 0, said
+    assert said.count("all done") == said.count("failed together: the loss is not finite at step 2") == 2
+    assert [path.name for path in (tmp_path / "failing" / "checkpoints").iterdir()] == ["step-1"]
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert 0.5 in [row["rows/skipped_fraction"] for row in metrics_of(tmp_path / "idle")]
+    # One process goes on with what two have saved, from the very weights that were gathered then.
+    spec = load_recipe(recipe, ["steps=4", f"output_dir={tmp_path / 'moved'}"])
+    loop = build_loop(spec, resume=True, allow_changed_recipe=True, quiet=True)
+    assert loop._restored() == 2
+    saved = load_file(tmp_path / "moved" / "model" / "model.safetensors")
+    own = loop.trainable()
+    assert all(torch.equal(own[name], tensor) for name, tensor in saved.items() if name in own)
+    assert run_loop(loop, resume=True, command="test").steps == 4
+    for one, other in zip(metrics_of(tmp_path / "moved"), metrics_of(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 0])
@@ -280,7 +324,7 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
         "except DarError:\n"
         "    print('done: 0')\n"
     )
-    ranks = on_ranks("ranks.py", str(recipe), cwd=tmp_path, port=29519)
+    ranks = on_ranks("ranks.py", str(recipe), cwd=tmp_path)
     said = ranks.stdout.decode()
     assert ranks.returncode == 0, said
     assert said.count("DistributedDataParallel") == said.count("at the end: None") == said.count(f"done: {steps}") == 2
@@ -307,7 +351,7 @@ def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) ->
         "    assert trainer.evaluate().items() <= trainer.loop.folder.metrics()[-1].items(), trainer.evaluate()\n"
         "    trainer.save_model('saved')\n"
     )
-    ranks = on_ranks("twice.py", str(recipe), *dpo, cwd=tmp_path, port=29520)
+    ranks = on_ranks("twice.py", str(recipe), *dpo, cwd=tmp_path)
     said = ranks.stdout.decode()
     assert ranks.returncode == 0, said
     assert said.count("done: 1 2") == 4
@@ -350,7 +394,7 @@ def test_what_stops_one_rank_ends_all_of_them_with_one_message_and_a_checkpoint(
     (tmp_path / "lonely.py").write_text(LONELY)
     runtime = {"device": "cpu", "precision": "fp32", "rank_timeout": 20}
     recipe = write_recipe(rewards=[f"lonely:{reward}"], checkpoint={"every": 0}, runtime=runtime)
-    two = train_on_two_ranks(recipe, tmp_path / "run", port=29518)
+    two = train_on_ranks(recipe, tmp_path / "run")
     output = two.stdout.decode()
     assert two.returncode != 0
     assert output.count(said) == 1, output
@@ -361,7 +405,7 @@ def test_what_stops_one_rank_ends_all_of_them_with_one_message_and_a_checkpoint(
 
 
 def test_only_one_rank_says_what_is_wrong_with_a_recipe(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    two = on_ranks("-m", "dar", "train", str(write_recipe(stepps=1)), cwd=tmp_path, port=29516)
+    two = on_ranks("-m", "dar", "train", str(write_recipe(stepps=1)), cwd=tmp_path)
     assert two.stdout.count(b"unknown key 'stepps'") == 1, two.stdout.decode()
 
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 
-def on_ranks(*command: str, cwd: Path, port: int, count: int = 2) -> subprocess.CompletedProcess[bytes]:
+def on_ranks(*command: str, cwd: Path, num_ranks: int = 2) -> subprocess.CompletedProcess[bytes]:
     """Ranks that wait for each other for ever fail the test with the stacks they wait in."""
-    launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}")
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}")
     command = (sys.executable, *launcher, *command)
     settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
