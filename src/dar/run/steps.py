@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar.collective import failing_together, gathered, own_rank
-from dar.errors import CheckpointError
+from dar.collective import failing_together, gathered, num_ranks, own_rank
+from dar.errors import CheckpointError, DarError
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_extras, read_state, save_checkpoint
 from dar.learn.ranks import lost_ranks_named
 from dar.run.display import Display
@@ -114,13 +114,16 @@ class Steps(ABC):
         if self._done == 0:
             self.begin()
         self.start(resume)
-        with self.display.live(self._done), signals_handled(self._ask_to_stop):
+        lost = lost_ranks_named(self.spec.runtime)
+        with self.display.live(self._done), signals_handled(self._ask_to_stop), lost:
             try:
-                with lost_ranks_named(self.spec.runtime):
-                    self._train()
-            except Exception:  # what a method or an engine of the user's own raises too
-                if self._done > 0 and self._is_whole and self.is_main:
-                    self._save()
+                self._train()
+            except Exception as error:  # what a method or an engine of the user's own raises too
+                # Saving takes all ranks, and only a DarError is all ranks' (dar.collective).
+                is_shared = num_ranks() == 1 or isinstance(error, DarError)
+                if self._done > 0 and self._is_whole and is_shared:
+                    if self.is_main:
+                        self._save()
                     self.display.note(f"saved after step {self._done}; continue with --resume")
                 raise
         return self._done
