@@ -1,7 +1,7 @@
 """What all ranks do at once. Whatever one of them skips, the others wait for; with one process nothing happens.
 
-What goes wrong in a block of `failing_together` is raised by every rank or by none, so that all can still save
-together. Any other exception is its rank's own: it ends that process, and the launcher ends the others.
+A `DarError` is raised by every rank or by none (`failing_together`), so that after one all can still save together. Any
+other exception is its rank's own: it ends that process, and the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dar.errors import DarError, RankError
+from dar.errors import DarError
 
 Value = TypeVar("Value")
 
@@ -43,31 +43,20 @@ def failing_together() -> Iterator[None]:
     """Raises on every rank the error that one of them met, so that none waits for what will not come.
 
     Raises:
-        Exception: the first by rank, on that rank.
-        DarError: on the others the same, `is_elsewhere`; a `RankError` where it is none of `dar`'s.
+        DarError: the first by rank, on that rank; on the others the same, `is_elsewhere`.
     """
-    if num_ranks() == 1:
-        yield
-        return
-    own: Exception | None = None
+    own: DarError | None = None
     try:
         yield
-    except Exception as error:  # raised below, here or on another rank
+    except DarError as error:
         own = error
-    found = gathered(None if own is None else _told(own))
-    first = next((rank for rank, error in enumerate(found) if error is not None), None)
-    if first == own_rank() and own is not None:
+    found = gathered(None if own is None or num_ranks() == 1 else type(own)(str(own)))
+    first = next((rank for rank, error in enumerate(found) if error is not None), own_rank())
+    if own is not None and first == own_rank():
         raise own
-    if first is not None and (error := found[first]) is not None:
+    if (error := found[first]) is not None:
         error.is_elsewhere = True
         raise error from own
-
-
-def _told(error: Exception) -> DarError:
-    """An error as other ranks are told of it."""
-    if isinstance(error, DarError):
-        return type(error)(str(error))
-    return RankError(f"rank {own_rank()} failed: {type(error).__name__}: {error}")
 
 
 def from_main(make: Callable[[], Value]) -> Value:

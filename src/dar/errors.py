@@ -63,7 +63,7 @@ class NonFiniteError(DarError, ArithmeticError):
 
 
 class RankError(DarError, RuntimeError):
-    """Another rank of the run has failed, ended, or not answered in time."""
+    """Another rank of the run has ended, or not answered in time."""
 
 
 class CheckpointError(DarError, OSError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from accelerate import Accelerator
-
 from dar.assembly.data import RunData
 from dar.data.logged import LoggedSet
 from dar.policies.protocol import Policy
@@ -20,7 +18,7 @@ class Before:
         """What is done, in words."""
         yield from ()
 
-    def look(self, data: RunData, folder: RunFolder, accelerator: Accelerator, *, resume: bool) -> None:
+    def look(self, data: RunData, folder: RunFolder, *, resume: bool) -> None:
         """What needs no weights, or for a resumed run what was found at its start. Raises DarError."""
 
     def measure(self, data: RunData, policy: Policy, display: Display) -> LoggedSet | None:

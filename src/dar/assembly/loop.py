@@ -80,7 +80,7 @@ def build_loop(
     engine = build_engine(spec.engine)
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
-    before.look(data, folder, accelerator, resume=resume)
+    before.look(data, folder, resume=resume)
     max_length = spec.sampling.max_completion_length
     algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=max_length)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dar.algorithms.realignment import IMPACT
 from dar.assembly.before import Before
 from dar.assembly.data import RunData
+from dar.collective import from_main
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedSet
@@ -94,7 +93,7 @@ class Realignment(Before):
         if data.gold is not None:
             yield f"once: the gradient of {len(data.gold.groups)} gold pairs, and of each conflicting pair by itself"
 
-    def look(self, data: RunData, folder: RunFolder, accelerator: Accelerator, *, resume: bool) -> None:
+    def look(self, data: RunData, folder: RunFolder, *, resume: bool) -> None:
         """Sorts every pair by the oracle's verdicts, or by those it came with; all conflicting pairs weigh the same.
 
         Raises:
@@ -105,13 +104,12 @@ class Realignment(Before):
         assert data.logged is not None
         saved = _saved_pairs(data.logged, folder) if resume else None
         self.is_saved = saved is not None
-        self.pairs = saved or self._triaged(data.logged, accelerator)
+        self.pairs = saved or self._triaged(data.logged)
 
-    def _triaged(self, logged: LoggedSet, accelerator: Accelerator) -> TriagedPairs:
-        name = self.method.oracle
-        if self.oracle is not None:
-            asked = [ask_oracle(str(name), self.oracle, _arguments(logged)) if accelerator.is_main_process else []]
-            logged = _with_verdicts(logged, broadcast_object_list(asked)[0])
+    def _triaged(self, logged: LoggedSet) -> TriagedPairs:
+        name, oracle = self.method.oracle, self.oracle
+        if oracle is not None:
+            logged = _with_verdicts(logged, from_main(lambda: ask_oracle(str(name), oracle, _arguments(logged))))
         actions = tuple(triage(*(each.reward > 0 for each in group.completions)) for group in logged.groups)
         conflict = sum(action is not Triage.RETAIN for action in actions)
         if not conflict:

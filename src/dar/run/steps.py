@@ -114,12 +114,13 @@ class Steps(ABC):
         if self._done == 0:
             self.begin()
         self.start(resume)
-        with self.display.live(self._done), signals_handled(self._ask_to_stop):
+        lost = lost_ranks_named(self.spec.runtime)
+        with self.display.live(self._done), signals_handled(self._ask_to_stop), lost:
             try:
-                with lost_ranks_named(self.spec.runtime):
-                    self._train()
+                self._train()
             except Exception as error:  # what a method or an engine of the user's own raises too
-                # Saving takes all ranks, and only a DarError is all ranks' (dar.collective).
+                # Saving takes all ranks, and only a DarError is all ranks' (dar.collective); the others' of what is
+                # none is a RankError.
                 is_shared = isinstance(error, DarError) and not isinstance(error, RankError)
                 if self._done > 0 and self._is_whole and (is_shared or num_ranks() == 1):
                     self._save()
