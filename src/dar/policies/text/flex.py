@@ -42,8 +42,7 @@ def seen_by(packed: PackedGroups, sight: Sight | None) -> Callable[[Any, Any, Te
         at = torch.arange(packed.longest, device=packed.positions.device)
         first = sight(at.unsqueeze(1), at.unsqueeze(0)).int().argmax(1)[packed.positions]
     own = packed.starts + (first - packed.prefix_lengths).clamp(min=0)
-    prefix = packed.prefix_starts + torch.minimum(first, packed.prefix_lengths)
-    stop = packed.prefix_starts + packed.prefix_lengths
+    prefix, stop = packed.prefix_starts + first, packed.prefix_starts + packed.prefix_lengths
 
     def seen(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
         return ((key >= own[query]) & (key <= query)) | ((key >= prefix[query]) & (key < stop[query]))
