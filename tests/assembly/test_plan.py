@@ -81,17 +81,22 @@ def test_reference_takes_memory_only_where_it_is_read(write_recipe: Write, tmp_p
     held = plan(write_recipe)
     free = plan(write_recipe, algorithm={"type": "dar", "alpha": 0.0})
     bytes_of_weights = held.num_parameters * 4 / 1e9
-    assert free.weights_gb == pytest.approx(bytes_of_weights)
-    assert held.weights_gb == pytest.approx(2 * bytes_of_weights)
+    assert free.memory_gb["weights"] == pytest.approx(bytes_of_weights)
+    assert held.memory_gb["weights"] == pytest.approx(2 * bytes_of_weights)
+    assert "reference" in held.memory_gb
+    assert "reference" not in free.memory_gb
 
 
-def test_optimizer_memory_is_that_of_what_is_trained(write_recipe: Write, tiny_folder: Path):
-    full = plan(write_recipe)
-    assert full.optimizer_gb == pytest.approx(full.num_parameters * 12 / 1e9)  # gradient and two moments
-    lora = plan(write_recipe, model={"path": str(tiny_folder), "lora": {"rank": 2}})
+def test_moments_are_those_of_what_is_trained(write_recipe: Write, tiny_folder: Path):
+    full, small = plan(write_recipe), plan(write_recipe, optim="adafactor")
+    moments = full.num_parameters * 8 / 1e9
+    assert full.memory_gb["rollout"] - small.memory_gb["rollout"] == pytest.approx(moments)
+    lora, small = (plan(write_recipe, model={"path": str(tiny_folder), "lora": {"rank": 2}}, optim=optim)
+                   for optim in ("adamw", "adafactor"))  # fmt: skip
     # Seven linear maps in each of two layers: q and o 32→32, k and v 32→16, gate and up 32→48, down 48→32.
     adapter = 2 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
-    assert lora.optimizer_gb == pytest.approx(adapter * 12 / 1e9)
+    assert lora.memory_gb["weights"] == pytest.approx((lora.num_parameters + adapter) * 4 / 1e9)
+    assert lora.memory_gb["rollout"] - small.memory_gb["rollout"] == pytest.approx(adapter * 8 / 1e9)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +164,10 @@ def test_plan_counts_what_a_method_adds(write_recipe: Write):
     plain = plan(write_recipe, algorithm={"type": "ppo", "critic": "head"})
     with_model = plan(write_recipe, algorithm={"type": "ppo", "critic": "model"})
     assert "forward pass of the critic" in plain.passes
-    # A critic of its own is weights, gradients and two moments more.
-    assert with_model.weights_gb - plain.weights_gb == pytest.approx(plain.num_parameters * 4 / 1e9)
-    assert with_model.optimizer_gb - plain.optimizer_gb == pytest.approx(plain.num_parameters * 12 / 1e9)
+    # A critic of its own is weights and two moments more, and gradients beside them.
+    weights, sampling = (with_model.memory_gb[phase] - plain.memory_gb[phase] for phase in ("weights", "rollout"))
+    assert weights == pytest.approx(plain.num_parameters * 4 / 1e9)
+    assert sampling == pytest.approx(plain.num_parameters * 12 / 1e9)
     assert "1 × forward pass of the policy to set its bounds" in plan(write_recipe, algorithm="bapo").passes
     replayed = plan(write_recipe, algorithm={"type": "r2vpo", "replay": 2})
     assert "2 × forward and backward pass on earlier batches" in replayed.passes

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import build_data
 from dar.assembly.device import build_precision
 from dar.assembly.engine import build_engine
+from dar.assembly.memory import ModelShape, StepShape, memory_of, shape_of
 from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
 from dar.config.actor_critic import ActorCriticSpec
+from dar.config.engine import InProcessSpec
 from dar.config.optim import AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
-from dar.policies.text.head import ENTRIES, POSITIONS
-from dar.policies.text.loading import load_config, load_tokenizer
+from dar.policies.precision import Precision
+from dar.policies.text.loading import followed, load_config, load_tokenizer
+
+LIBRARIES_GB = 0.75  # of Python, torch, transformers and what else a run imports
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts are exact; memory is an estimate of what stays allocated, and of one micro-batch on top."""
+    """Counts are exact. memory_gb: most at once, in 10⁹ bytes, in each phase of a step whose completions are all as
+    long as they may be; of which `weights`; and `libraries`, resident in the process before.
+    """
 
     num_parameters: int
     num_train_prompts: int
@@ -36,11 +43,15 @@ class Plan:
     max_padded_tokens_per_step: int
     epochs: float
     passes: tuple[str, ...]
-    weights_gb: float
-    optimizer_gb: float
-    microbatch_gb: float
+    memory_gb: dict[str, float]
     device: str
     compute_dtype: str
+
+    @property
+    def peak_gb(self) -> float:
+        """Of the process, or of an accelerator's own memory."""
+        phases = max(size for name, size in self.memory_gb.items() if name != "libraries")
+        return phases + self.memory_gb["libraries"] * (self.device == "cpu")
 
 
 def make_plan(spec: RunSpec) -> Plan:
@@ -59,9 +70,7 @@ def make_plan(spec: RunSpec) -> Plan:
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = shape_of(config)
     lengths = [len(prompt.token_ids) for prompt in data.train.prompts]
     num_generations = spec.num_generations if data.logged is None else len(data.logged.groups[0].completions)
     rows = spec.prompts_per_step * num_generations
@@ -78,20 +87,11 @@ def make_plan(spec: RunSpec) -> Plan:
         passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
     if algorithm.replay:
         passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
-    has_reference = with_reference and spec.model.lora is None
-    trainable = _lora_parameters(model, spec) if spec.model.lora else num_parameters
-    critic = num_parameters if isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model" else 0
-    trainable += critic
-    text = config.get_text_config()
-    tokens = max(spec.runtime.max_tokens_per_microbatch, longest * num_generations)
-    compute_bytes = precision.dtype.itemsize
-    # A decoder layer keeps about 34 hidden-sized values per token for its backward pass (Korthikanti et al. 2022).
-    layers = 1 if spec.model.gradient_checkpointing else text.num_hidden_layers
-    activations = tokens * text.hidden_size * 34 * layers * compute_bytes / 2
-    # Three copies of a tile's logits, and the head's gradient before it is added to the embedding's.
-    head = (3 * POSITIONS * ENTRIES + text.vocab_size * text.hidden_size) * 4
+    step = _step_shape(spec, shape, config, precision, lengths, num_generations)
+    memory = memory_of(shape, step if with_reference else replace(step, reference=0))
+    has = {"rollout": data.logged is None, "reference": with_reference}
     return Plan(
-        num_parameters=num_parameters,
+        num_parameters=shape.total,
         num_train_prompts=len(data.train),
         num_heldout_prompts=len(data.known.groups) if data.known else len(data.heldout or ()),
         num_dropped=data.train.num_dropped,
@@ -102,18 +102,42 @@ def make_plan(spec: RunSpec) -> Plan:
         max_padded_tokens_per_step=rows * longest,
         epochs=spec.steps * spec.prompts_per_step / len(data.train),
         passes=(*before.passes(data), *passes),
-        weights_gb=((num_parameters + critic) * 4 + (num_parameters * compute_bytes if has_reference else 0)) / 1e9,
-        optimizer_gb=trainable * 4 * (3 if isinstance(spec.optim, AdamWSpec) else 1) / 1e9,
-        microbatch_gb=(activations + head) / 1e9,
+        memory_gb={"libraries": LIBRARIES_GB} | {name: n / 1e9 for name, n in memory.items() if has.get(name, True)},
         device=str(precision.device),
         compute_dtype=str(precision.dtype).removeprefix("torch."),
     )
 
 
-def _lora_parameters(model: torch.nn.Module, spec: RunSpec) -> int:
-    """Adapter parameters, were every linear layer but the head to get one (an upper bound for other targets)."""
-    assert spec.model.lora is not None
-    layers = [
-        module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    ]
-    return sum(spec.model.lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+def _step_shape(
+    spec: RunSpec, model: ModelShape, config: Any, precision: Precision, prompts: Sequence[int], num_generations: int
+) -> StepShape:
+    """What takes memory in a step, its completions all as long as they may be, its prompts of mean length."""
+    length, longest = spec.sampling.max_completion_length, max(prompts)
+    rows = num_generations * length
+    group = round(sum(prompts) / len(prompts)) + rows
+    per = min(max(1, spec.runtime.max_tokens_per_microbatch // group), spec.prompts_per_step)
+    count = -(-spec.prompts_per_step // per)
+    engine = spec.engine if isinstance(spec.engine, InProcessSpec) else None
+    cached = min(max(1, engine.max_cache_tokens // (longest + rows)), spec.prompts_per_step) if engine else 0
+    compute, rank = precision.dtype.itemsize, spec.model.lora.rank if spec.model.lora else 0
+    saved = 2 if getattr(config, "dtype", None) in (torch.bfloat16, torch.float16) else 4
+    base = saved if rank and not followed(spec.model)[1] else 4
+    is_in_place = engine is None or engine.in_place or (precision.device.type != "cpu" and base == compute)
+    critic = isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model"
+    return StepShape(
+        tokens=max(per * group, longest + rows),
+        last=(spec.prompts_per_step - (count - 1) * per) * group,
+        microbatches=count,
+        rows=cached * num_generations,
+        length=length,
+        prompts=cached * longest,
+        trained=(rank * model.features if rank else model.total) + (model.total if critic else 0),
+        rank=rank,
+        base_bytes=base,
+        moments=8 if isinstance(spec.optim, AdamWSpec) else 0,
+        compute=compute,
+        reference=0 if rank else min(saved, compute) * model.total,
+        trunks=2 if critic else 1,
+        is_checkpointed=spec.model.gradient_checkpointing,
+        is_in_place=is_in_place,
+    )

@@ -59,7 +59,8 @@ def plan(
         Console(stderr=True).print("taking one step…", style="dim")
         trial = try_step(spec, num_heldout_prompts=found.num_heldout_prompts)
     if as_json:
-        print_json(dataclasses.asdict(found) | ({"trial": dataclasses.asdict(trial)} if trial else {}))
+        tried = {"trial": dataclasses.asdict(trial)} if trial else {}
+        print_json({**dataclasses.asdict(found), "peak_gb": found.peak_gb} | tried)
         return
     if trial:
         show_trial(console, spec, trial)
@@ -70,7 +71,7 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
     shown = new_table(title, "", "", is_text=True)
     dropped = f", {found.num_dropped} dropped" if found.num_dropped else ""
     options = ", ".join(f"{key} {value}" for key, value in spec.algorithm.model_dump(exclude={"type"}).items())
-    total = found.weights_gb + found.optimizer_gb + found.microbatch_gb
+    memory = ", ".join(f"{name} {size:.3g}" for name, size in found.memory_gb.items())
     for label, value in (
         ("algorithm", f"{spec.algorithm.type}: {options}"),
         ("policy", f"{spec.model.path}, {found.num_parameters:,} parameters"),
@@ -89,8 +90,7 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
         ("run", f"{spec.steps} steps = {found.epochs:.2f} epochs"),
         (
             "memory (estimate)",
-            f"{total:.3g} GB = weights {found.weights_gb:.3g} + gradients and optimizer {found.optimizer_gb:.3g} "
-            f"+ one micro-batch {found.microbatch_gb:.3g}",
+            f"{found.peak_gb:.3g} GB at most; by phase: {memory}",
         ),
         *(("alerts", notice) for notice in spec.silent_alerts),
         ("run folder", spec.output_dir),

@@ -89,7 +89,8 @@ def test_no_fp32_copy_of_a_frozen_layer_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_reference_saved_in_two_bytes_keeps_them_and_is_the_policy_to_the_last_bit(dtype: torch.dtype):
-    policy = policy_of(make_model(tie_word_embeddings=False).to(dtype).float())
+    model: Any = make_model(tie_word_embeddings=False)
+    policy = policy_of(model.to(dtype).float())
     assert policy._reference is not None
     sizes = {name: p.element_size() for name, p in policy._reference.model.named_parameters()}
     assert {size for name, size in sizes.items() if "norm" not in name} == {2}
@@ -107,7 +108,7 @@ def test_a_run_on_a_bf16_folder_keeps_it_so_and_its_merged_model_is_its_policy(
     recipe = write_recipe(model={"path": str(tiny_folder), "lora": {"rank": 2}}, steps=1)
     loop = build_loop(load_recipe(recipe), quiet=True)
     loop.run(resume=False)
-    policy = loop.learner.policy
+    policy: Any = loop.learner.policy
     assert {(p.requires_grad, p.element_size()) for p in policy.module.parameters() if p.ndim == 2} == {
         (False, 2), (True, 4)}  # fmt: skip
     policy.save(tmp_path / "saved", card="")
@@ -121,7 +122,8 @@ def test_adapters_that_read_their_bases_weights_get_fp32(write_recipe: Callable[
     dora = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
     objects = Objects(model=make_model().bfloat16(), tokenizer=make_tokenizer(), lora=dora)
     loop = build_loop(load_recipe(write_recipe()), objects, quiet=True)
-    assert {p.dtype for p in loop.learner.policy.module.parameters()} == {torch.float32}
+    policy: Any = loop.learner.policy
+    assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
 
 
 def test_an_architecture_that_reads_past_its_layers_is_held_in_fp32(caplog: pytest.LogCaptureFixture):

@@ -67,19 +67,13 @@ def is_linear(module: Any) -> bool:
 def keep_frozen(model: Any, check: Callable[[Any], None]) -> None:
     """Layers that are not trained keep their weights' precision; all other weights, and all buffers, become fp32.
 
-    Args:
-        model: a transformers or peft model.
-        check: of the transformers model. Where it raises, a layer's weights are read past the layer, and all are fp32.
+    So do all where a check of the transformers model raises: something reads a layer's weights past the layer.
     """
     kept = list(_layers(model))
     small = {id(parameter) for layer in kept for parameter in layer.parameters()}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) not in small and parameter.is_floating_point():
-                parameter.data = parameter.data.float()
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                setattr(module, name, buffer.float())
+    for each in (*model.parameters(), *model.buffers()):
+        if id(each) not in small and each.is_floating_point():
+            each.data = each.data.float()
     for layer in kept:
         _freeze(layer)
     try:
@@ -92,11 +86,9 @@ def keep_frozen(model: Any, check: Callable[[Any], None]) -> None:
 def shrink(model: nn.Module) -> None:
     """Frozen layers whose weights are all bf16 (or all fp16) numbers, as of a model saved so, keep them as such."""
     for layer in _layers(model):
-        for dtype in (torch.bfloat16, torch.float16):
+        for dtype in (torch.float16, torch.bfloat16):
             if all(torch.equal(parameter.to(dtype).to(parameter.dtype), parameter) for parameter in layer.parameters()):
-                layer.to(dtype)
-                _freeze(layer)
-                break
+                _freeze(layer.to(dtype))
 
 
 def _freeze(layer: nn.Module) -> None:
@@ -117,14 +109,7 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def asks_its_base(adapter: LoraSpec | PeftConfig | None) -> bool:
     """Whether an adapter adds to what its base layers compute, and reads none of their weights itself as DoRA does."""
-    if isinstance(adapter, LoraSpec):
-        return True
     if type(adapter) is not LoraConfig:
-        return False
-    changed = (field.name for field in dataclasses.fields(adapter) if field.name not in _PLAIN
-               and getattr(adapter, field.name) != _default(field))  # fmt: skip
-    return not any(changed)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        return isinstance(adapter, LoraSpec)
+    usual, names = LoraConfig(), {field.name for field in dataclasses.fields(adapter)} - _PLAIN
+    return all(getattr(adapter, name) == getattr(usual, name) for name in names)

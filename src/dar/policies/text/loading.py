@@ -109,10 +109,7 @@ def load_model(spec: ModelSourceSpec, *, as_saved: bool = False) -> Any:
     """The causal language model, dropout off; an adapter is merged into its base.
 
     Dropout would make π_t a different distribution at every look, so that no log-probability could be compared.
-
-    Args:
-        spec: where it comes from.
-        as_saved: as for `load_weights`.
+    `as_saved` is that of `load_weights`.
 
     Raises:
         ConfigError: it cannot be had, or is no causal language model.
@@ -137,8 +134,7 @@ def load_weights(
         spec: where it comes from.
         auto: transformers' class for models of its kind.
         what: that kind, for messages.
-        as_saved: the weights in the precision that its configuration names, instead of fp32, which is what adapters are
-            merged in.
+        as_saved: in the precision that its configuration names; else, and where adapters are merged, fp32.
         changes: of its configuration, and further arguments of `from_pretrained`.
 
     Raises:
@@ -149,19 +145,18 @@ def load_weights(
     with explained(spec, adapters, what):
         source = resolve_model(spec)
         _require_weights_for(config, source, auto, spec)
-        for dtype in ("auto", torch.float32) if as_saved and not adapters else (torch.float32,):
-            # With output_loading_info the call returns a pair, which its annotation does not say.
-            model, found = auto.from_pretrained(
-                source,
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
-                dtype=dtype,
-                output_loading_info=True,
-                **changes,
-            )
-            # Constants that an architecture computes (a scale, say) are rounded to the weights' precision.
-            if not any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in model.buffers()):
-                break
+        # With output_loading_info the call returns a pair, which its annotation does not say.
+        model, found = auto.from_pretrained(
+            source,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype="auto" if as_saved and not adapters else torch.float32,
+            output_loading_info=True,
+            **changes,
+        )
+    # Constants that an architecture computes (a scale, say) were rounded to the weights' precision.
+    if any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in model.buffers()):
+        return load_weights(spec, auto, what, **changes)
     missing = set(found["missing_keys"])
     for adapter in adapters:
         try:

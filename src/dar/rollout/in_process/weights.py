@@ -55,7 +55,6 @@ def sampling_weights(
             on_cpu = bases[0].weight.device.type == "cpu" and _can_lay_out(dtype)
             if not on_cpu and all(base.weight.dtype == dtype for base in bases):
                 continue
-            # One group's merged copies at a time.
             joined = _linear(*_stacked([_merged(layer, layers[layer]) for layer in group]), dtype, batch_size)
             forwards = _shared(joined, [len(base.weight) for base in bases])
             for layer, forward in zip(group, forwards, strict=True):
@@ -116,7 +115,6 @@ def _groups(model: nn.Module, layers: dict[nn.Module, nn.Linear]) -> list[list[n
 def _stacked(parts: list[_Merged]) -> _Merged:
     if len(parts) == 1:
         return parts[0]
-    # Of different precisions where some have an adapter: the widest has all their numbers.
     biases = [part.bias for part in parts if part.bias is not None]
     return _Merged(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
 
@@ -125,13 +123,18 @@ def _shared(joined: Linear, sizes: list[int]) -> Iterator[Linear]:
     """One forward per sibling: the first to see new states computes the product for all."""
     if len(sizes) == 1:
         return iter((joined,))
-    seen: list[Any] = [None, ()]
+    seen: list[Any] = [None, (), 0]
 
     def part(index: int) -> Linear:
         def forward(states: Tensor) -> Tensor:
             if states is not seen[0]:
-                seen[:] = states, joined(states).split(sizes, dim=-1)
-            return seen[1][index]
+                seen[:] = states, joined(states).split(sizes, dim=-1), len(sizes)
+            found = seen[1][index]
+            seen[2] -= 1
+            if not seen[2]:
+                # Kept until the next token, every layer's states of long prompts would be there at once.
+                seen[:] = None, (), 0
+            return found
 
         return forward
 
