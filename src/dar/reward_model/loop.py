@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dar.collective import failing_together, gathered
+from dar.collective import failing_together, gathered, num_ranks
 from dar.config.reward_model import RewardModelSpec
 from dar.data.order import ShuffledOrder
 from dar.errors import NonFiniteError
@@ -125,7 +125,8 @@ class RewardModelLoop(Steps):
         chosen, rejected = scores.unbind(1)
         losses = bradley_terry(chosen, rejected, margin=margins, label_smoothing=loss.label_smoothing)
         losses = losses + loss.centering_coef * centering(chosen, rejected)
-        if not losses.isfinite().all():
+        # With several ranks the gradient's norm says so, to all of them at once.
+        if num_ranks() == 1 and not losses.isfinite().all():
             raise NonFiniteError(
                 f"the loss is not finite at {where}; the weights were not changed. Try a lower optim.learning_rate or "
                 "runtime.precision=fp32."
