@@ -257,8 +257,10 @@ def test_ranks_do_what_one_process_does(
         ranks = train_on_ranks(recipe, folder, f"runtime.sharding={sharding}", num_ranks=num_ranks)
         assert ranks.returncode == 0, ranks.stdout.decode()
         for one, other in zip(alone, metrics_of(folder), strict=True):
-            for key in ("reward", "rewards/choosy/failed_fraction", "completions/mean_length", "tokens/completion"):
+            for key in ("reward", "completions/mean_length", "tokens/completion"):
                 assert one[key] == other[key], key
+            key = "rewards/choosy/failed_fraction"
+            assert one[key] == pytest.approx(other[key], rel=1e-6), key
             for key in ("loss", "grad_norm", "kl/ref", "weights/mean"):
                 assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
         assert pd.read_parquet(folder / "completions" / "step-3.parquet")["completion"].tolist() == texts

@@ -107,9 +107,10 @@ def join_tables(tables: Sequence[RewardTable]) -> RewardTable:
     first, total = tables[0], torch.cat([table.total for table in tables])
     parts = {name: torch.cat([table.parts[name] for table in tables]) for name in first.parts}
     # Counts and percentiles of one rank's requests say little of another's: the first rank's stand. Shares of
-    # completions are the batch's; every rank has equally many.
+    # completions are the batch's, of which ranks may have unequal parts.
     shares = [name for name in first.reported if name.endswith(FAILED_FRACTION)]
-    reported = first.reported | {name: sum(table.reported[name] for table in tables) / len(tables) for name in shares}
+    counts = {name: sum(table.reported[name] * table.total.numel() for table in tables) for name in shares}
+    reported = first.reported | {name: count / total.numel() for name, count in counts.items()}
     if not first.specs:
         return RewardTable(total, parts, reported)  # read from the data, and not added up from parts
     return tally(parts, total.isnan(), first.specs, reported)
