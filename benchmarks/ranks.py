@@ -119,10 +119,9 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def update(
-    policy: Policy, own: TokenGroups, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
-) -> None:
+def update(policy: Policy, own: TokenGroups, optimizer: torch.optim.Optimizer) -> None:
     """A gradient of log-probabilities and a step."""
+    parameters = list(policy.trainable().values())
     with policy.training():
         policy.outputs(own, Wants()).logprobs.sum().backward()
     clipped_step(optimizer, parameters, 1.0, where="a step")
