@@ -21,13 +21,13 @@ from dar.config.recipe import load_recipe
 WIDE: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "vocab_size": 4096}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": (WIDE | {"num_hidden_layers": 5}, {}),
-    "checkpointed": (WIDE | {"num_hidden_layers": 8}, {"gradient_checkpointing": True}),
+    "checkpointed": (WIDE | {"num_hidden_layers": 6}, {"gradient_checkpointing": True}),
     "a large vocabulary of its own head": (
         {"vocab_size": 20000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}, {}),
     "a narrow residual": (
         {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 6}, {}),
     "adapters on a bf16 base": (WIDE | {"num_hidden_layers": 6, "dtype": torch.bfloat16}, {"lora": {"rank": 8}}),
-    "adapters, checkpointed": (WIDE | {"num_hidden_layers": 8, "dtype": torch.bfloat16},
+    "adapters, checkpointed": (WIDE | {"num_hidden_layers": 5, "dtype": torch.bfloat16},
                                {"lora": {"rank": 8}, "gradient_checkpointing": True}),
 }  # fmt: skip
 
