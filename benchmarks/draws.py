@@ -96,7 +96,7 @@ def main() -> None:
     precision = resolve_precision(RuntimeSpec(device="cpu", precision=args.precision))
     policy = Policy(load_model(spec), tokenizer, precision, temperature=1.0, with_reference=False)
     rows = load_rows(SourceSpec(path=PROMPTS))[: args.prompts]
-    data = DataSpec(train=PROMPTS)
+    data = DataSpec(train=SourceSpec(path=PROMPTS))
     prompts = prepare_prompts(rows, tokenizer, data, max_prompt_length=None, where=PROMPTS).prompts
     together, seconds = sampled(policy, prompts, args.length, max_tokens=10**6)
     apart, _ = sampled(policy, prompts, args.length, max_tokens=1)
