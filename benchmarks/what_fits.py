@@ -20,6 +20,7 @@ LORA = replace(ALL, rank=16, base_bytes=2)
 MODES = {
     "all weights, AdamW": ALL,
     "all weights, AdamW, checkpointing": replace(ALL, is_checkpointed=True),
+    "all weights, 8-bit AdamW, checkpointing": replace(ALL, is_checkpointed=True, moments=2),
     "all weights, Adafactor, checkpointing": replace(ALL, is_checkpointed=True, moments=0),
     "LoRA on an fp32 base": replace(LORA, base_bytes=4),
     "LoRA on a bf16 base": LORA,

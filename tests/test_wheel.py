@@ -15,8 +15,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dar.config.optim import AdamW8BitSpec
 from dar.config.verifiable import IFEvalRewardSpec, JsonSchemaRewardSpec, MathRewardSpec, ReasoningGymRewardSpec
 from dar.errors import EXTRAS, ConfigError
+from dar.learn.optim import require_optimizer
 from dar.policies.text.gguf import converted
 from dar.rewards import verifiable
 from dar.rewards.builtin import sentiment
@@ -99,6 +101,7 @@ def test_extra_that_is_missing_is_named_with_its_command(python: Path, tmp_path:
         ("jsonschema", "verify", lambda: verifiable.build(JsonSchemaRewardSpec(path="schema.json"))),
         ("reasoning_gym", "reasoning-gym", lambda: verifiable.build(ReasoningGymRewardSpec())),
         ("gguf", "gguf", lambda: converted(Path(__file__))),
+        ("bitsandbytes", "bitsandbytes", lambda: require_optimizer(AdamW8BitSpec())),
     ],
 )
 def test_package_of_an_extra_is_asked_for_where_it_is_needed(

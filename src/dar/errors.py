@@ -17,6 +17,7 @@ EXTRAS = {
     "reasoning_gym": "reasoning-gym",
     "vaderSentiment": "sentiment",
     "gguf": "gguf",
+    "bitsandbytes": "bitsandbytes",
 }
 """Packages that not everybody needs, with the extra that brings them."""
 

@@ -61,7 +61,7 @@ class FlatConfig(Spec):
     """The schedule after warm-up."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
-    optim: Literal["adamw", "adafactor"] = "adamw"
+    optim: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
     """The optimizer."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""

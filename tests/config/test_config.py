@@ -83,7 +83,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
     ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
     ({"algorithm": "best-of-n"}, "algorithm: unknown type 'best-of-n' (did you mean 'best_of_n'?)"),
-    ({"optim": "adam"}, "optim: unknown type 'adam' (did you mean 'adamw'?); allowed: adamw, adafactor"),
+    ({"optim": "adam"}, "optim: unknown type 'adam' (did you mean 'adamw'?); allowed: adamw, adamw_8bit, adafactor"),
     ({"rewards": ["sentment"]}, "rewards.0: unknown type 'sentment' (did you mean 'sentiment'?)"),
     # Values.
     (dar(weight_scale="clip", w_clip=math.inf), "algorithm: weight_scale is 'clip', but w_clip is infinite"),

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from dar.config.optim import AdafactorSpec, AdamWSpec
+from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec
 from dar.errors import CheckpointError
 from dar.learn import checkpoint as checkpoints
 from dar.learn.checkpoint import (
@@ -33,6 +34,18 @@ from dar.learn.optim import build_optimizer
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 FILES = ["manifest.json", "optimizer.json", "rng-0.pt", SHARD, "state.json"]
+
+
+WIDE = 1100
+"""Of a layer with as many weights as make it worth keeping their moments in 8 bits."""
+OPTIMIZERS = [AdamWSpec(learning_rate=0.1), AdamW8BitSpec(learning_rate=0.1), AdafactorSpec(learning_rate=0.1)]
+"""Of which the second asks for a package that tests do without: `pip install bitsandbytes` to run its cases."""
+
+
+def every_optimizer(test: Callable[..., None]) -> Any:
+    no_bits = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
+    specs = [pytest.param(spec, marks=[no_bits] * (spec.type == "adamw_8bit"), id=spec.type) for spec in OPTIMIZERS]
+    return pytest.mark.parametrize("spec", specs)(test)
 
 
 class Run:
@@ -92,31 +105,27 @@ def draw() -> list[float]:
 # --- there and back --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "spec", [AdamWSpec(learning_rate=0.1), AdafactorSpec(learning_rate=0.1)], ids=["adamw", "adafactor"]
-)
+@every_optimizer
 def test_checkpoint_restores_weights_and_optimizer_to_the_last_bit(tmp_path: Path, spec: AdamWSpec | AdafactorSpec):
-    run = Run(spec=spec)
+    run = Run(width=WIDE, spec=spec)
     run.train(3)
     saved = run.snapshot()
     path = run.save(tmp_path, 3)
-    other = Run(seed=1, spec=spec)
+    other = Run(seed=1, width=WIDE, spec=spec)
     other.train(1)
     assert other.load(path) == TrainState(step=3, num_tokens=30, reference="ref", algorithm={"penalty": 1.0})
     assert_same(other.snapshot(), saved)
 
 
-@pytest.mark.parametrize(
-    "spec", [AdamWSpec(learning_rate=0.1), AdafactorSpec(learning_rate=0.1)], ids=["adamw", "adafactor"]
-)
+@every_optimizer
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, spec: AdamWSpec | AdafactorSpec):
-    whole = Run(spec=spec)
+    whole = Run(width=WIDE, spec=spec)
     whole.train(5)
-    first = Run(spec=spec)
+    first = Run(width=WIDE, spec=spec)
     first.train(2)
     path = first.save(tmp_path, 2)
     torch.manual_seed(12345)  # what a new process starts with
-    second = Run(seed=7, spec=spec)
+    second = Run(seed=7, width=WIDE, spec=spec)
     second.load(path)
     second.train(3)
     assert_same(second.snapshot(), whole.snapshot())

@@ -7,16 +7,18 @@ from accelerate.tracking import get_available_trackers
 
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
+from dar.learn.optim import require_optimizer
 from dar.learn.ranks import join_ranks
 from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.compiling import require_compiler
 
 
 def build_precision(spec: RunSpec) -> Precision:
-    """Device and precision. Raises ConfigError: there is no such device, or no compiler where one is asked for."""
+    """Device and precision. Raises ConfigError: no such device, or no compiler or optimizer where one is asked for."""
     precision = resolve_precision(spec.runtime)
     if spec.runtime.compile_layers:
         require_compiler(precision.device)
+    require_optimizer(spec.optim)
     return precision
 
 

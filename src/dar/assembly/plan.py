@@ -17,7 +17,7 @@ from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.engine import InProcessSpec
-from dar.config.optim import AdamWSpec
+from dar.config.optim import AdamW8BitSpec, AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
 from dar.policies.precision import Precision
@@ -134,7 +134,7 @@ def _step_shape(
         trained=(rank * model.features if rank else model.total) + (model.total if critic else 0),
         rank=rank,
         base_bytes=base,
-        moments=8 if isinstance(spec.optim, AdamWSpec) else 0,
+        moments=2 if isinstance(spec.optim, AdamW8BitSpec) else 8 if isinstance(spec.optim, AdamWSpec) else 0,
         compute=compute,
         reference=0 if rank else min(saved, compute) * model.total,
         trunks=2 if critic else 1,

@@ -56,6 +56,14 @@ class AdamWSpec(OptimSpec):
     """Added to the denominator."""
 
 
+class AdamW8BitSpec(AdamWSpec):
+    """AdamW with its moments in 8 bits, block by block (Dettmers et al. 2022, arXiv:2110.02861); of weights of fewer
+    than 4096 numbers in fp32. By bitsandbytes (`dar-rlhf[bitsandbytes]`)."""
+
+    type: Literal["adamw_8bit"] = "adamw_8bit"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """`adamw_8bit`"""
+
+
 class AdafactorSpec(OptimSpec):
     """Adafactor (Shazeer & Stern 2018): the second moment of a matrix kept as a row and a column."""
 
@@ -69,4 +77,6 @@ def _adamw_unless_said(value: Any) -> Any:
     return {"type": "adamw", **value} if isinstance(value, dict) else value
 
 
-AnyOptim = Annotated[AdamWSpec | AdafactorSpec, Field(discriminator="type"), BeforeValidator(_adamw_unless_said)]
+AnyOptim = Annotated[
+    AdamWSpec | AdamW8BitSpec | AdafactorSpec, Field(discriminator="type"), BeforeValidator(_adamw_unless_said)
+]

@@ -13,7 +13,7 @@ from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
 from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
-from dar.config.optim import AdafactorSpec, AdamWSpec, AnyOptim
+from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
@@ -240,6 +240,7 @@ class RunSpec(Spec):
     def _check_sharded(self) -> None:
         reasons = {
             "optim.type adafactor takes means over rows and columns": isinstance(self.optim, AdafactorSpec),
+            "optim.type adamw_8bit rounds blocks of": isinstance(self.optim, AdamW8BitSpec),
             "optim.null_space projects": self.optim.null_space is not None,
             "runtime.compile_layers compiles for": self.runtime.compile_layers,
             "algorithm.kl_coef of trace asks π₀'s head for": isinstance(self.algorithm, TRACESpec)

@@ -12,14 +12,21 @@ from torch.distributed.tensor import DTensor
 from transformers.optimization import Adafactor
 
 from dar.collective import gathered, own_part, whole_tensor
-from dar.config.optim import AdafactorSpec, AdamWSpec, OptimSpec
-from dar.errors import NonFiniteError
+from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, OptimSpec
+from dar.errors import NonFiniteError, require_package
 
 
 def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a recipe, over fp32 master weights."""
     parameters = list(parameters)
     match spec:
+        case AdamW8BitSpec():
+            from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - an extra
+
+            betas = spec.beta1, spec.beta2
+            return AdamW8bit(
+                parameters, lr=spec.learning_rate, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay
+            )
         case AdamWSpec():
             return torch.optim.AdamW(
                 parameters,
@@ -40,6 +47,12 @@ def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Par
                 relative_step=False,
                 warmup_init=False,
             )
+
+
+def require_optimizer(spec: OptimSpec) -> None:
+    """Raises ConfigError where the package of an optimizer is not installed; before anything is loaded."""
+    if isinstance(spec, AdamW8BitSpec):
+        require_package("bitsandbytes", "optim.type adamw_8bit")
 
 
 def learning_rate_factor(
@@ -87,6 +100,7 @@ def clipped_step(
     optimizer.zero_grad()
     with torch.no_grad():
         moments = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
+        moments = [each for each in moments if each.is_floating_point()]  # what is in 8 bits has its scales there
         tensors = [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *moments]
         is_sharded = any(isinstance(each, DTensor) for each in tensors)
         tensors = [own_part(each) for each in tensors]

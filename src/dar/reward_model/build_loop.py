@@ -12,7 +12,7 @@ from dar.config.data import SourceSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
-from dar.learn.optim import build_optimizer
+from dar.learn.optim import build_optimizer, require_optimizer
 from dar.learn.ranks import join_ranks
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
@@ -58,6 +58,7 @@ def build_reward_model_loop(
     """
     settle_heap()
     precision = resolve_precision(spec.runtime)
+    require_optimizer(spec.optim)
     accelerator = join_ranks(spec.runtime, precision)
     if spec.pairs_per_step < accelerator.num_processes:
         raise ConfigError(
