@@ -39,6 +39,8 @@ INSTEAD = {
     "use_liger_kernel padding_free": "leave it out: nothing is padded, and "
     "{runtime.max_tokens_per_microbatch} bounds memory",
     "bf16 fp16 tf32 dtype torch_dtype": "set {runtime.precision} to 'bf16', 'fp32' or 'auto'; weights stay fp32",
+    "load_in_4bit load_in_8bit quantization quantization_config bnb_*": "weights are fp32 or, of a frozen base under "
+    "{model.lora}, as they were saved; the 'adamw_8bit' of {optim} has moments in 8 bits",
     "use_cpu no_cuda": "set {runtime.device} to 'cpu'",
     "torch_compile": "use {runtime.compile_layers}",
     "ddp_timeout": "use {runtime.rank_timeout}",
