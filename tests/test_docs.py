@@ -221,6 +221,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "prompts_per_step": 2,
         "num_generations": 4,
         "steps": 1,
+        # Of which completions of either prompt differ in length.
+        "seed": 10,
         "evaluation": {"num_generations": 1, "max_prompts": 2},
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
