@@ -135,7 +135,7 @@ def test_nothing_is_printed_any_other_way(pattern: str, allowed: set[str]):
 
 def test_what_libraries_will_change_is_not_said_and_all_else_is():
     script = (
-        "import warnings; from dar.cli.app import common; common(); "
+        "import warnings; from dar.cli.app import common; common(None); "
         "warnings.warn('later', FutureWarning); warnings.warn('now')"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

@@ -93,7 +93,7 @@ def sampled(policy: Policy, length: int, *, max_tokens: int = 90, is_padded: boo
     """By default with too little room for all prompts at once, so that rows come and go."""
     own = engine_of(policy, max_tokens=max_tokens)
     if is_padded:
-        own.decoder = PaddedDecoder(policy.module)
+        own.decoder = PaddedDecoder
     return own.generate(PROMPTS, 3, max_completion_length=length, key=SamplingKey(0))
 
 
