@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def test_a_class_of_the_user_s_samples_with_the_weights_of_each_step(
         ["generate", "heldout", 2],
         ["close"],
     ]
-    assert not caplog.messages
+    # (torch keeps a record of its own of what it saves.)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     trained(recipe, *mine, resume=True)
     assert "the engine reproduces nothing" in caplog.text
 

@@ -256,9 +256,8 @@ def test_ranks_do_what_one_process_does(
         assert best[0] == best[1]
         for table in "heldout-step-0", "step-3":
             files = [tmp_path / folder / "completions" / f"{table}.parquet" for folder in ("1", run)]
-            pd.testing.assert_frame_equal(
-                *(pd.read_parquet(file).drop(columns=LOGPROBS) for file in files), rtol=1e-3, atol=1e-5
-            )
+            one, other = (pd.read_parquet(file).drop(columns=LOGPROBS) for file in files)
+            pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-5)
         weights = final_weights(tmp_path / run)
         for name, tensor in final_weights(tmp_path / "1").items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)

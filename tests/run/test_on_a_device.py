@@ -85,7 +85,7 @@ def make_policy(model: Any, device: torch.device) -> Policy:
     torch.manual_seed(1)
     torch.nn.init.normal_(critic.head.weight)
     policy = Policy(model, make_tokenizer(), Precision(device, torch.float32), temperature=0.7, critic=critic)
-    policy.eos_token_ids = list(range(0, 261, 9))  # so that rows end at different times
+    policy.eos_token_ids = tuple(range(0, 261, 9))  # so that rows end at different times
     return policy
 
 
@@ -118,8 +118,9 @@ def test_samples_passes_and_gradients_are_the_cpus(name: str, device: Device, mo
         with policy.training():
             outputs = policy.outputs(rollouts.groups, Wants(logits=True, held=rollouts.groups.rows_of(0, 1)))
         terms: list[Any] = [outputs.logprobs, outputs.values, outputs.logits, outputs.ref_kl]
-        sum(terms[1:], terms[0]).sum().backward()
-        found.append({key: parameter.grad.cpu() for key, parameter in policy.trainable().items()})
+        torch.stack(terms).sum().backward()
+        grads: Any = {key: parameter.grad for key, parameter in policy.trainable().items()}
+        found.append({key: grad.cpu() for key, grad in grads.items()})
         found[-1] |= {"logprobs": outputs.logprobs.detach().cpu(), "values": terms[1].detach().cpu()}
         found[-1]["reference"] = policy.ref_logprobs(rollouts.groups, max_tokens=20)
     for key, expected in found[0].items():
@@ -130,7 +131,7 @@ def test_samples_passes_and_gradients_are_the_cpus(name: str, device: Device, mo
 def test_sampling_waits_when_it_looks_and_no_oftener(device: Device) -> None:
     where, waits = device
     policy = make_policy(make_model(), where)
-    policy.eos_token_ids = [261]  # which is never drawn, so that all rows stay
+    policy.eos_token_ids = (261,)  # which is never drawn, so that all rows stay
     counts = []
     for length in 24, 40:
         waits.clear()
@@ -164,7 +165,8 @@ def test_every_method_takes_the_cpus_step(
     # It would move the module to what it takes for the device.
     monkeypatch.setattr(Accelerator, "prepare", lambda self, module: module)
     loop = make_loop(tmp_path / "device", algorithm)
-    assert loop.learner.policy.module.device.type == "pretend"
+    policy: Any = loop.learner.policy
+    assert policy.module.device.type == "pretend"
     found = loop.step(1)
     for key in "loss", "grad_norm", "kl/ref", "entropy":
         if key in expected:

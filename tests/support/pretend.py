@@ -31,7 +31,7 @@ _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique
 class _OnDevice(Tensor):
     """A tensor whose device is `pretend`."""
 
-    inner: Tensor
+    inner: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> _OnDevice:

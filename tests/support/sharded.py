@@ -59,7 +59,8 @@ def compare(kind: str, sharding: Any) -> None:
         (shared.outputs(own, Wants()).logprobs.sum() * num_ranks()).backward()
     limit = 0.02 if kind == "lora" else 2e-6
     for name, parameter in alone.trainable().items():
-        got, want = (whole_tensor(each) for each in (parameters[name].grad, parameter.grad))
+        grads: Any = parameters[name].grad, parameter.grad
+        got, want = map(whole_tensor, grads)
         gap = float((got - want).norm() / want.norm().clamp(min=1e-12))
         assert gap < limit, f"{kind} {sharding} {name}: {gap}"
 

@@ -17,14 +17,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -91,7 +93,7 @@ def save_checkpoint(
         scratch = from_main(begin)
         with _explained(target):
             writer = HuggingFaceStorageWriter(str(scratch), _portions(tensors), save_distributed=True)
-            _quietly(dcp.save, tensors, storage_writer=writer)
+            _quietly(save, tensors, storage_writer=writer)
         with failing_together(), _explained(target):
             torch.save(_rng_state(), scratch / f"rng-{own_rank()}.pt")
         if own_rank() == 0:
@@ -220,7 +222,7 @@ def load_checkpoint(
         CheckpointError: the checkpoint is of another model or optimizer.
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
-    saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
     shapes = {name.removeprefix("policy."): tuple(each.size) for name, each in saved.items() if name[:7] == "policy."}
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if shapes != expected:
@@ -247,7 +249,7 @@ def load_checkpoint(
             if rest not in extras or extras[rest].shape != each.size:
                 extras[rest] = torch.empty(each.size, dtype=each.properties.dtype)
             targets[name] = extras[rest].detach()
-    _quietly(dcp.load, targets, storage_reader=reader)
+    _quietly(load, targets, storage_reader=reader)
     num_saved = len(list(checkpoint.glob("rng-*.pt")))
     _restore_rng(torch.load(checkpoint / f"rng-{own_rank() % num_saved}.pt", weights_only=True))
 

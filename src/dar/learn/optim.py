@@ -21,7 +21,7 @@ def build_optimizer(spec: AdamWSpec | AdafactorSpec, parameters: Iterable[nn.Par
     parameters = list(parameters)
     match spec:
         case AdamW8BitSpec():
-            from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - an extra
+            from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - an extra
 
             betas = spec.beta1, spec.beta2
             return AdamW8bit(

@@ -28,7 +28,7 @@ class Strategy(Protocol):
     Checkpoints ask nothing: a weight that is held in parts is a `DTensor`, which says which part it is.
     """
 
-    def wrap(self, module: Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         """The module as this rank runs it, from now on; its backward pass leaves gradients averaged over ranks."""
         ...
 
@@ -52,7 +52,7 @@ class Strategy(Protocol):
 class Replicated:
     """Every rank has all weights (DDP); with one process, plainly the module."""
 
-    def wrap(self, module: Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         is_alone = num_ranks() == 1 or not any(parameter.requires_grad for parameter in module.parameters())
         return module if is_alone else DistributedDataParallel(module)
 
@@ -76,7 +76,7 @@ class Sharded:
     def __init__(self, device: torch.device) -> None:
         self.mesh = init_device_mesh(device.type, (num_ranks(),))
 
-    def wrap(self, module: Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         if any(parameter.requires_grad for parameter in module.parameters()):
             empty = {id(each): nn.Parameter(each.detach().new_empty(0), False) for each in module.parameters()}
             self._replica = copy.deepcopy(module, dict[int, Any](empty))

@@ -95,13 +95,15 @@ def test_flex_attention_compiles_once_for_all_layouts_and_rules() -> None:
     """With the code that torch's compiler makes for the CPU, and so without gradients."""
     ragged, others = LAYOUTS["ragged"], [*LAYOUTS.values(), layout([70, 30, 99], [2, 1, 2], [60, 33, 41, 5, 80])]
     with torch.no_grad():
-        on_whole_blocks(*random_states(ragged), ragged, scale=0.4)
+        query, key, value = random_states(ragged)
+        on_whole_blocks(query, key, value, ragged, scale=0.4)
         with torch.compiler.set_stance("fail_on_recompile"):
             for packed in others:
                 for sight in None, window_of_two, chunk_of_three:
                     options: Any = {"scale": 0.4, "sight": sight}
-                    found = on_whole_blocks(*random_states(packed), packed, **options)
-                    torch.testing.assert_close(found, masked_attention(*random_states(packed), packed, **options))
+                    query, key, value = random_states(packed)
+                    found = on_whole_blocks(query, key, value, packed, **options)
+                    torch.testing.assert_close(found, masked_attention(query, key, value, packed, **options))
 
 
 def test_definition_sees_the_prompt_and_its_own_tokens_only() -> None:

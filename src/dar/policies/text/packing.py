@@ -170,7 +170,7 @@ def packed_length(groups: TokenGroups) -> list[int]:
     return result
 
 
-def _places(spans: list[tuple[int, int]], prefixes: list[tuple[int, int]]) -> dict[str, Tensor]:
+def _places(spans: list[tuple[int, int]], prefixes: list[tuple[int, int]]) -> dict[str, Any]:
     """What `PackedGroups` says of every token's own stretch and of its prompt's."""
     lengths = torch.tensor([length for _, length in spans])
     columns = [start for start, _ in spans], [start for start, _ in prefixes], [length for _, length in prefixes]

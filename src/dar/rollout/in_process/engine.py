@@ -74,7 +74,7 @@ class InProcessEngine:
         seeds = torch.stack(
             [key.seeds(p.position, k, max_completion_length) for p in prompts for k in range(num_generations)]
         ).to(device)
-        written = _Written.empty(*seeds.shape, device)
+        written = _Written.empty(len(seeds), max_completion_length, device)
         eos = torch.tensor(self.policy.eos_token_ids, device=device)
         # A stop string is found in text, which needs every token.
         every = 1 if decoding.stop else look_every(device)
