@@ -97,6 +97,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"low_start": 0.95}, {"low_end": 1.01}, {"high_start": 0.99}, {"high_end": 1.19},
     )),
     (dar(baseline="leave_one_out") | {"num_generations": 1}, "is 1: algorithm.baseline leave_one_out needs 2 or more"),
+    *(({"runtime": {"sharding": "full"}, **each}, "runtime.sharding full keeps parts of weights, but " + reason)
+      for each, reason in (
+        ({"optim": "adafactor"}, "optim.type adafactor takes means over rows and columns of whole ones: use none"),
+        ({"optim": "adamw_8bit"}, "optim.type adamw_8bit rounds blocks of whole ones"),
+        ({"optim": {"null_space": "general.jsonl"}}, "optim.null_space projects whole ones"),
+        ({"algorithm": {"type": "trace", "kl_coef": 0.1}}, "algorithm.kl_coef of trace asks π₀'s head for whole ones"),
+        ({"runtime": {"sharding": "full", "compile_layers": True}}, "runtime.compile_layers compiles for whole ones"),
+    )),
     ({"rewards": "sentiment"}, "rewards: expected a list of rewards, for example [sentiment]"),
     ({"rewards": ["sentiment", {"type": "regex", "pattern": "a", "name": "sentiment"}]},
      "rewards share a name (sentiment): give each its own with the key 'name'"),

@@ -239,7 +239,7 @@ class RunSpec(Spec):
 
     def _check_sharded(self) -> None:
         reasons = {
-            "optim.type adafactor takes means over rows and columns": isinstance(self.optim, AdafactorSpec),
+            "optim.type adafactor takes means over rows and columns of": isinstance(self.optim, AdafactorSpec),
             "optim.type adamw_8bit rounds blocks of": isinstance(self.optim, AdamW8BitSpec),
             "optim.null_space projects": self.optim.null_space is not None,
             "runtime.compile_layers compiles for": self.runtime.compile_layers,
