@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dar.run.recorder import Callback
     from dar.trainer import DARTrainer, Trainer
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "AWRSpec",
