@@ -53,6 +53,7 @@ def failing_together() -> Iterator[None]:
     found = gathered(None if own is None or num_ranks() == 1 else type(own)(str(own)))
     first = next((rank for rank, error in enumerate(found) if error is not None), own_rank())
     if own is not None and first == own_rank():
+        own.is_elsewhere = False
         raise own
     if (error := found[first]) is not None:
         error.is_elsewhere = True

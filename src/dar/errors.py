@@ -31,8 +31,8 @@ class DarError(Exception):
     Whatever a message quotes is made harmless here, so that no place that raises has to.
     """
 
-    is_elsewhere = False
-    """Whether another rank has met this error and shows it."""
+    is_elsewhere: bool | None = None
+    """Whether another rank shows this error, or this one shows it for all; None where every rank may have met it."""
 
     def __init__(self, message: object = "") -> None:
         text = visible(str(message))

@@ -111,22 +111,32 @@ def main() -> None:
         if isinstance(error, DarError) and not _settings["debug"]:
             kind = "" if isinstance(error, ConfigError) else f" ({type(error).__name__})"
             hint = hint if error.__cause__ and raised_at(error.__cause__) else ""
-            _leave(2, "" if error.is_elsewhere else f"dar{kind}: {error}{hint}")
+            if error.is_elsewhere:
+                _leave(2, patience=6)
+            _leave(2, f"dar{kind}: {error}{hint}", patience=None if error.is_elsewhere is None else 0)
         if place and not _settings["debug"]:
             _leave(2, f"dar: {type(error).__name__}: {words(error)}{place}{hint}")
         # Python would print what the error quotes as it is.
         _leave(1, traceback.format_exc())
 
 
-def _leave(code: int, text: str = "") -> NoReturn:
+def _leave(code: int, text: str = "", *, patience: float | None = None) -> NoReturn:
     """Says what went wrong and exits.
 
-    Of several ranks one says it. Mostly the first of a machine meets what all meet, and the launcher ends the others as
-    soon as one has ended: these wait for that, and speak up where it does not come. One without a word waits longer.
+    Of several ranks one says it, before the launcher ends it because another has ended. What one says for all it says
+    at once, and the others wait longer than that takes. Else mostly the first of a machine meets what all meet: the
+    others wait for the launcher to end them, and speak up where that does not come.
+
+    Args:
+        code: of the exit.
+        text: what went wrong, if it is for this rank to say.
+        patience: seconds to wait first; by default as it is with an error that ranks have not compared.
     """
-    if code and not _is_first:
+    if patience is None:
+        patience = 0 if _is_first or not code else 3 if text else 6
+    if patience:
         with suppress(KeyboardInterrupt):
-            time.sleep(3 if text else 6)
+            time.sleep(patience)
     if text:
         Console(stderr=True).print(text, soft_wrap=True)
     sys.exit(code)
