@@ -28,6 +28,7 @@ from dar.policies.text.head import check_head
 from dar.policies.text.loading import load_model
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
+from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.sampling import SamplingKey
 
 FP32, BF16 = (Precision(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -66,6 +67,13 @@ def test_a_bf16_base_is_its_fp32_copy_to_the_last_bit(precision: Precision, tied
     references = [policy.ref_logprobs(GROUPS, max_tokens=99) for policy in (small, raised)]
     assert torch.equal(*references)
     assert (references[0] - found[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_copies_to_sample_from_are_made_unless_in_place(in_place: bool):
+    model = trained_adapter()
+    with sampling_weights(model, torch.float32, batch_size=4, in_place=in_place):
+        assert any("forward" in vars(module) for module in model.modules()) != in_place
 
 
 @pytest.mark.parametrize("in_place", [False, True])
