@@ -23,7 +23,7 @@ FLOORS = (
     ("config",),
     ("training_config",),
     ("reward_config",),
-    ("ops", "collective"),
+    ("ops", "collective", "low_rank"),
     ("batch",),
     ("advantages",),
     ("objectives",),
