@@ -14,9 +14,9 @@ from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer, require_optimizer
 from dar.learn.ranks import join_ranks
+from dar.policies.fingerprint import fingerprint as weights_fingerprint
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
-from dar.policies.text.policy import fingerprint as weights_fingerprint
 from dar.reward_model.classifier import make_classifier
 from dar.reward_model.loop import RewardModelLoop
 from dar.reward_model.pairs import TokenPair, read_pairs, tokenize_pairs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from dar.batch import TokenGroups, TokenOutputs
 from dar.collective import failing_together, own_rank
 from dar.errors import ConfigError
+from dar.policies.fingerprint import fingerprint
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
 from dar.policies.strategy import Replicated, Strategy, make_strategy
@@ -223,13 +223,3 @@ class Policy:
         with self.strategy.whole(self.module, on="main") as module, failing_together():
             if own_rank() == 0:
                 save_model(module.model, self.tokenizer, folder, card=card, notes=notes)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the weights; of a model with an adapter, of those that stay."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not (hasattr(model, "disable_adapter") and parameter.requires_grad):
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Policies that are flow-matching models: a completion is a trajectory of denoising steps."""

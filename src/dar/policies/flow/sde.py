@@ -1,0 +1,81 @@
+"""The flow's ODE as an SDE with the same marginals: steps that are Gaussian, and so have log-probabilities.
+
+A rectified flow moves x_t = (1 − t) x_0 + t ε along the velocity v(x_t, t) ≈ ε − x_0, from noise (t = 1) to data (t = 0).
+With noise of strength σ_t (Liu et al. 2025, arXiv:2505.05470, eq. 9; Xue et al. 2025, arXiv:2505.07818)
+
+    x_{t−Δ} = μ + σ_t √Δ ε,   μ = x_t − Δ [ v + σ_t²/(2t) (x_t + (1 − t) v) ]
+
+and with σ = 0 this is Euler's step of the ODE.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dar.config.flow import FlowSDESpec
+
+
+@dataclass(frozen=True)
+class SDE:
+    """The grid of a trajectory.
+
+    times: [T + 1] fp32, falling from 1 to 0.
+    sigmas: [T] fp32, σ of each step; 0 is the ODE.
+    """
+
+    times: Tensor
+    sigmas: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas)
+
+    @property
+    def widths(self) -> Tensor:
+        """[T] Δ of each step, > 0."""
+        return self.times[:-1] - self.times[1:]
+
+    @property
+    def deviations(self) -> Tensor:
+        """[T] σ √Δ, the standard deviation of each step in every dimension."""
+        return self.sigmas * self.widths.sqrt()
+
+    def means(self, states: Tensor, velocities: Tensor, steps: Tensor) -> Tensor:
+        """μ of some steps.
+
+        Args:
+            states, velocities: [N, D] x_t and v.
+            steps: [N] int64, which steps they are.
+        """
+        time, width, sigma = (values[steps].unsqueeze(1) for values in (self.times, self.widths, self.sigmas))
+        drift = velocities + sigma**2 / (2 * time) * (states + (1 - time) * velocities)
+        return states - width * drift
+
+    def reweighting(self) -> Tensor:
+        """[T] what μ's gradient in v is scaled by beside Δ: β = 1 + σ² (1 − t)/(2t)."""
+        times = self.times[:-1]
+        return 1 + self.sigmas**2 * (1 - times) / (2 * times)
+
+    def deterministic(self) -> SDE:
+        """The same grid without noise: the ODE, for evaluation."""
+        return SDE(self.times, torch.zeros_like(self.sigmas))
+
+
+def build_sde(spec: FlowSDESpec) -> SDE:
+    """Steps of equal width, and their noise."""
+    times = torch.linspace(1.0, 0.0, spec.steps + 1)
+    if spec.noise == "dance_grpo":
+        return SDE(times, torch.full((spec.steps,), spec.eta))
+    # σ_t is infinite at t = 1: Flow-GRPO's code takes the time after it.
+    inside = times[:-1].clamp(max=float(times[1]))
+    return SDE(times, spec.eta * (inside / (1 - inside)).sqrt())
+
+
+def gaussian_logprobs(values: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
+    """[N, D] log N(x; μ, s²) of every dimension by itself, in nats; `deviations` [N] s > 0."""
+    spread = deviations.unsqueeze(1)
+    return -((values - means) ** 2) / (2 * spread**2) - spread.log() - 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,1 @@
+"""Sampling trajectories of a flow-matching model."""
