@@ -239,12 +239,14 @@ class TokenOutputs:
     logits: [B, T] fp32, the sampled token's logit (divided by the temperature), or None where nobody asked for it.
     ref_kl: [B, T] fp32 nats, KL(π₀‖π_θ) of each token's distribution, or None where no row is held to π₀; 0 in the
         other rows.
+    steps: further [B, T] quantities that a kind of policy knows of its steps, by name.
     """
 
     logprobs: Tensor
     values: Tensor | None = None
     logits: Tensor | None = None
     ref_kl: Tensor | None = None
+    steps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,11 @@ class FlowLogprobs(nn.Module):
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return config.in_channels, height, width
 
-    def forward(self, groups: Trajectories, *, with_logits: bool = False) -> TokenOutputs:
-        """log N(x_next; μ_θ, σ²Δ) of every step, over the image's dimensions as `reduction` says.
+    def forward(self, groups: Trajectories) -> TokenOutputs:
+        """log N(x'; μ_θ, s²) of every step x → x', over the image's dimensions as `reduction` says.
 
-        Args:
-            groups: the trajectories.
-            with_logits: also (μ_θ − μ_t)·ε, the step's log-ratio to the policy that sampled it, without its mean and
-                without 1/(σ√Δ): RatioNorm's log ρ̂ (arXiv:2510.22319). It is 0 at π_θ = π_t.
+        Beside it, by name: `shift`, (μ_θ − μ_t)·ε, which is 0 at π_θ = π_t; the step's `deviation` s; and its
+        `reweight` (`SDE.reweights`).
 
         Returns:
             [B, T] fp32 each, 0 where masked.
@@ -50,16 +48,19 @@ class FlowLogprobs(nn.Module):
         device = next(self.parameters()).device
         steps = groups.completion_ids[mask].to(device)
         states, nexts, noises = (each[mask].to(device) for each in (groups.states, groups.nexts, groups.noises))
-        rows = mask.nonzero()[:, 0]
-        labels = torch.tensor([label for (label,) in groups.row_prompts()])[rows].to(device)
+        labels = torch.tensor([label for (label,) in groups.row_prompts()])[mask.nonzero()[:, 0]].to(device)
         means = self.means(states, labels, steps)
         deviations = self.sde.deviations.to(device)[steps]
+        old_means = nexts - deviations.unsqueeze(1) * noises
+        found = {
+            "shift": self.reduced((means - old_means) * noises),
+            "deviation": deviations,
+            "reweight": self.sde.reweights.to(device)[steps],
+        }
         logprobs = self.reduced(gaussian_logprobs(nexts, means, deviations))
-        logits = None
-        if with_logits:
-            old_means = nexts - deviations.unsqueeze(1) * noises
-            logits = _unflattened(self.reduced((means - old_means) * noises), mask)
-        return TokenOutputs(_unflattened(logprobs, mask), logits=logits)
+        return TokenOutputs(
+            _unflattened(logprobs, mask), steps={name: _unflattened(each, mask) for name, each in found.items()}
+        )
 
     def means(self, states: Tensor, labels: Tensor, steps: Tensor, sde: SDE | None = None) -> Tensor:
         """[N, D] μ_θ of some steps from [N, D] states, [N] labels and [N] step numbers."""

@@ -59,7 +59,7 @@ class FlowPolicy:
 
     def outputs(self, groups: TokenGroups, wants: Wants) -> TokenOutputs:
         with self.precision.compute():
-            return self.trained(groups, with_logits=wants.logits)
+            return self.trained(groups)
 
     @torch.no_grad()
     def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The flow's ODE as an SDE with the same marginals: steps that are Gaussian, and so have log-probabilities.
 
-A rectified flow moves x_t = (1 − t) x_0 + t ε along the velocity v(x_t, t) ≈ ε − x_0, from noise (t = 1) to data (t = 0).
-With noise of strength σ_t (Liu et al. 2025, arXiv:2505.05470, eq. 9; Xue et al. 2025, arXiv:2505.07818)
+A rectified flow moves x_t = (1 − t) x_0 + t ε along the velocity v(x_t, t) ≈ ε − x_0, from noise (t = 1) to data
+(t = 0). With noise of strength σ_t (Liu et al. 2025, arXiv:2505.05470, eq. 9; Xue et al. 2025, arXiv:2505.07818)
 
     x_{t−Δ} = μ + σ_t √Δ ε,   μ = x_t − Δ [ v + σ_t²/(2t) (x_t + (1 − t) v) ]
 
@@ -55,10 +55,14 @@ class SDE:
         drift = velocities + sigma**2 / (2 * time) * (states + (1 - time) * velocities)
         return states - width * drift
 
-    def reweighting(self) -> Tensor:
-        """[T] what μ's gradient in v is scaled by beside Δ: β = 1 + σ² (1 − t)/(2t)."""
-        times = self.times[:-1]
-        return 1 + self.sigmas**2 * (1 - times) / (2 * times)
+    @property
+    def reweights(self) -> Tensor:
+        """[T] δ = 1/Δ, scaled to a mean of 1, so that reweighting changes no learning rate.
+
+        μ moves with v by Δ (1 + σ² (1 − t)/(2t)), of which the second factor hardly varies.
+        """
+        inverse = 1 / self.widths
+        return inverse / inverse.mean()
 
     def deterministic(self) -> SDE:
         """The same grid without noise: the ODE, for evaluation."""
@@ -66,8 +70,9 @@ class SDE:
 
 
 def build_sde(spec: FlowSDESpec) -> SDE:
-    """Steps of equal width, and their noise."""
-    times = torch.linspace(1.0, 0.0, spec.steps + 1)
+    """The grid of a spec, and its noise."""
+    even = torch.linspace(1.0, 0.0, spec.steps + 1)
+    times = spec.shift * even / (1 + (spec.shift - 1) * even)
     if spec.noise == "dance_grpo":
         return SDE(times, torch.full((spec.steps,), spec.eta))
     # σ_t is infinite at t = 1: Flow-GRPO's code takes the time after it.

@@ -1,0 +1,53 @@
+"""Ratios of denoising steps: why those of a Gaussian lean to one side, and how they are set upright.
+
+A step x' = μ_t + s ε of the policy that sampled, with s = σ √Δ, has under π_θ, with d = μ_θ − μ_t,
+
+    log ρ = d·ε/s − ‖d‖²/(2 s²)
+
+whose mean is −‖d‖²/(2 s²) < 0 and whose deviation ‖d‖/s differs from step to step, so one clip range fits none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from dar.ops import require_same_shape
+
+Ratio = Literal["plain", "centered", "normalized"]
+"""Which ratio of a step is clipped."""
+
+
+def step_log_ratios(
+    logprobs: Tensor, old_logprobs: Tensor, shifts: Tensor, deviations: Tensor, *, ratio: Ratio
+) -> Tensor:
+    """The log-ratio of each step.
+
+        plain:       log ρ
+        centered:    log ρ + ‖d‖²/(2 s²) = d·ε/s      mean 0
+        normalized:  s (log ρ + ‖d‖²/(2 s²)) = d·ε    mean 0, deviation ‖d‖ whatever the step's noise
+
+    Args:
+        logprobs: [B, T] under π_θ; the gradient flows here, or
+        shifts: [B, T] d·ε, here.
+        old_logprobs: [B, T] under π_t.
+        deviations: [B, T] s > 0.
+        ratio: plain, or what stands in its place.
+
+    Returns:
+        [B, T].
+
+    Raises:
+        ValueError: shapes differ.
+
+    GRPO-Guard's RatioNorm, arXiv:2510.22319. Sums over the image's dimensions may be means, in all four alike.
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, shifts=shifts, deviations=deviations)
+    match ratio:
+        case "plain":
+            return logprobs - old_logprobs.detach()
+        case "centered":
+            return shifts / deviations
+        case "normalized":
+            return shifts
