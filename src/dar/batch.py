@@ -190,6 +190,7 @@ class Rollouts(Rows):
     finish_reasons: B of them.
     labels: [P, K] numbers that the data says of its completions, by name.
     versions: B names of the weights that sampled, as the engine was given them; none where the data had them.
+    images: [B, C, H, W] fp32 in [−1, 1] (nearly), what the completions are where they are images, else None.
     """
 
     prompts: tuple[Prompt, ...]
@@ -199,6 +200,7 @@ class Rollouts(Rows):
     finish_reasons: tuple[FinishReason, ...]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     versions: tuple[int, ...] = ()
+    images: Tensor | None = None
 
     @property
     def num_generations(self) -> int:

@@ -76,6 +76,7 @@ class FlowEngine:
             logprobs=logprobs,
             finish_reasons=("eos",) * len(rows),
             versions=(self.version,) * len(rows),
+            images=path[:, -1].view(-1, *module.shape),
         )
 
     def _denoise(
