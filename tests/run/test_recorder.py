@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
 from conftest import make_tokenizer
+from PIL import Image
 from support.builders import make_groups
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -19,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
-from dar.run.recorder import token_columns
+from dar.run.recorder import pngs, token_columns
 from dar.trainer import run_loop
 
 
@@ -86,3 +89,19 @@ def test_tokens_keep_the_space_they_begin_with():
     groups = make_groups([3], [1], [2])
     groups.completion_ids[:] = ids
     assert token_columns(groups, None, None, tokenizer)["tokens"] == [[" a", " a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        # (x + 1) · 127.5, and what is outside [−1, 1] is the nearest there is
+        ([[-1.5, -1.0, 0.0, 0.5, 1.0, 2.0]], [[0, 0, 128], [191, 255, 255]]),
+        ([[-1.0] * 6, [0.0] * 6, [1.0] * 6], [[[0, 128, 255]] * 3] * 2),
+        ([[-1.0] * 6, [1.0] * 6], [[128] * 3] * 2),
+    ],
+)
+def test_images_are_kept_as_png(channels: list[list[float]], expected: list[Any]) -> None:
+    images = torch.tensor([channels, [[1.0] * 6] * len(channels)]).view(2, -1, 2, 3)
+    first, second = (Image.open(io.BytesIO(png)) for png in pngs(images))
+    assert np.asarray(first).tolist() == expected
+    assert np.asarray(second).min() == 255

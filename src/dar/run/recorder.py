@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Message, Rollouts, TokenGroups, Weighted
+from dar.files.png import encode_png
 from dar.rewards import RewardTable
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -83,9 +85,10 @@ class Recorder:
             columns["kl_ref"] = (logprobs - ref_logprobs).sum(1).tolist()
         columns |= token_columns(rollouts.groups, logprobs, ref_logprobs, self.tokenizer)
         self.folder.write_completions(f"step-{step}", columns)
-        best = int(rewards.total[0].argmax())
-        prompt = prompt_text(rollouts.prompts[0].content)
-        self.display.completion(prompt, rollouts.texts[best], float(rewards.total[0, best]))
+        if rollouts.images is None:
+            best = int(rewards.total[0].argmax())
+            prompt = prompt_text(rollouts.prompts[0].content)
+            self.display.completion(prompt, rollouts.texts[best], float(rewards.total[0, best]))
 
     def _metrics(self, step: int, metrics: Mapping[str, float], *, tracked: bool) -> None:
         if not self.accelerator.is_main_process:
@@ -102,13 +105,14 @@ class Recorder:
 
 
 def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:
-    """One row per completion: prompt, text, length, ending, total reward, its parts and what the data says of it."""
+    """One row per completion: prompt, text or image, length, ending, reward, its parts and what the data says of it."""
     prompts = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
     known = {**rewards.parts, **rollouts.labels}
     return {
         "position": [prompt.position for prompt in prompts],
         "prompt": [prompt_text(prompt.content) for prompt in prompts],
         "completion": list(rollouts.texts),
+        **({} if rollouts.images is None else {"image": pngs(rollouts.images)}),
         "length": rollouts.groups.lengths.tolist(),
         "finish_reason": list(rollouts.finish_reasons),
         "reward": rewards.total.flatten().tolist(),
@@ -152,6 +156,13 @@ def token_columns(
             rows = [row[keep].tolist() for row, keep in zip(values, mask, strict=True)]
             columns[name] = pa.array(rows, type=pa.list_(pa.float32()))
     return columns
+
+
+def pngs(images: Tensor) -> list[bytes]:
+    """Each image of [B, C, H, W] in [−1, 1] as a PNG: in color where C is 3, else its channels' mean in grey."""
+    images = images if images.shape[1] == 3 else images.mean(1, keepdim=True)
+    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return [encode_png(each.numpy().tobytes(), width=each.shape[1], channels=each.shape[2]) for each in pixels]
 
 
 def prompt_text(content: str | list[Message]) -> str:
