@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,23 +49,33 @@ class FlowGRPO(GroupRelative):
         if batch.ref_logprobs is not None and self.beta > 0:
             per_step = per_step + self.beta * kl_k3(outputs.logprobs, batch.ref_logprobs.detach())
         advantages = batch.advantages.unsqueeze(1).expand_as(mask)
-        plain = outputs.logprobs.detach() - batch.old_logprobs
         means = {
             "clip_ratio/region_mean": Mean.of(clipped_tokens(log_ratios.detach()[mask], advantages[mask], **bounds))
         }
-        for step in range(mask.shape[1]):
-            means |= {f"ratio/step_{step}/{name}": mean for name, mean in _spread(plain[:, step], log_ratios[:, step])}
+        means |= _spread("plain", outputs.logprobs.detach() - batch.old_logprobs, mask, **bounds)
+        if self.spec.ratio != "plain":
+            means |= _spread("used", log_ratios.detach(), mask, **bounds)
         return Terms(batch.weights * masked_sum(per_step, mask), means)
 
 
-def _spread(plain: Tensor, used: Tensor) -> list[tuple[str, Mean]]:
-    """Mean and mean square of a step's log-ratios, before and after they are set upright."""
-    both = {"plain": plain, "used": used.detach()}
-    return [
-        (f"{name}{suffix}", Mean.of(values**power))
-        for name, values in both.items()
-        for suffix, power in (("", 1), ("_squared", 2))
-    ]
+_EDGES = (-math.inf, -16, -4, -1, 0, 1, 4, 16)
+"""Where the bins of a step's log-ratios begin; −1 and 1 are the clip's bounds."""
+
+
+def _spread(name: str, log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float) -> dict[str, Mean]:
+    """Of each step's log-ratios the mean, the mean square, and the share in each bin."""
+    low, high = torch.tensor([1 - clip_low, 1 + clip_high], dtype=torch.float64).log().tolist()
+    starts = [edge * high if edge > 0 else -edge * low if edge else 0.0 for edge in _EDGES[1:]]
+    bins = torch.bucketize(log_ratios, log_ratios.new_tensor(starts), right=True)
+    shares = {f"from_{edge:g}": bins == place for place, edge in enumerate(_EDGES)}
+    measured = {"mean": log_ratios, "mean_square": log_ratios**2, **shares}
+    totals = torch.stack([each.double().masked_fill(~mask, 0.0) for each in measured.values()]).sum(1).tolist()
+    return {
+        f"ratio/step_{step}/{name}/{what}": Mean(total, count)
+        for what, row in zip(measured, totals, strict=True)
+        for step, (total, count) in enumerate(zip(row, mask.sum(0).tolist(), strict=True))
+        if count
+    }
 
 
 def build(spec: AnyFlow) -> FlowGRPO:

@@ -21,6 +21,7 @@ from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, ove
 from dar.report.completions import browser_of
 from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, plots_of, time_plot, training_plots
 from dar.report.plots import Plot, thinned
+from dar.report.ratios import ratio_plots
 from dar.report.results import changes, training_change
 from dar.report.reward_model import CURVES, reliability
 from dar.report.run import RewardModelRun, Run, Training
@@ -104,6 +105,7 @@ def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
             Panel("curves", "Training", training_plots(runs[0])),
             Panel("overoptimization", "Proxy and gold", [over] if over else []),
             Panel("weights", "Weights", weight_plots(runs[0])),
+            Panel("ratios", "Ratios of denoising steps", ratio_plots(runs[0])),
             Panel("time", "Time and tokens", [time] if time else []),
         ]
     arms = arms_of(runs)
@@ -120,7 +122,8 @@ def metric_columns(run: Training) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rows, prefix in ((run.steps, ""), (run.evaluations, "eval/")):
         kept = [rows[index] for index in thinned(len(rows), MAX_POINTS)]
-        for key in sorted({key for row in kept for key in row} - {"step"}):
+        # The bins of a histogram are many, and shown as one.
+        for key in sorted({key for row in kept for key in row if not key.startswith("ratio/")} - {"step"}):
             having = [row for row in kept if key in row]
             found[visible(prefix + key)] = [[row["step"] for row in having], [row[key] for row in having]]
     return found

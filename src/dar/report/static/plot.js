@@ -87,17 +87,17 @@ var darPlot = (() => {
     return [line];
   }
 
-  function heatTrace(map) {
+  function heatTrace(plot, map) {
     return {
       type: "heatmap", x: map.x, y: map.y, z: map.z, colorscale: [[0, css("--card")], [0.5, "#3f8fc4"], [1, isDark() ? "#bfe3ff" : "#00365c"]], zmin: 0,
       colorbar: { title: { text: map.label, font: { size: 11 } }, tickformat: ".0%", thickness: 10, outlinewidth: 0, tickfont: { size: 11 } },
-      hovertemplate: "step %{x}<br>weight %{y}<br>%{z:.1%}<extra></extra>",
+      hovertemplate: `${plain(plot.x.title)} %{x}<br>${plain(plot.y.title)} %{y}<br>%{z:.1%}<extra></extra>`,
     };
   }
 
   function draw(element, plot) {
     const palette = [0, 1, 2, 3, 4, 5, 6, 7].map((place) => css(`--c${place}`));
-    const data = plot.heatmap ? [heatTrace(plot.heatmap)] : plot.series.flatMap((s) => traces(plot, s, palette));
+    const data = plot.heatmap ? [heatTrace(plot, plot.heatmap)] : plot.series.flatMap((s) => traces(plot, s, palette));
     const all = (pick) => plot.series.flatMap(pick);
     const layout = {
       margin: { l: 52, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
