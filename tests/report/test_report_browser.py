@@ -167,6 +167,31 @@ def test_tokens_show_their_log_ratio_when_asked(page: Page, tmp_path: Path) -> N
     assert page.locator("[data-nats]").all_text_contents() == row["tokens"]
 
 
+def test_images_stand_on_a_contact_sheet_by_label_and_open(page: Page, tmp_path: Path) -> None:
+    opened(page, tmp_path, write_run(tmp_path / "run", gold=True, image=(1, 8, 8)))
+    sheet = page.locator(".sheet")
+    # Four prompts with three images each, rewards 1 + p/100 + k/1000.
+    assert sheet.count() == 4
+    assert sheet.nth(2).inner_text().split() == ["1.020", "1.021", "1.022"]
+    assert page.locator("img.pixels").count() == 12
+    page.fill('[data-role="query"]', "number 2")
+    page.select_option('[data-role="sort"]', "gold")
+    assert sheet.all_inner_texts() == ["−0.520\n−0.521\n−0.522"]
+    page.locator(".sheet .open").last.click()
+    page.check('[data-role="ratio"]')
+    detail = page.locator(".detail")
+    assert "gold −0.522" in detail.locator("dl").inner_text().replace("\n", " ")
+    assert detail.locator("img").evaluate("image => [image.naturalWidth, image.alt]") == [
+        8, "Write about tea, number 2."
+    ]  # fmt: skip
+    assert detail.locator("[data-nats]").count() == 5
+    page.uncheck('[data-role="sheet"]')
+    assert sheet.count() == 0
+    assert cells(page, "gold") == ["−0.520", "−0.521", "−0.522"]
+    assert page.locator("td.text img").count() == 3
+    assert cells(page, "EOS") == cells(page, "tokens") == []
+
+
 def test_planted_scripts_do_not_run_and_texts_stay_texts(page: Page, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "<img src=x onerror=window.planted=1>", text=HOSTILE, gain=2.0)
     add_alert(folder, message=HOSTILE)

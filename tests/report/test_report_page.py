@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -350,6 +351,59 @@ def test_of_a_large_step_whole_groups_are_shown(tmp_path: Path) -> None:
     assert (found["position"][0], found["position"][-1]) == (0, 499)
     assert all(found["position"].count(position) == 3 for position in set(found["position"]))
     assert "with more than 1 024 completions, a sample of the prompts is in this page" in page.prose
+
+
+def test_images_stand_for_texts_and_their_steps_for_tokens(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", evaluations=(6,), gold=True, image=(1, 8, 8))
+    page = page_of(folder)
+    (file,) = [file for file in load_run(folder).completions if file.is_heldout]
+    found, rows = page.chunk(page.data["chunks"][-1]["id"]), file.read().to_pylist()
+    assert [base64.b64decode(image) for image in found["image"]] == [row["image"] for row in rows]
+    assert found["gold"] == pytest.approx([row["gold"] for row in rows], rel=1e-4)
+    assert not {"ended", "length"} & found.keys()
+    assert found["parts"].keys() == {"first", "second"}
+    ratios = [[new - old for new, old in zip(row["logprobs"], row["ref_logprobs"], strict=True)] for row in rows]
+    largest = max(abs(ratio) for row in ratios for ratio in row)
+    for shown, ratio in zip(found["ratio"], ratios, strict=True):
+        assert [value * largest / 2000 for value in shown] == pytest.approx(ratio, abs=5e-4 * largest)
+    assert "contact sheet" in page.prose
+    assert "contact sheet" not in page_of(write_run(tmp_path / "texts")).prose
+
+
+def test_of_large_images_as_many_are_shown_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", steps=2, evaluations=(), num_prompts=10, image=(3, 16, 16))
+    (file,) = load_run(folder).completions
+    largest = max(len(image) for image in file.read(["image"])["image"].to_pylist())
+    monkeypatch.setattr("dar.report.completions.MAX_IMAGE_BYTES", 7 * largest)
+    browser = browser_of([load_run(folder)])
+    # Room for seven: two groups of three.
+    assert [(chunk.rows, chunk.total) for chunk in browser.chunks] == [(6, 30)]
+    assert "completions or large images, a sample of the prompts" in browser.notes[0]
+
+
+def test_ratios_of_denoising_steps_are_pooled_over_the_training_steps(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", evaluations=(), completions_every=0)
+    edges = ("-inf", "-16", "-4", "-1", "0", "1", "4", "16")
+    for step, mean in (7, -0.25), (8, -0.75):
+        # The spread is 0.5 at denoising step 0 and 0 at step 1; the shares of the bins are 0.02, 0.04, …, 0.14, 0.44.
+        row = {f"ratio/step_{k}/plain/mean": mean for k in (0, 1)}
+        row |= {"ratio/step_0/plain/mean_square": 0.5, "ratio/step_1/plain/mean_square": 0.25}
+        row |= {f"ratio/step_{k}/plain/from_{edge}": 0.02 * at for k in (0, 1) for at, edge in enumerate(edges, 1)}
+        RunFolder(folder).append_metrics({"step": step, **row, "ratio/step_0/plain/from_16": 0.44})
+    page = page_of(folder)
+    plots = page.data["plots"]
+    (spread,) = plots["ratio_spread"]["series"]
+    assert (spread["x"], spread["y"]) == ([0, 1], [-0.5, -0.5])
+    assert (spread["low"], spread["high"]) == ([-1.0, -0.5], [0.0, -0.5])
+    above, below = plots["ratio_outside"]["series"]
+    assert above["y"] == pytest.approx([0.12 + 0.14 + 0.44, 0.12 + 0.14 + 0.16])
+    assert below["y"] == pytest.approx([0.02 + 0.04 + 0.06] * 2)
+    heatmap = plots["ratio_plain"]["heatmap"]
+    assert heatmap["y"] == ["< −16", "≥ −16", "≥ −4", "≥ −1", "≥ 0", "≥ 1", "≥ 4", "≥ 16"]
+    assert [row[0] for row in heatmap["z"]] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.44])
+    assert "ratio_used" not in plots
+    assert "ratios" in sections(page)
+    assert not any(name.startswith("ratio/") for name in page.data["metrics"])
 
 
 def test_numbers_are_json_that_a_browser_reads(folder: Path) -> None:

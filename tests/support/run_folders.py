@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from dar.config.recipe import build_spec
 from dar.config.reward_model import RewardModelSpec
 from dar.reward_model.report import preference_report
 from dar.run.folder import RunFolder
+from dar.run.recorder import pngs
 
 WORDS = ("rain", "bread", "tea", "maps", "slow", "green", "paper", "stone", "river", "light")
 
@@ -31,6 +34,7 @@ def write_run(
     gold: bool = False,
     text: str | None = None,
     sampled: bool = True,
+    image: Sequence[int] | None = None,
     **changes: Any,
 ) -> Path:
     """A run of `steps` steps whose held-out rewards rise by `gain`.
@@ -40,6 +44,7 @@ def write_run(
         num_prompts, num_generations, num_tokens: of every recorded file.
         gold: a gold reward falls while the reward rises.
         text: of every completion, instead of a few words.
+        image: (channels, height, width) of the images that the completions are; every one has another color.
         sampled: False for a method that learns from data, which records no rewards.
         changes: of the recipe.
     """
@@ -59,12 +64,14 @@ def write_run(
             if completions_every and step % completions_every == 0:
                 columns = completion_table(random, num_prompts, num_generations, num_tokens, text, reward=step / 10)
                 count = num_prompts * num_generations
+                columns |= image_column(count, image)
                 columns |= {"advantage": [random.gauss(0, 1) for _ in range(count)]}
                 columns |= {"weight": [random.choice((0.0, 0.2, 1.0, 20.0)) for _ in range(count)]}
                 folder.write_completions(f"step-{step}", columns)
         if step in evaluations:
             level = gain * step / steps
             columns = completion_table(Random(seed), num_prompts, num_generations, num_tokens, text, reward=level)
+            columns |= image_column(num_prompts * num_generations, image)
             if gold:
                 columns["gold"] = [0.5 - value for value in columns["reward"]]
             folder.write_completions(f"heldout-step-{step}", columns)
@@ -123,6 +130,13 @@ def completion_table(
         "logprobs": pa.array(logprobs, type=pa.list_(pa.float32())),
         "ref_logprobs": pa.array(ref_logprobs, type=pa.list_(pa.float32())),
     }
+
+
+def image_column(count: int, shape: Sequence[int] | None) -> dict[str, Any]:
+    """As many images, from black to white."""
+    if shape is None:
+        return {}
+    return {"image": pngs(torch.linspace(-1, 1, count).view(-1, 1, 1, 1).expand(-1, *shape))}
 
 
 def heldout_metrics(columns: dict[str, Any], step: int) -> dict[str, float]:

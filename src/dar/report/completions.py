@@ -25,8 +25,10 @@ MAX_ROWS = 1024
 """Completions of one chunk."""
 MAX_TOKENS = 2048
 """Tokens of one completion that are shown one by one."""
+MAX_IMAGE_BYTES = 1_000_000
+"""Of the images of one chunk."""
 
-_PLAIN = ("position", "length", "reward", "advantage", "weight", "kl_ref")
+_PLAIN = ("position", "reward", "advantage", "weight", "kl_ref")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Chunk:
     rows: int
     total: int
     data: str
+    has_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def browser_of(runs: Sequence[Training], *, max_bytes: int = MAX_PAGE_BYTES) -> 
         )
     if cut_rows := [chunk for chunk in chunks if chunk.rows < chunk.total]:
         notes.append(
-            f"Of {count(len(cut_rows))} of them with more than {count(MAX_ROWS)} completions, a sample of the prompts "
-            "is in this page."
+            f"Of {count(len(cut_rows))} of them with more than {count(MAX_ROWS)} completions"
+            f"{' or large images' if cut_rows[0].has_images else ''}, a sample of the prompts is in this page."
         )
     return Browser(chunks, notes)
 
@@ -86,43 +89,51 @@ def pack(id: str, run: str, file: CompletionFile) -> Chunk:
     """One file as a chunk."""
     table = file.read()
     rows = table.to_pylist()
-    kept = _sample_of_groups(rows, MAX_ROWS)
+    has_images = "image" in table.column_names
+    limit = MAX_IMAGE_BYTES // max(len(row["image"]) for row in rows) if has_images and rows else MAX_ROWS
+    kept = _sample_of_groups(rows, max(1, min(limit, MAX_ROWS)))
     raw = json.dumps(columns_of(kept), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     data = base64.b64encode(gzip.compress(raw, compresslevel=6, mtime=0)).decode()
-    return Chunk(id, run, file.label, len(kept), len(rows), data)
+    return Chunk(id, run, file.label, len(kept), len(rows), data, has_images)
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the page shows of some rows, column by column; every text made visible and cut.
 
     prompts: the different texts; prompt: each row's index into them. omitted: characters left out of a completion.
-    ratio: log π_t − log π₀ of each token in thousandths of a nat; tokens: indices into `vocabulary`.
+    tokens: indices into `vocabulary`; ratio: log π_t − log π₀ of each token, 1000 being half of `full` nats, the
+    strongest color: 2, but of images, whose steps' log-probabilities have no common scale, the largest there is.
     """
     names = rows[0].keys() if rows else ()
+    has_images = "image" in names
+    # Images are all as many steps long, and leave a table room for one more column.
+    plain = (*_PLAIN, "gold" if has_images else "length")
     prompts: dict[str, int] = {}
     texts = [cut(row["completion"]) for row in rows]
     found: dict[str, Any] = {
         "prompt": [prompts.setdefault(row["prompt"], len(prompts)) for row in rows],
         "text": [text for text, _ in texts],
         "omitted": [omitted for _, omitted in texts],
-        "ended": [row["finish_reason"] != "length" for row in rows],
         "parts": {
             visible(name.removeprefix("reward/")): [_rounded(row[name]) for row in rows]
             for name in names
-            if name == "gold" or name.startswith(("reward/", "gold/"))
+            if (name == "gold" and not has_images) or name.startswith(("reward/", "gold/"))
         },
-        **{name: [_rounded(row[name]) for row in rows] for name in _PLAIN if name in names},
+        **{name: [_rounded(row[name]) for row in rows] for name in plain if name in names},
     }
+    if has_images:
+        found["image"] = [base64.b64encode(row["image"]).decode() for row in rows]
+    else:
+        found["ended"] = [row["finish_reason"] != "length" for row in rows]
     found["prompts"] = [_whole(*cut(prompt)) for prompt in prompts]
     if {"tokens", "logprobs", "ref_logprobs"} <= set(names):
         vocabulary: dict[str, int] = {}
         found["tokens"] = [
             [vocabulary.setdefault(token, len(vocabulary)) for token in row["tokens"][:MAX_TOKENS]] for row in rows
         ]
-        found["ratio"] = [
-            [round(1000 * (new - old)) for new, old in zip(row["logprobs"][:MAX_TOKENS], row["ref_logprobs"])]
-            for row in rows
-        ]
+        ratios = [[new - old for new, old in zip(row["logprobs"][:MAX_TOKENS], row["ref_logprobs"])] for row in rows]
+        full = max((abs(ratio) for row in ratios for ratio in row), default=0.0) or 2.0 if has_images else 2.0
+        found |= {"full": full, "ratio": [[round(2000 * ratio / full) for ratio in row] for row in ratios]}
         found["vocabulary"] = [visible(token[:200]) for token in vocabulary]
     return found
 

@@ -3,7 +3,7 @@
 var darBrowser = (() => {
   const PAGE = 60;
   const COLUMNS = [
-    ["prompt", "prompt"], ["text", "completion"], ["reward", "reward"], ["advantage", "advantage"], ["weight", "weight"],
+    ["prompt", "prompt"], ["text", "completion"], ["reward", "reward"], ["gold", "gold"], ["advantage", "advantage"], ["weight", "weight"],
     ["kl_ref", "KL to π₀, nats"], ["length", "tokens"], ["ended", "EOS"],
   ];
   const TEXTS = ["prompt", "text"];
@@ -26,6 +26,11 @@ var darBrowser = (() => {
     return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
   }
 
+  function picture(row, extra = "") {
+    const onload = (event) => event.target.classList.toggle("pixels", event.target.naturalHeight < 64);
+    return make("img", { className: `picture ${extra}`, alt: row.prompt, title: row.chunk.label, onload, src: `data:image/png;base64,${row.image}` });
+  }
+
   async function unpack(id) {
     if (!cache.has(id)) {
       const packed = atob(document.getElementById(`chunk-${id}`).textContent);
@@ -38,8 +43,8 @@ var darBrowser = (() => {
 
   function rowsOf(chunk, data) {
     return data.text.map((text, index) => {
-      const row = { chunk, data, index, text, prompt: data.prompts[data.prompt[index]], ended: data.ended[index] };
-      for (const [key] of COLUMNS) if (key !== "ended" && !TEXTS.includes(key) && data[key]) row[key] = data[key][index];
+      const row = { chunk, data, index, text, prompt: data.prompts[data.prompt[index]], image: data.image?.[index] };
+      for (const [key] of COLUMNS) if (!TEXTS.includes(key) && data[key]) row[key] = data[key][index];
       return row;
     });
   }
@@ -47,11 +52,12 @@ var darBrowser = (() => {
   function tokens(row) {
     const box = hostile("");
     row.data.tokens[row.index].forEach((id, at) => {
-      const nats = row.data.ratio[row.index][at] / 1000;
-      const token = make("span", { textContent: row.data.vocabulary[id], title: `${figure(nats)} nats` });
-      const strength = Math.min(Math.abs(nats) / 2, 1) * 0.75;
+      const nats = row.data.ratio[row.index][at] * row.data.full / 2000;
+      const shown = row.image ? nats.toPrecision(2).replace("-", "−") : figure(nats);
+      const token = make("span", { textContent: row.data.vocabulary[id], title: `${shown} nats` });
+      const strength = Math.min(Math.abs(nats) / row.data.full, 1) * 0.75;
       token.style.background = nats < 0 ? `rgba(0,114,178,${strength})` : `rgba(213,94,0,${strength})`;
-      token.dataset.nats = figure(nats);
+      token.dataset.nats = shown;
       box.append(token);
     });
     const missing = row.length - row.data.tokens[row.index].length;
@@ -94,8 +100,10 @@ var darBrowser = (() => {
       this.part("query").value = this.state.query ?? "";
       this.part("ratio").checked = this.state.ratio ?? false;
       this.part("kind").value = this.state.kind ?? "";
+      this.asSheet = this.part("sheet");
+      if (this.asSheet) Object.assign(this.asSheet, { checked: this.state.sheet ?? true, onchange: () => this.refresh() });
       const sort = this.part("sort");
-      for (const [key, label] of [["", "order of the data"], ...COLUMNS]) sort.append(make("option", { value: key, textContent: label }));
+      for (const [key, label] of [["", "order of the data"], ...COLUMNS.filter(([key]) => key !== (this.asSheet ? "ended" : "gold"))]) sort.append(make("option", { value: key, textContent: label }));
       sort.addEventListener("change", () => this.sortBy(sort.value));
       this.part("kind").addEventListener("change", () => this.refresh());
       select.addEventListener("change", () => this.load());
@@ -163,7 +171,7 @@ var darBrowser = (() => {
       const ratio = this.part("ratio").checked;
       Object.assign(this.state, {
         chunk: this.part("chunk").value, prompt: this.part("prompt").value, query: this.part("query").value, ratio,
-        kind: this.part("kind").value,
+        kind: this.part("kind").value, sheet: this.asSheet?.checked,
       });
       const rows = this.visible();
       const isOne = this.state.prompt !== "";
@@ -171,9 +179,35 @@ var darBrowser = (() => {
       this.part("sort").value = this.state.sort ?? "";
       this.part("legend").hidden = !ratio;
       this.part("status").textContent = `${rows.length} of ${this.rows.length} completions`;
-      this.part("head").replaceChildren(...columns.map((column) => this.header(column)));
-      this.part("body").replaceChildren(...rows.slice(0, this.shown).flatMap((row) => this.line(row, columns, ratio)));
-      this.part("more").hidden = rows.length <= this.shown;
+      const isSheet = Boolean(this.state.sheet) && rows.every((row) => row.image), limit = isSheet ? 16 * this.shown : this.shown;
+      this.root.classList.toggle("contacts", isSheet);
+      this.part("head").replaceChildren(...isSheet ? [] : columns.map((column) => this.header(column)));
+      const line = (row) => this.line(row, columns, ratio), shown = rows.slice(0, limit);
+      this.part("body").replaceChildren(...isSheet ? this.sheet(shown, ratio) : shown.flatMap(line));
+      this.part("more").hidden = rows.length <= limit;
+    }
+
+    // The images of a prompt and a file side by side, each over the figure they are sorted by; below them what is opened.
+    sheet(rows, ratio) {
+      const groups = new Map(), name = (row) => `${row.chunk.id} ${row.prompt}`;
+      for (const row of rows) groups.set(name(row), [...groups.get(name(row)) ?? [], row]);
+      const key = rows.some((row) => typeof row[this.state.sort] === "number") ? this.state.sort : "reward";
+      return [...groups.values()].flatMap((found) => [
+        make("tr", {},
+          make("td", { className: "prompt" }, hostile(found[0].prompt.slice(0, 200), "snippet"), make("small", { textContent: this.part("chunk").value === "all" ? found[0].chunk.label : "" })),
+          make("td", { className: "text" }, make("div", { className: "sheet" }, ...found.map((row) => this.opener(row, picture(row), figure(row[key])))))),
+        ...found.filter((row) => this.opened.has(row)).map((row) => this.detail(row, 2, ratio)),
+      ]);
+    }
+
+    opener(row, ...content) {
+      const open = make("button", { type: "button", className: "open" }, ...content);
+      open.setAttribute("aria-expanded", String(this.opened.has(row)));
+      open.addEventListener("click", () => {
+        if (!this.opened.delete(row)) this.opened.add(row);
+        this.render();
+      });
+      return open;
     }
 
     header([key, label]) {
@@ -191,7 +225,6 @@ var darBrowser = (() => {
     }
 
     line(row, columns, ratio) {
-      const isOpen = this.opened.has(row);
       const cells = columns.map(([key, label]) => {
         if (key === "prompt") return make("td", { className: "prompt" }, hostile(row.prompt.slice(0, 200), "snippet"));
         if (key !== "text") {
@@ -199,21 +232,17 @@ var darBrowser = (() => {
           cell.dataset.label = label;
           return cell;
         }
-        const open = make("button", { type: "button", className: "open" }, hostile(row.text.slice(0, 400), "snippet"));
-        open.setAttribute("aria-expanded", String(isOpen));
-        open.addEventListener("click", () => {
-          if (isOpen) this.opened.delete(row); else this.opened.add(row);
-          this.render();
-        });
-        return make("td", { className: "text" }, open);
+        const content = row.image ? picture(row) : hostile(row.text.slice(0, 400), "snippet");
+        return make("td", { className: "text" }, this.opener(row, content));
       });
       const line = make("tr", {}, ...cells);
-      return isOpen ? [line, this.detail(row, columns.length, ratio)] : [line];
+      return this.opened.has(row) ? [line, this.detail(row, columns.length, ratio)] : [line];
     }
 
     detail(row, width, ratio) {
       const colored = ratio && row.data.tokens;
       const parts = Object.entries(row.data.parts).map(([name, values]) => [name, values[row.index]]);
+      if (row.image) parts.unshift(...COLUMNS.filter(([key]) => typeof row[key] === "number").map(([key, label]) => [label, row[key]]));
       const list = make("dl", {}, ...parts.map(([name, value]) =>
         make("div", {}, make("dt", { textContent: name, dir: "auto" }), make("dd", { textContent: figure(value) }))));
       const group = make("button", { type: "button", textContent: "only this prompt" });
@@ -221,8 +250,9 @@ var darBrowser = (() => {
       const omitted = row.data.omitted[row.index];
       const cell = make("td", { colSpan: width },
         make("h4", { textContent: `prompt, ${row.chunk.label}` }), hostile(row.prompt),
-        make("h4", { textContent: "completion" }), colored ? tokens(row) : hostile(row.text));
-      if (colored) cell.append(make("p", { className: "muted nats", textContent: "Tap a token, or point at it." }));
+        make("h4", { textContent: "completion" }), ...row.image ? [picture(row, "large")] : [],
+        ...colored ? [tokens(row)] : row.image ? [] : [hostile(row.text)]);
+      if (colored) cell.append(make("p", { className: "muted nats", textContent: `Tap a ${row.image ? "step" : "token"}, or point at it.` }));
       if (omitted && !colored) cell.append(make("p", { className: "muted", textContent: `… ${omitted} characters more were left out of this page` }));
       if (ratio && !row.data.tokens) cell.append(make("p", { className: "muted", textContent: "No log-probabilities under π and π₀ were recorded here." }));
       cell.append(list, group);
