@@ -170,9 +170,9 @@ def test_tokens_show_their_log_ratio_when_asked(page: Page, tmp_path: Path) -> N
 def test_images_stand_on_a_contact_sheet_by_label_and_open(page: Page, tmp_path: Path) -> None:
     opened(page, tmp_path, write_run(tmp_path / "run", gold=True, image=(1, 8, 8)))
     sheet = page.locator(".sheet")
-    # Four prompts with three images each, rewards 1 + p/100 + k/1000.
+    # Four prompts, about bread, maps, rain and tea, with three images each, rewards 1 + p/100 + k/1000.
     assert sheet.count() == 4
-    assert sheet.nth(2).inner_text().split() == ["1.020", "1.021", "1.022"]
+    assert sheet.nth(3).inner_text().split() == ["1.020", "1.021", "1.022"]
     assert page.locator("img.pixels").count() == 12
     page.fill('[data-role="query"]', "number 2")
     page.select_option('[data-role="sort"]', "gold")

@@ -187,12 +187,13 @@ var darBrowser = (() => {
       this.part("more").hidden = rows.length <= limit;
     }
 
-    // The images of a prompt and a file side by side, each over the figure they are sorted by; below them what is opened.
+    // A row of images for each prompt and file, by prompt, each over the figure they are sorted by; below it what is opened.
     sheet(rows, ratio) {
       const groups = new Map(), name = (row) => `${row.chunk.id} ${row.prompt}`;
       for (const row of rows) groups.set(name(row), [...groups.get(name(row)) ?? [], row]);
       const key = rows.some((row) => typeof row[this.state.sort] === "number") ? this.state.sort : "reward";
-      return [...groups.values()].flatMap((found) => [
+      const order = ([a], [b]) => a.prompt.localeCompare(b.prompt, undefined, { numeric: true });
+      return [...groups.values()].sort(order).flatMap((found) => [
         make("tr", {},
           make("td", { className: "prompt" }, hostile(found[0].prompt.slice(0, 200), "snippet"), make("small", { textContent: this.part("chunk").value === "all" ? found[0].chunk.label : "" })),
           make("td", { className: "text" }, make("div", { className: "sheet" }, ...found.map((row) => this.opener(row, picture(row), figure(row[key])))))),
