@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -117,6 +117,9 @@ class TokenGroups(Rows):
     completion_ids: Tensor
     mask: Tensor
     lengths: Tensor = DERIVED
+
+    is_discrete: ClassVar[bool] = True
+    """A step is a choice among finitely many, whose logits a gradient's length is known in."""
 
     def __post_init__(self) -> None:
         if self.lengths is DERIVED:

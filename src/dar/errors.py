@@ -12,6 +12,7 @@ from dar.shown import visible
 
 EXTRAS = {
     **dict.fromkeys(("httpx2", "sklearn"), "judge"),
+    "diffusers": "flow",
     **dict.fromkeys(("matplotlib", "plotly"), "report"),
     **dict.fromkeys(("math_verify", "langdetect", "jsonschema"), "verify"),
     "reasoning_gym": "reasoning-gym",

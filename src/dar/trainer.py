@@ -429,6 +429,8 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
         pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
         for row in (before, after)
     ]
+    if not any(row["completion"] for row in tables[1]):
+        return  # images
     stride = max(1, len(tables[0]) // 3)
     loop.display.side_by_side(
         [(row["prompt"], row["completion"], tables[1][index]["completion"])

@@ -33,4 +33,7 @@ def test_ratios_are_binned_by_denoising_step_before_and_after_their_normalisatio
         (0, "-inf"): 0.25, (0, "-4"): 0.25, (0, "-1"): 0.25, (0, "16"): 0.25,
         (1, "0"): 0.5, (1, "1"): 0.25, (1, "4"): 0.25,
     }  # fmt: skip
-    assert means["ratio/step_1/used/from_0"].value == 1.0
+    assert means["ratio/step_1/normalized/from_0"].value == 1.0
+    # Above the range with an advantage above 0, below it with one below 0: rows 0 and 3, and 3 alone.
+    assert [means[f"ratio/step_{step}/plain/clipped"].value for step in (0, 1)] == [0.5, 0.25]
+    assert means["clip_ratio/region_mean"].value == 0.0

@@ -29,6 +29,7 @@ OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
     *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
+    *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
 ]
 

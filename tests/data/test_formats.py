@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from dar.data.prompts import prepare_prompts
 from dar.data.sources import load_rows
 from dar.data.splits import part_of
 from dar.errors import ConfigError, DataError
+from dar.policies.text.rendering import prompt_ids
 from dar.reward_model.pairs import read_pairs
 
 DATA = Path(os.environ.get("DAR_TEST_DATA", "no-such-folder"))
@@ -69,7 +71,7 @@ def test_hh_rows_serve_the_offline_methods_online_prompts_and_reward_models_alik
     expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert list(group.prompt.token_ids) == expected
     assert [completion.text for completion in group.completions] == ["Yes.", "Who knows?"]
-    online = prepare_prompts(rows, tokenizer, spec, max_prompt_length=None, where="rows")
+    online = prepare_prompts(rows, partial(prompt_ids, tokenizer), spec, max_prompt_length=None, where="rows")
     assert online.prompts[0].token_ids == group.prompt.token_ids
     (pair,) = read_pairs(rows, spec, where="rows")
     assert (pair.prompt, pair.chosen, pair.rejected) == (MESSAGES, said("Yes.")[0], said("Who knows?")[0])

@@ -33,9 +33,8 @@ def prepare(
     rows: list[Any], tokenizer: Any = None, *, max_prompt_length: int | None = None, **settings: Any
 ) -> PromptSet:
     spec = DataSpec(train=SourceSpec(path="rows.jsonl"), **settings)
-    return prepare_prompts(
-        rows, tokenizer or make_tokenizer(), spec, max_prompt_length=max_prompt_length, where="rows.jsonl"
-    )
+    read = partial(rendering.prompt_ids, tokenizer or make_tokenizer())
+    return prepare_prompts(rows, read, spec, max_prompt_length=max_prompt_length, where="rows.jsonl")
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -388,6 +388,7 @@ def test_ratios_of_denoising_steps_are_pooled_over_the_training_steps(tmp_path: 
         # The spread is 0.5 at denoising step 0 and 0 at step 1; the shares of the bins are 0.02, 0.04, …, 0.14, 0.44.
         row = {f"ratio/step_{k}/plain/mean": mean for k in (0, 1)}
         row |= {"ratio/step_0/plain/mean_square": 0.5, "ratio/step_1/plain/mean_square": 0.25}
+        row |= {"ratio/step_0/plain/clipped": 0.5 + mean, "ratio/step_1/plain/clipped": 0.75}
         row |= {f"ratio/step_{k}/plain/from_{edge}": 0.02 * at for k in (0, 1) for at, edge in enumerate(edges, 1)}
         RunFolder(folder).append_metrics({"step": step, **row, "ratio/step_0/plain/from_16": 0.44})
     page = page_of(folder)
@@ -395,13 +396,12 @@ def test_ratios_of_denoising_steps_are_pooled_over_the_training_steps(tmp_path: 
     (spread,) = plots["ratio_spread"]["series"]
     assert (spread["x"], spread["y"]) == ([0, 1], [-0.5, -0.5])
     assert (spread["low"], spread["high"]) == ([-1.0, -0.5], [0.0, -0.5])
-    above, below = plots["ratio_outside"]["series"]
-    assert above["y"] == pytest.approx([0.12 + 0.14 + 0.44, 0.12 + 0.14 + 0.16])
-    assert below["y"] == pytest.approx([0.02 + 0.04 + 0.06] * 2)
+    (clipped,) = plots["ratio_clipped"]["series"]
+    assert clipped["y"] == [0.0, 0.75]
     heatmap = plots["ratio_plain"]["heatmap"]
     assert heatmap["y"] == ["< −16", "≥ −16", "≥ −4", "≥ −1", "≥ 0", "≥ 1", "≥ 4", "≥ 16"]
     assert [row[0] for row in heatmap["z"]] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.44])
-    assert "ratio_used" not in plots
+    assert "ratio_normalized" not in plots
     assert "ratios" in sections(page)
     assert not any(name.startswith("ratio/") for name in page.data["metrics"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from dar.data.prompts import PromptStream, prepare_prompts
 from dar.learn.ranks import join_scored
 from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
+from dar.policies.text.rendering import prompt_ids
 from dar.rewards import Reward, RewardSet, RewardTable
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 
@@ -40,7 +42,7 @@ def online(*, seed: int = 3, progress: Any = None) -> OnlineCollector:
     policy = Policy(
         make_model(), tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=1.0, with_reference=False
     )
-    prompts = prepare_prompts(ROWS, tokenizer, SPEC, max_prompt_length=None, where="rows.jsonl")
+    prompts = prepare_prompts(ROWS, partial(prompt_ids, tokenizer), SPEC, max_prompt_length=None, where="rows.jsonl")
     return OnlineCollector(
         spec=make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed),
         policy=policy,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.handmade import make_rollouts
 
-from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy, token_rows
+from dar.run.text import reward_length_metrics, sampled_entropy, text_metrics, token_rows
 
 
 def test_lengths_and_endings_have_trls_names():
@@ -17,7 +17,7 @@ def test_lengths_and_endings_have_trls_names():
         ids=[[5, 0], [5, 5, 5, 5], [5, 5, 5, 5], [5, 6, 7, 0]],
         finish_reasons=["eos", "length", "length", "eos"],
     )
-    assert completion_metrics(rollouts) == {
+    assert text_metrics(rollouts) == {
         "completions/mean_length": 3.5,
         "completions/min_length": 2.0,
         "completions/max_length": 4.0,
@@ -40,17 +40,17 @@ def test_lengths_and_endings_have_trls_names():
 def test_p95_length_lies_between_the_two_longest_of_twenty():
     """The 0.95-quantile of 1, …, 20 at rank 0.95 · 19 = 18.05 (counting from 0), between 19 and 20."""
     rollouts = make_rollouts([[""] * 20], ids=[[7] * length for length in range(1, 21)])
-    assert completion_metrics(rollouts)["completions/p95_length"] == pytest.approx(19.05)
+    assert text_metrics(rollouts)["completions/p95_length"] == pytest.approx(19.05)
 
 
 def test_group_overlap_is_averaged_over_the_groups_that_have_one():
     """Two alike, two unlike, and two too short for a bigram: (1 + 0) / 2."""
     rollouts = make_rollouts([[""] * 2] * 3, ids=[[1, 2], [1, 2], [1, 2], [3, 4], [1], [2]])
-    assert completion_metrics(rollouts)["completions/group_overlap_2"] == 0.5
+    assert text_metrics(rollouts)["completions/group_overlap_2"] == 0.5
 
 
 def test_group_overlap_is_left_out_with_one_completion_per_prompt():
-    assert "completions/group_overlap_2" not in completion_metrics(make_rollouts([["ab"], ["ab"]]))
+    assert "completions/group_overlap_2" not in text_metrics(make_rollouts([["ab"], ["ab"]]))
 
 
 # --- reward and length -----------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_rewards_equal_within_each_prompt_have_no_share_within():
 
 def test_mean_terminated_length_is_left_out_when_none_ended():
     rollouts = make_rollouts([["", ""]], ids=[[5], [5, 5]], finish_reasons=["length", "length"])
-    metrics = completion_metrics(rollouts)
+    metrics = text_metrics(rollouts)
     assert "completions/mean_terminated_length" not in metrics
     assert metrics["completions/clipped_ratio"] == 1.0
 

@@ -98,7 +98,7 @@ class DAO(Algorithm):
         return Terms(batch.weights * masked_sum(per_token, batch.mask), {})
 
 
-class GroupRelative(Algorithm):
+class _GroupRelative(Algorithm):
     """A group-standardised advantage shared by a completion's tokens, and the clipped surrogate on the token ratio.
 
     The mean is over all tokens of the batch, unless a subclass says otherwise.
@@ -140,7 +140,7 @@ class GroupRelative(Algorithm):
         return torch.ones_like(advantages) if self.needs_reference else (advantages != 0).float()
 
 
-class GRPO(GroupRelative):
+class GRPO(_GroupRelative):
     """Group relative policy optimization as published: token-level ratio, each completion's tokens averaged.
 
         A_i = (r_i − mean r) / (std r + ε),
@@ -158,7 +158,7 @@ class GRPO(GroupRelative):
         return batch.weighted(rows, self._carrying(rows) / batch.mask.sum(1).float()), {}
 
 
-class BNPO(GroupRelative):
+class BNPO(_GroupRelative):
     """GRPO with one mean over all tokens of the batch: L = Σ_{i,t} ℓ_{i,t} / Σ_i |y_i|.
 
     TRL's loss_type "bnpo" takes this mean over a micro-batch; here it is the whole batch, whatever its parts.
@@ -168,7 +168,7 @@ class BNPO(GroupRelative):
         super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
 
 
-class DAPO(GroupRelative):
+class DAPO(_GroupRelative):
     """DAPO: clip-higher, token mean over groups that are not tied, soft overlong penalty, no KL.
 
         r ← r + min(0, (L_max − L_cache − |y|)/L_cache),
@@ -196,7 +196,7 @@ class DAPO(GroupRelative):
         return batch.weighted(rows, self._carrying(rows), denominator=counted or 1.0), metrics
 
 
-class DrGRPO(GroupRelative):
+class DrGRPO(_GroupRelative):
     """Dr. GRPO: A_i = r_i − mean r, and L = Σ_{i,t} ℓ_{i,t} / (B · L_max).
 
     Liu et al. 2025, arXiv:2503.20783: neither a group's deviation nor a completion's own length scales its gradient.
@@ -213,7 +213,7 @@ class DrGRPO(GroupRelative):
         return batch.weighted(rows, self._carrying(rows), denominator=tokens), {}
 
 
-class GSPO(GroupRelative):
+class GSPO(_GroupRelative):
     """Group sequence policy optimization: one ratio a completion, s = exp(mean_t (log π_θ − log π_t)), clipped.
 
     Zheng et al. 2025, arXiv:2507.18071.
@@ -234,7 +234,7 @@ class GSPO(GroupRelative):
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
 
 
-class BAPO(GroupRelative):
+class BAPO(_GroupRelative):
     """GRPO's advantages under bounds that are searched anew before each update, so that positive tokens count enough.
 
     arXiv:2510.18927 and the authors' code; what differs between the two is an option (`dar.objectives.bapo`).

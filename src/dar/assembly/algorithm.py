@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dar.algorithms import actor_critic, logits, policy_gradient, preference, realignment, regression
+from dar.algorithms import actor_critic, flow, logits, policy_gradient, preference, realignment, regression
 from dar.algorithms.base import Algorithm
 from dar.assembly.before import Before
 from dar.assembly.realignment import Realignment
 from dar.config.actor_critic import AnyActorCritic
 from dar.config.alerts import KLAlertSpec
 from dar.config.algorithms import AnyAlgorithm, OwnAlgorithmSpec
+from dar.config.flow import AnyFlow
 from dar.config.logits import AnyLogits
 from dar.config.policy_gradient import AnyPolicyGradient
 from dar.config.preference import AnyPreference
@@ -29,6 +30,8 @@ def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algori
     """
     if isinstance(spec, OwnAlgorithmSpec):
         return _own(spec)
+    if isinstance(spec, AnyFlow):  # whose specs are policy gradients', too
+        return flow.FlowGRPO(spec)
     if isinstance(spec, AnyRegression):
         return regression.build(spec)
     if isinstance(spec, AnyPolicyGradient):

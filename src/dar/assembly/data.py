@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dar.assembly.objects import Objects
 from dar.assembly.rows import check_rows
@@ -17,11 +17,18 @@ from dar.data.logged import COLUMNS, LoggedCompletion, LoggedSet, prepare_logged
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
-from dar.policies.text.loading import (
-    context_length,
-    eos_token_ids,
-    load_generation_config,
-)
+from dar.policies.text.loading import eos_token_ids, load_generation_config
+
+
+class Reader(Protocol):
+    """How a policy reads data, in the words of `dar.assembly.text.TextParts`."""
+
+    tokenizer: Any
+    read: Callable[..., tuple[int, ...]]
+    vocabulary: int
+
+    @property
+    def context(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -54,34 +61,32 @@ class RunData:
         return found
 
 
-def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> RunData:
+def build_data(spec: RunSpec, objects: Objects, reader: Reader) -> RunData:
     """Reads and checks all data of a run.
 
     Args:
         spec: the recipe.
         objects: rows and model given instead of files.
-        tokenizer: of the model.
-        config: the model's transformers configuration.
+        reader: the policy's.
 
     Raises:
         DataError: a file or row cannot be used or scored, or prompts are too long.
         ConfigError: no room for a prompt is left, or a token has no embedding.
     """
-    context = context_length(config)
 
     def prompts(source: SourceSpec, rows: Iterable[Any] | None) -> PromptSet:
-        return build_prompts(spec, source, rows, tokenizer, context)
+        return build_prompts(spec, source, rows, reader)
 
     def completions(source: SourceSpec, rows: Iterable[Any] | None, kind: LoggedKind) -> LoggedSet:
         model = objects.model
         generation_config = load_generation_config(spec.model) if model is None else model.generation_config
         return prepare_logged(
             load_rows(source, rows),
-            tokenizer,
+            reader.tokenizer,
             spec.data,
             kind=kind,
-            eos_token_ids=eos_token_ids(generation_config, tokenizer),
-            max_prompt_length=longest_prompt(spec, context),
+            eos_token_ids=eos_token_ids(generation_config, reader.tokenizer),
+            max_prompt_length=longest_prompt(spec, reader.context),
             max_completion_length=spec.sampling.max_completion_length,
             where=source.path,
         )
@@ -103,27 +108,25 @@ def build_data(spec: RunSpec, objects: Objects, tokenizer: Any, config: Any) -> 
         if spec.rewards:
             heldout = known.prompts if known is not None else prompts(source, rows)
     gold = None if pairs is None else completions(pairs, None, "preferences")
-    _require_vocabulary(config, logged or train, known or heldout)
+    _require_vocabulary(reader.vocabulary, logged or train, known or heldout)
     if logged is None:
         check_rows(spec.rewards, [(each.position, each.columns) for each in train.prompts], spec.data.train.path)
     if heldout is not None and source is not None:
         rows = [(each.position, each.columns) for each in heldout.prompts]
         check_rows([*spec.rewards, *spec.evaluation.rewards], rows, source.path)
-    _require_vocabulary(config, gold)
+    _require_vocabulary(reader.vocabulary, gold)
     return RunData(train, logged, heldout, known, gold)
 
 
-def build_prompts(
-    spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, tokenizer: Any, context: int | None
-) -> PromptSet:
+def build_prompts(spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, reader: Reader) -> PromptSet:
     """Prompts read and tokenised.
 
     Raises:
         DataError: a file or row cannot be used, or prompts are too long.
         ConfigError: no room for a prompt is left, or messages meet a tokenizer without a chat template.
     """
-    longest = longest_prompt(spec, context)
-    return prepare_prompts(load_rows(source, rows), tokenizer, spec.data, max_prompt_length=longest, where=source.path)
+    longest, found = longest_prompt(spec, reader.context), load_rows(source, rows)
+    return prepare_prompts(found, reader.read, spec.data, max_prompt_length=longest, where=source.path)
 
 
 def longest_prompt(spec: RunSpec, context: int | None) -> int | None:
@@ -155,9 +158,8 @@ def _texts(
     return prompts, prompts
 
 
-def _require_vocabulary(config: Any, *tables: PromptSet | LoggedSet | None) -> None:
+def _require_vocabulary(size: int, *tables: PromptSet | LoggedSet | None) -> None:
     """Raises ConfigError where the data has a token without an embedding: the tokenizer is another model's."""
-    size = config.get_text_config().vocab_size
     largest = max((max(each.token_ids) for table in tables for each in _texts(table)[1]), default=0)
     if largest >= size:
         raise ConfigError(

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from dar.config.model import ModelSourceSpec
 from dar.errors import CheckpointError, ConfigError
 from dar.files.atomic import written
+from dar.policies.saving import save_model
 from dar.policies.text.loading import followed, load_model, load_tokenizer, resolve_model
-from dar.policies.text.saving import save_model
 from dar.reward_model.classifier import load_classifier
 
 

@@ -10,11 +10,12 @@ from dar.algorithms.base import Algorithm
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import RunData, build_data
 from dar.assembly.device import build_accelerator, build_precision
-from dar.assembly.engine import build_engine
+from dar.assembly.flow import FlowParts
 from dar.assembly.objects import NOTHING, Objects
-from dar.assembly.policy import build_null_space, build_policy
 from dar.assembly.reward import build_reward, check_calls
+from dar.assembly.text import TextParts
 from dar.config.data import DecodingSpec
+from dar.config.flow import FlowModelSpec
 from dar.config.preference import DPOSpec
 from dar.config.realignment import TRACESpec
 from dar.config.recipe import flatten
@@ -24,9 +25,6 @@ from dar.data.prompts import PromptStream
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
-from dar.policies.text.head import look_up_sparsely
-from dar.policies.text.loading import context_length, load_config, load_tokenizer
-from dar.policies.text.logprobs import unwrapped
 from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
@@ -70,33 +68,33 @@ def build_loop(
     settle_heap()
     precision = build_precision(spec)
     accelerator = build_accelerator(spec, precision)
-    tokenizer = objects.tokenizer or load_tokenizer(spec.model)
-    config = objects.model.config if objects.model is not None else load_config(spec.model)
-    data, before = build_data(spec, objects, tokenizer, config), build_before(spec)
+    model = spec.model
+    parts = FlowParts(spec, model) if isinstance(model, FlowModelSpec) else TextParts(spec, model, objects)
+    data, before = build_data(spec, objects, parts), build_before(spec)
     rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
     gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
-    check_calls(rewards, data.train if data.logged is None else None)  # an offline method scores held-out ones alone
-    check_calls([*rewards, *gold], data.heldout)
-    engine = build_engine(spec.engine)
+    if data.logged is None:  # an offline method scores held-out ones alone
+        check_calls(rewards, data.train, parts.offered)
+    check_calls([*rewards, *gold], data.heldout, parts.offered)
+    engine = parts.engine()
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
-    max_length = spec.sampling.max_completion_length
+    max_length = parts.max_completion_length
     algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=max_length)
+    parts.require(algorithm)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
-    policy = build_policy(spec, objects, tokenizer, precision, with_reference=with_reference)
-    if accelerator.num_processes == 1:
-        look_up_sparsely(unwrapped(policy.model))
+    policy = parts.build(precision, with_reference=with_reference)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     for notice in spec.silent_alerts:
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
-    updater = Updater(policy, accelerator, spec, build_null_space(spec, policy, tokenizer, context_length(config)))
+    updater = Updater(policy, accelerator, spec, parts.constraint())
     callbacks = adapted(
         objects.callbacks,
         spec,
-        model=unwrapped(policy.model),
-        processing_class=policy.tokenizer,
+        model=parts.bare,
+        processing_class=parts.tokenizer,
         optimizer=updater.optimizer,
     )
 
@@ -120,7 +118,7 @@ def build_loop(
         folder=folder,
         display=display,
         start=start,
-        recorder=Recorder(folder, display, accelerator, policy.tokenizer, spec.logging.every, watch, callbacks),
+        recorder=Recorder(folder, display, accelerator, parts.tokenizer, spec.logging.every, watch, callbacks),
         best=BestPolicy(spec, policy, folder),
         calibration=Calibration(spec, models, data.train.prompts, engine),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -15,13 +14,16 @@ from dar.assembly.engine import build_engine
 from dar.assembly.memory import ModelShape, StepShape, memory_of, shape_of
 from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
+from dar.assembly.text import TextParts
 from dar.config.actor_critic import ActorCriticSpec
 from dar.config.engine import InProcessSpec
+from dar.config.flow import FlowModelSpec
 from dar.config.optim import AdamW8BitSpec, AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
+from dar.errors import ConfigError
 from dar.policies.precision import Precision
-from dar.policies.text.loading import followed, load_config, load_tokenizer
+from dar.policies.text.loading import followed
 
 LIBRARIES_GB = 0.75  # of Python, torch, transformers and what else a run imports
 
@@ -61,16 +63,18 @@ def make_plan(spec: RunSpec) -> Plan:
         DarError: the recipe cannot run; the same checks a run makes before loading weights.
     """
     precision = build_precision(spec)
-    tokenizer = load_tokenizer(spec.model)
-    config = load_config(spec.model)
-    data = build_data(spec, NOTHING, tokenizer, config)
+    if isinstance(spec.model, FlowModelSpec):
+        raise ConfigError("dar plan counts tokens, which a flow-matching model has not: try dar train RECIPE steps=1")
+    parts = TextParts(spec, spec.model, NOTHING)
+    data = build_data(spec, NOTHING, parts)
     before = build_before(spec)
     build_engine(spec.engine).close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
-    shape = shape_of(config)
+    parts.require(algorithm)
+    shape = shape_of(parts.config)
     lengths = [len(prompt.token_ids) for prompt in data.train.prompts]
     num_generations = spec.num_generations if data.logged is None else len(data.logged.groups[0].completions)
     rows = spec.prompts_per_step * num_generations
@@ -87,7 +91,7 @@ def make_plan(spec: RunSpec) -> Plan:
         passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
     if algorithm.replay:
         passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
-    step = _step_shape(spec, shape, config, precision, lengths, num_generations)
+    step = _step_shape(spec, parts, shape, precision, lengths, num_generations)
     memory = memory_of(shape, step if with_reference else replace(step, reference=0))
     has = {"rollout": data.logged is None, "reference": with_reference}
     return Plan(
@@ -109,7 +113,12 @@ def make_plan(spec: RunSpec) -> Plan:
 
 
 def _step_shape(
-    spec: RunSpec, model: ModelShape, config: Any, precision: Precision, prompts: Sequence[int], num_generations: int
+    spec: RunSpec,
+    parts: TextParts,
+    model: ModelShape,
+    precision: Precision,
+    prompts: Sequence[int],
+    num_generations: int,
 ) -> StepShape:
     """What takes memory in a step, its completions all as long as they may be, its prompts of mean length."""
     length, longest = spec.sampling.max_completion_length, max(prompts)
@@ -120,8 +129,8 @@ def _step_shape(
     engine = spec.engine if isinstance(spec.engine, InProcessSpec) else None
     cached = min(max(1, engine.max_cache_tokens // (longest + rows)), spec.prompts_per_step) if engine else 0
     compute, rank = precision.dtype.itemsize, spec.model.lora.rank if spec.model.lora else 0
-    saved = 2 if getattr(config, "dtype", None) in (torch.bfloat16, torch.float16) else 4
-    base = saved if rank and not followed(spec.model)[1] else 4
+    saved = 2 if getattr(parts.config, "dtype", None) in (torch.bfloat16, torch.float16) else 4
+    base = saved if rank and not followed(parts.source)[1] else 4
     is_in_place = engine is None or engine.in_place or (precision.device.type != "cpu" and base == compute)
     critic = isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model"
     return StepShape(
@@ -138,6 +147,6 @@ def _step_shape(
         compute=compute,
         reference=0 if rank else min(saved, compute) * model.total,
         trunks=2 if critic else 1,
-        is_checkpointed=spec.model.gradient_checkpointing,
+        is_checkpointed=parts.source.gradient_checkpointing,
         is_in_place=is_in_place,
     )

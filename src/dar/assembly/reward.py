@@ -22,9 +22,9 @@ def check_reward(spec: AnyReward, runtime: ComputeSpec) -> None:
         build_reward(spec, {}, runtime)
 
 
-def check_calls(rewards: Sequence[Reward], prompts: PromptSet | None) -> None:
-    """Raises ConfigError where a function needs what neither a batch nor the prompts' columns have."""
-    columns = {name for prompt in prompts.prompts for name in prompt.columns} if prompts is not None else set()
+def check_calls(rewards: Sequence[Reward], prompts: PromptSet | None, offered: Sequence[str] = ()) -> None:
+    """Raises ConfigError where a function needs what no batch has, no column of the prompts, and is not `offered`."""
+    columns = {*offered, *(name for prompt in (prompts.prompts if prompts else ()) for name in prompt.columns)}
     for reward in rewards if prompts is not None else ():
         if isinstance(reward.spec, FunctionRewardSpec):
             check_signature(reward.function, reward.name, columns)

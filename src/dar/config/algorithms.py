@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from dar.config.actor_critic import AnyActorCritic
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.base import OwnSpec
+from dar.config.flow import AnyFlow
 from dar.config.logits import AnyLogits
 from dar.config.policy_gradient import AnyPolicyGradient
 from dar.config.preference import AnyPreference
@@ -23,7 +24,7 @@ class OwnAlgorithmSpec(AlgorithmSpec, OwnSpec):
     """
 
 
-Known = AnyRegression | AnyPolicyGradient | AnyActorCritic | AnyLogits | AnyPreference | AnyRealignment
+Known = AnyRegression | AnyPolicyGradient | AnyFlow | AnyActorCritic | AnyLogits | AnyPreference | AnyRealignment
 
 
 def _whose(value: Any) -> str:

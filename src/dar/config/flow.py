@@ -1,38 +1,94 @@
-"""Specs of flow-matching policies: how a trajectory of denoising steps is sampled."""
+"""Specs of flow-matching policies: where one comes from, how its trajectories are sampled, and its own methods."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from dar.config.algorithm import ClipHigh
-from dar.config.base import Fraction, NotNegative, Positive, Spec
-from dar.config.policy_gradient import ClippedGroupSpec
+from dar.config.base import Count, Fraction, NotNegative, Positive, Seed, Spec
+from dar.config.model import ModelSourceSpec, ModelSpec
+from dar.config.policy_gradient import GRPOSpec
+
+Ratio = Literal["plain", "centered", "normalized"]
+"""Which ratio of a step is clipped."""
 
 
 class FlowSDESpec(Spec):
     """How a flow's deterministic path becomes random steps, each with a log-probability."""
 
-    steps: Annotated[int, Field(ge=2)] = 10
-    """Denoising steps T, from noise at t = 1 to an image at t = 0."""
+    steps: Annotated[int, Field(ge=2, le=1000)] = 10
+    """Denoising steps T, from noise at t = 1 to an image at t = 0. With one, no time would lie between."""
     noise: Literal["flow_grpo", "dance_grpo"] = "flow_grpo"
     """σ_t = η √(t/(1−t)) (Flow-GRPO, which takes the next step's t at t = 1), or σ_t = η (DanceGRPO)."""
-    eta: Positive = 0.7
-    """η, how much noise a step adds."""
-    shift: Positive = 1.0
+    eta: Annotated[float, Field(gt=0, le=1.4)] = 0.7
+    """η, how much noise a step adds; from √2 on, a step from t = 1 would overshoot its own mean."""
+    shift: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Bends the grid: t becomes s t/(1 + (s − 1) t), so that with s > 1 more steps are near the noise."""
     logprob: Literal["mean", "sum"] = "mean"
-    """A step's log-probability is the mean over the image's dimensions (what the published clip ranges are for), or
-    their sum, the density itself."""
+    """A step's log-probability is the mean over the image's D dimensions (what the published clip ranges are for), or
+    their sum, the density itself: D times as many nats, for `dar`'s α and every KL, too."""
 
 
-class FlowGRPOSpec(ClippedGroupSpec):
+class FlowPretrainSpec(Spec):
+    """A diffusion transformer, trained by flow matching on scikit-learn's digits: `dar flow-pretrain` makes it."""
+
+    steps: Count = 4000
+    """Batches."""
+    batch_size: Count = 128
+    """Images of a batch."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW; it falls linearly over the last 30% of the steps."""
+    layers: Count = 4
+    """Transformer layers."""
+    heads: Count = 4
+    """Attention heads, of 16 channels each."""
+    seed: Seed = 0
+    """Seed of weights, batches, times and noise."""
+
+
+class FlowModelSpec(ModelSourceSpec):
+    """A class-conditional flow-matching model of diffusers, whose prompts are class labels: `"3"`."""
+
+    shorthand = None
+    library: ClassVar[str] = "diffusers"
+    lora: ClassVar[None] = None
+
+    type: Literal["flow"]
+    """`flow`"""
+    path: str
+    """A folder that diffusers saved, a run folder of such a policy, or a Hub id."""
+    sde: FlowSDESpec = Field(default_factory=FlowSDESpec)
+    """How its trajectories are sampled in training."""
+    pretrain: FlowPretrainSpec | None = None
+    """How `dar flow-pretrain` makes the model at `path`."""
+
+
+TEXT_ONLY = (
+    *("model.sha256", "model.trust_remote_code", "reference.sha256", "reference.trust_remote_code"),
+    *("data.wrap_as_user", "data.system_prompt", "data.max_prompt_length", "data.long_prompts", "sampling"),
+    *("engine.max_cache_tokens", "engine.in_place", "evaluation.top_k", "evaluation.top_p", "optim.null_space"),
+    *("runtime.sharding", "runtime.compile_layers"),
+)
+"""Keys that mean nothing to it."""
+
+AnyModel = Annotated[
+    Annotated[ModelSpec, Tag("text")] | Annotated[FlowModelSpec, Tag("flow")],
+    Discriminator(lambda value: "flow" if isinstance(value, FlowModelSpec) or _type(value) == "flow" else "text"),
+]
+
+
+def _type(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else None
+
+
+class FlowGRPOSpec(GRPOSpec):
     """Flow-GRPO (Liu et al. 2025, arXiv:2505.05470): GRPO with a ratio for every denoising step."""
 
-    type: Literal["flow_grpo"] = "flow_grpo"
+    type: Literal["flow_grpo"] = "flow_grpo"  # pyright: ignore[reportIncompatibleVariableOverride]
     """`flow_grpo`"""
-    ratio: Literal["plain", "centered", "normalized"] = "plain"
+    ratio: Ratio = "plain"
     """A step's ratio itself; without its mean below 0; or GRPO-Guard's RatioNorm, also of the same spread at any σ."""
     reweight: bool = False
     """Divide each step's loss by its width, as GRPO-Guard does, so that no step's gradient outweighs the others."""
@@ -40,6 +96,8 @@ class FlowGRPOSpec(ClippedGroupSpec):
     """Lower clip of the ratio, which is of means over dimensions, and so near 1."""
     clip_high: ClipHigh = 1e-4
     """Upper clip of the ratio; `.inf` = none."""
+    updates: Count = 2
+    """Optimizer steps per batch; with one the ratio is 1, and no clip is active."""
     beta: NotNegative = 0.0
     """Coefficient of the per-step k3 estimate of the KL to π₀; 0 leaves the reference out."""
 
@@ -49,7 +107,10 @@ class GRPOGuardSpec(FlowGRPOSpec):
 
     type: Literal["grpo_guard"] = "grpo_guard"  # pyright: ignore[reportIncompatibleVariableOverride]
     """`grpo_guard`"""
-    ratio: Literal["plain", "centered", "normalized"] = "normalized"
-    """A step's ratio itself; without its mean below 0; or RatioNorm, also of the same spread at any σ."""
+    ratio: Ratio = "normalized"
+    """As for `flow_grpo`."""
     reweight: bool = True
-    """Divide each step's loss by its width, so that no step's gradient outweighs the others."""
+    """As for `flow_grpo`."""
+
+
+AnyFlow = FlowGRPOSpec | GRPOGuardSpec

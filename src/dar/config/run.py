@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -12,13 +13,14 @@ from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
-from dar.config.model import ModelSourceSpec, ModelSpec, ReferenceSyncSpec
+from dar.config.flow import TEXT_ONLY, AnyModel, FlowModelSpec
+from dar.config.model import ModelSourceSpec, ReferenceSyncSpec
 from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
 from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
 from dar.config.regression import DARSpec
-from dar.config.rewards import AnyRewards, require_distinct_names, reward_name
+from dar.config.rewards import AnyRewards, FunctionRewardSpec, require_distinct_names, reward_name
 from dar.files.paths import expanded
 
 
@@ -109,8 +111,8 @@ class RuntimeSpec(ComputeSpec):
 class RunSpec(Spec):
     """A whole recipe."""
 
-    model: ModelSpec
-    """The policy to train: a path, or a mapping."""
+    model: AnyModel
+    """The policy to train: a path, or a mapping; with `type: flow` a flow-matching model."""
     reference: ModelSourceSpec | None = None
     """π₀; by default the policy before training."""
     reference_sync: ReferenceSyncSpec | None = None
@@ -177,6 +179,8 @@ class RunSpec(Spec):
             )
         if self.reference_sync is not None and self.model.lora is not None:
             raise ValueError("reference_sync needs a reference of its own, but with model.lora the base model is π₀")
+        if isinstance(self.model, FlowModelSpec):
+            self._check_flow()
         if self.runtime.sharding == "full":
             self._check_sharded()
         leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
@@ -199,6 +203,7 @@ class RunSpec(Spec):
                 is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
                 num_evaluations=self._num_evaluations,
+                is_flow=isinstance(self.model, FlowModelSpec),
             )
             if reason is not None:
                 raise ValueError(f"alerts.{index} ({alert.type}) could never fire: {reason}")
@@ -249,6 +254,20 @@ class RunSpec(Spec):
         for reason, is_so in reasons.items():
             if is_so:
                 raise ValueError(f"runtime.sharding full keeps parts of weights, but {reason} whole ones: use none")
+
+    def _check_flow(self) -> None:
+        for key in TEXT_ONLY:
+            *path, name = key.split(".")
+            part = reduce(getattr, path, self)
+            field = type(part).model_fields.get(name) if isinstance(part, Spec) else None
+            if field is not None and getattr(part, name) != field.get_default(call_default_factory=True):
+                raise ValueError(f"{key} is for language models: it does nothing for a flow-matching one, remove it")
+        if self.algorithm.logged:
+            raise ValueError(f"{self.algorithm.type} learns from texts of the data, but model.type is flow")
+        for reward in (*self.rewards, *self.evaluation.rewards):
+            if not isinstance(reward, FunctionRewardSpec):
+                name = reward_name(reward)
+                raise ValueError(f"the reward {name} reads texts, but model.type is flow: name a function of images")
 
     def _check_offline(self) -> None:
         method = self.algorithm.type

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -16,7 +17,7 @@ from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError
 from dar.files.tables import Row, typed
-from dar.policies.text.rendering import chat_text, text_ids
+from dar.policies.text.rendering import chat_text, prompt_ids, text_ids
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def prepare_logged(
         ConfigError: as `prepare_prompts`.
     """
     rows = readable(rows, spec.prompt_column, kind, where)
-    prompts = prepare_prompts(rows, tokenizer, spec, max_prompt_length=max_prompt_length, where=where)
+    read = partial(prompt_ids, tokenizer)
+    prompts = prepare_prompts(rows, read, spec, max_prompt_length=max_prompt_length, where=where)
     groups: list[LoggedGroup] = []
     empty: list[int] = []
     for prompt in prompts.prompts:

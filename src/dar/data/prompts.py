@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dar.batch import Message, Prompt
 from dar.config.data import DataSpec, RowsSpec
@@ -14,7 +13,6 @@ from dar.data.messages import read_conversation
 from dar.data.order import ShuffledOrder
 from dar.errors import ConfigError, DataError
 from dar.files.tables import Row
-from dar.policies.text.rendering import prompt_ids
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class PromptSet:
 
 def prepare_prompts(
     rows: Sequence[Row],
-    tokenizer: Any,
+    read: Callable[..., tuple[int, ...]],
     spec: DataSpec,
     *,
     max_prompt_length: int | None,
@@ -52,7 +50,7 @@ def prepare_prompts(
 
     Args:
         rows: mappings with the prompt column; the other columns go to the reward functions.
-        tokenizer: of the policy.
+        read: a prompt as the policy's tokens, told where it is (`here`), as `dar.policies.text.rendering.prompt_ids`.
         spec: prompt column, wrapping, system prompt, and what happens to long prompts.
         max_prompt_length: longest prompt in tokens that leaves room for a completion, or None for no limit.
         where: of the rows, for messages.
@@ -66,7 +64,7 @@ def prepare_prompts(
     too_long: list[int] = []
     for index, row in enumerate(rows):
         content = prompt_content(row, spec, index, where)
-        token_ids = prompt_ids(tokenizer, content, here=f"{where}: row {index}")
+        token_ids = read(content, here=f"{where}: row {index}")
         if not token_ids:
             raise DataError(f"{where}: row {index}: the prompt {content!r} has no tokens")
         if max_prompt_length is not None and len(token_ids) > max_prompt_length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +25,7 @@ from dar.files.tables import Row
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import context_length, load_config, load_model, load_tokenizer
 from dar.policies.text.policy import Policy
+from dar.policies.text.rendering import prompt_ids
 from dar.rewards import Reward
 
 
@@ -63,7 +65,8 @@ def read_prompts(
         raise ConfigError(f"--max-tokens is {sampling.max_tokens}{times}, but {model} reads at most {context} tokens")
     longest = None if context is None else context - room
     advice = f"{model} reads {context} tokens: lower --max-tokens, or leave them out."
-    return prepare_prompts(rows, tokenizer, data, max_prompt_length=longest, where=where, advice=advice).prompts
+    read = partial(prompt_ids, tokenizer)
+    return prepare_prompts(rows, read, data, max_prompt_length=longest, where=where, advice=advice).prompts
 
 
 def build_generators(model: str, sampling: EvalSamplingSpec, temperatures: Sequence[float]) -> dict[float, Generator]:

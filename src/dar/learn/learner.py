@@ -115,7 +115,8 @@ class Learner:
         """
         where = f"step {step}"
         # A correction scales tokens' gradients by factors that only the trainer's pass will know.
-        loads = self.algorithm.loads(weighted) if self.spec.sampling.correction == "none" else None
+        is_known = self.spec.sampling.correction == "none" and weighted.groups.is_discrete
+        loads = self.algorithm.loads(weighted) if is_known else None
         carrying = weighted.carries_weight(loads, self.spec.runtime.negligible_share)
         # Of all that the batch had, those without a reward among them.
         num_rows = weighted.rewards.numel()

@@ -9,29 +9,22 @@ whose mean is −‖d‖²/(2 s²) < 0 and whose deviation ‖d‖/s differs fro
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
+from dar.config.flow import Ratio
 from dar.ops import require_same_shape
 
-Ratio = Literal["plain", "centered", "normalized"]
-"""Which ratio of a step is clipped."""
 
-
-def step_log_ratios(
-    logprobs: Tensor, old_logprobs: Tensor, shifts: Tensor, deviations: Tensor, *, ratio: Ratio
-) -> Tensor:
-    """The log-ratio of each step.
+def step_log_ratios(log_ratios: Tensor, shifts: Tensor, deviations: Tensor, *, ratio: Ratio) -> Tensor:
+    """The log-ratio of each step that is clipped.
 
         plain:       log ρ
         centered:    log ρ + ‖d‖²/(2 s²) = d·ε/s      mean 0
         normalized:  s (log ρ + ‖d‖²/(2 s²)) = d·ε    mean 0, deviation ‖d‖ whatever the step's noise
 
     Args:
-        logprobs: [B, T] under π_θ; the gradient flows here, or
+        log_ratios: [B, T] log π_θ − log π_t; the gradient flows here, or
         shifts: [B, T] d·ε, here.
-        old_logprobs: [B, T] under π_t.
         deviations: [B, T] s > 0.
         ratio: plain, or what stands in its place.
 
@@ -41,13 +34,7 @@ def step_log_ratios(
     Raises:
         ValueError: shapes differ.
 
-    GRPO-Guard's RatioNorm, arXiv:2510.22319. Sums over the image's dimensions may be means, in all four alike.
+    GRPO-Guard's RatioNorm, arXiv:2510.22319. Sums over the image's dimensions may be means, in both alike.
     """
-    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, shifts=shifts, deviations=deviations)
-    match ratio:
-        case "plain":
-            return logprobs - old_logprobs.detach()
-        case "centered":
-            return shifts / deviations
-        case "normalized":
-            return shifts
+    require_same_shape(log_ratios=log_ratios, shifts=shifts, deviations=deviations)
+    return {"plain": log_ratios, "centered": shifts / deviations, "normalized": shifts}[ratio]

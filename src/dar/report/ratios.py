@@ -10,8 +10,11 @@ from dar.report.run import Run
 
 _STEP = Axis("denoising step", is_whole=True)
 _RANGES = Axis("log-ratio in clip ranges")
+_SPREAD = "Mean of its logarithm over the images of all training steps, at each one's last update, ± one deviation."
+_CLIPPED = (
+    "Share of the images that no longer count: above the range with a positive advantage, below with a negative one."
+)
 _HISTOGRAM = "Share of the images in each bin; between −1 and 1 nothing is clipped."
-_NAMES = {"plain": "plain ratio", "used": "normalised ratio"}
 
 
 def ratio_plots(run: Run) -> list[Plot]:
@@ -20,26 +23,22 @@ def ratio_plots(run: Run) -> list[Plot]:
     rows = [row for row in run.steps if keys <= row.keys()]
     steps = [step for step in range(len(keys)) if f"ratio/step_{step}/plain/mean" in keys]
     edges = sorted((key.rpartition("_")[2] for key in keys if key.startswith("ratio/step_0/plain/from_")), key=float)
-    spread, outside, maps = list[Series](), list[Series](), list[Plot]()
-    kinds = [kind for kind in _NAMES if f"ratio/step_0/{kind}/mean" in keys]
-    for color, (kind, name) in enumerate((kind, _NAMES[kind]) for kind in kinds):
-        means, squares, *bins = (
+    spread, clips, maps = list[Series](), list[Series](), list[Plot]()
+    kinds = [kind for kind in ("plain", "centered", "normalized") if f"ratio/step_0/{kind}/mean" in keys]
+    for color, kind in enumerate(kinds):
+        means, squares, clipped, *bins = (
             [fmean(row[f"ratio/step_{step}/{kind}/{what}"] for row in rows) for step in steps]
-            for what in ("mean", "mean_square", *(f"from_{edge}" for edge in edges))
+            for what in ("mean", "mean_square", "clipped", *(f"from_{edge}" for edge in edges))
         )
         half = [math.sqrt(max(square - mean**2, 0.0)) for mean, square in zip(means, squares)]
         low, high = ([mean + sign * width for mean, width in zip(means, half)] for sign in (-1, 1))
-        spread.append(Series(name, steps, means, color, "line+points", low=low, high=high, is_band=True))
-        cut = {"above": bins[edges.index("1") :], "below": bins[: edges.index("-1")]}
-        for place, (side, parts) in enumerate(cut.items()):
-            outside.append(Series(f"{name}, {side}", steps, [sum(at) for at in zip(*parts)], color + 2 * place))
+        spread.append(Series(kind, steps, means, color, "line+points", low=low, high=high, is_band=True))
+        clips.append(Series(kind, steps, clipped, color, "line+points"))
         labels = [f"< {edges[1]}", *(f"≥ {edge}" for edge in edges[1:])]
         heatmap = Heatmap(steps, [label.replace("-", "−") for label in labels], bins, "share")
-        maps.append(Plot(f"ratio_{kind}", f"Histograms, {name}", _STEP, _RANGES, heatmap=heatmap, note=_HISTOGRAM))
-    note = "Mean of its logarithm over the images of all training steps, at each one's last update, ± one deviation."
-    sides = "Share of the images: above, a positive advantage has no effect any more; below, a negative one."
+        maps.append(Plot(f"ratio_{kind}", f"Histograms, {kind}", _STEP, _RANGES, heatmap=heatmap, note=_HISTOGRAM))
     lines = [
-        Plot("ratio_spread", "Ratio", _STEP, Axis("log-ratio"), spread, note=note),
-        Plot("ratio_outside", "Outside the clip range", _STEP, Axis("share", is_share=True), outside, note=sides),
+        Plot("ratio_spread", "Ratio", _STEP, Axis("log-ratio"), spread, note=_SPREAD),
+        Plot("ratio_clipped", "Clipped", _STEP, Axis("share", is_share=True), clips, note=_CLIPPED),
     ]
     return [*lines, *maps] if keys else []

@@ -14,7 +14,7 @@ from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.learn.optim import build_optimizer, require_optimizer
 from dar.learn.ranks import join_ranks
-from dar.policies.fingerprint import fingerprint as weights_fingerprint
+from dar.policies.base import fingerprint as weights_fingerprint
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
 from dar.reward_model.classifier import make_classifier

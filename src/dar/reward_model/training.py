@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dar.collective import failing_together
-from dar.policies.text.saving import save_model
+from dar.policies.saving import save_model
 from dar.reward_model.card import reward_model_card
 from dar.reward_model.loop import RewardModelLoop
 

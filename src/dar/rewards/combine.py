@@ -186,7 +186,7 @@ def keyword_arguments(
     prompts: Sequence[str | list[Message]],
     rows: Sequence[Mapping[str, Any]],
     texts: Sequence[str],
-    **others: Sequence[Any],
+    **others: Any,
 ) -> dict[str, Any]:
     """TRL's keyword arguments: conversational prompts get conversational completions, strings get strings.
 
@@ -206,6 +206,7 @@ def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
     """What a reward may name of a batch."""
     per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
     lengths = rollouts.groups.lengths.tolist()
+    images = {} if rollouts.images is None else {"images": rollouts.images}
     return keyword_arguments(
         [prompt.content for prompt in per_row],
         [prompt.columns for prompt in per_row],
@@ -215,4 +216,5 @@ def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
         ],
         finish_reasons=list(rollouts.finish_reasons),
         group_ids=[index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
+        **images,
     )

@@ -26,7 +26,7 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
     """
     rewards = ", ".join(f"{markdown(reward_name(reward))} (weight {reward.weight:g})" for reward in spec.rewards)
     lines = [
-        *front_matter(base_model=spec.model.path, tags=["rlhf", spec.algorithm.type]),
+        *front_matter(base_model=spec.model.path, library=spec.model.library, tags=["rlhf", spec.algorithm.type]),
         f"# {markdown(spec.model.path)}, aligned with {spec.algorithm.type.upper()}",
         "",
         f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
@@ -64,9 +64,9 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
     return "\n".join(lines)
 
 
-def front_matter(**fields: Any) -> list[str]:
+def front_matter(*, library: str = "transformers", **fields: Any) -> list[str]:
     """The lines a card begins with: YAML that holds just these values, a base model only if it is one of the Hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base := fields["base_model"])) or Path(base).exists():
         del fields["base_model"]  # the Hub takes no card that names another
-    text = yaml.safe_dump({"library_name": "transformers"} | fields, sort_keys=False)
+    text = yaml.safe_dump({"library_name": library} | fields, sort_keys=False)
     return ["---", text.rstrip(), "---", ""]

@@ -23,7 +23,8 @@ from dar.rollout.protocol import Engine, Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
 from dar.run.collect import logged_rollouts
-from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
+from dar.run.metrics import completion_metrics
+from dar.run.text import reward_length_metrics, sampled_entropy
 
 Item = TypeVar("Item")
 

@@ -8,7 +8,8 @@ from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
 from dar.batch import Rollouts
 from dar.rewards import RewardTable
-from dar.run.text import completion_metrics, reward_length_metrics, sampled_entropy
+from dar.run.images import image_metrics
+from dar.run.text import reward_length_metrics, sampled_entropy, text_metrics
 
 
 def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None) -> Metrics:
@@ -24,3 +25,8 @@ def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tenso
         metrics |= kl_metrics(rollouts.logprobs, ref_logprobs, rollouts.groups.mask, name="ref")
         metrics["kl"] = metrics["kl/ref_k3_per_token"]  # TRL's name for it
     return metrics
+
+
+def completion_metrics(rollouts: Rollouts) -> Metrics:
+    """What completions are like, by what they are."""
+    return text_metrics(rollouts) if rollouts.images is None else image_metrics(rollouts)

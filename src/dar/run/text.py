@@ -13,7 +13,7 @@ from dar.batch import Rollouts
 from dar.run.ngrams import distinct_n, group_overlap, longest_repeat_share
 
 
-def completion_metrics(rollouts: Rollouts) -> dict[str, float]:
+def text_metrics(rollouts: Rollouts) -> dict[str, float]:
     """Lengths and endings under TRL's names, and how much completions repeat themselves and each other.
 
     `completions/clipped_ratio` is the share that ran out of room, the missing-EOS rate. What does not exist is left

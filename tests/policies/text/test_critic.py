@@ -74,7 +74,7 @@ def test_padded_and_packed_values_agree(kind: Kind):
         assert module.is_packed == packed
         assert module.critic is not None
         torch.nn.init.ones_(module.critic.head.weight)
-        found.append(module(groups).values)
+        found.append(module(groups, with_values=True).values)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def value_gradients(kind: Kind) -> Policy:
     """A policy after the backward pass of Σ V alone."""
     policy = make_policy(kind)
     awaken(policy)
-    outputs = policy.module(small_groups())
+    outputs = policy.module(small_groups(), with_values=True)
     assert outputs.values is not None
     outputs.values.sum().backward()
     return policy
@@ -173,6 +173,6 @@ def test_saved_model_has_no_critic(tmp_path: Path, kind: Kind):
 
 def test_policy_without_a_critic_has_no_values():
     policy = Policy(make_model(), make_tokenizer(), CPU, temperature=1.0)
-    assert policy.module(small_groups()).values is None
+    assert policy.module(small_groups(), with_values=True).values is None
     with pytest.raises(ValueError, match="built without a critic"):
         policy.values(small_groups(), max_tokens=1000)

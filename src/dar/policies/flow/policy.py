@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dar.batch import TokenGroups, TokenOutputs
-from dar.policies.fingerprint import fingerprint
-from dar.policies.flow.loading import save_flow
+from dar.policies.base import ModelPolicy
 from dar.policies.flow.logprobs import FlowLogprobs
 from dar.policies.flow.sde import SDE
-from dar.policies.flow.trajectories import Trajectories
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
+from dar.policies.saving import save_model
 
 
-class FlowPolicy:
-    """The trainable velocity model and π₀, a frozen copy of it or a model of its own.
-
-    The methods are those of `dar.policies.protocol.Policy`. There is no critic.
-    """
+class FlowPolicy(ModelPolicy[FlowLogprobs]):
+    """The trainable velocity model and its π₀. There is no critic, and no logits."""
 
     def __init__(
         self,
@@ -37,19 +31,12 @@ class FlowPolicy:
         reference: Any | None = None,
         with_reference: bool = True,
     ) -> None:
-        self.precision = precision
-        self.module = FlowLogprobs(model.to(precision.device).eval(), sde, reduction=reduction)
-        self.trained: nn.Module = self.module
-        self.reference_fingerprint = fingerprint(model if reference is None else reference)
-        self.has_own_reference = reference is None
-        self.has_reference = with_reference
-        self._reference: FlowLogprobs | None = None
-        if with_reference:
-            frozen = copy.deepcopy(model) if reference is None else reference.to(precision.device)
-            self._reference = FlowLogprobs(frozen.requires_grad_(False).eval(), sde, reduction=reduction)
+        module = FlowLogprobs(model.to(precision.device).eval(), sde, reduction=reduction)
+        super().__init__(module, precision, reference=reference, with_reference=with_reference)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.module.model.named_parameters() if p.requires_grad}
+    def _frozen(self, model: Any) -> FlowLogprobs:
+        model = model.to(self.precision.device).requires_grad_(False).eval()
+        return FlowLogprobs(model, self.module.sde, reduction=self.module.reduction)
 
     @contextlib.contextmanager
     def training(self, *, compiled: bool = False) -> Iterator[None]:
@@ -61,42 +48,8 @@ class FlowPolicy:
         with self.precision.compute():
             return self.trained(groups)
 
-    @torch.no_grad()
-    def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        return self._in_parts(self.module, groups, max_tokens)
-
-    @torch.no_grad()
-    def ref_logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        if self._reference is None:
-            raise ValueError("this policy was built without a reference model")
-        return self._in_parts(self._reference, groups, max_tokens)
-
     def values(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
         raise ValueError("a flow policy has no critic")
 
-    def _in_parts(self, module: FlowLogprobs, groups: TokenGroups, max_tokens: int) -> Tensor:
-        assert isinstance(groups, Trajectories)
-        result = torch.zeros(groups.mask.shape, dtype=torch.float32)
-        for rows in groups.split(max_tokens):
-            with self.precision.compute():
-                result[rows] = module(groups.select(rows)).logprobs.cpu()
-        return result
-
-    @torch.no_grad()
-    def sync_reference(self, mix: float) -> None:
-        assert self._reference is not None
-        for ours, theirs in zip(self._reference.parameters(), self.module.parameters(), strict=True):
-            ours.lerp_(theirs, mix)
-
-    def reference_state(self) -> dict[str, Tensor]:
-        assert self._reference is not None
-        return {name: parameter.detach() for name, parameter in self._reference.model.named_parameters()}
-
-    @torch.no_grad()
-    def restore_reference(self, state: Mapping[str, Tensor]) -> None:
-        assert self._reference is not None
-        for name, parameter in self._reference.model.named_parameters():
-            parameter.copy_(state[name])
-
-    def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
-        save_flow(self.module.model, folder, card=card, notes=notes)
+    def write(self, module: FlowLogprobs, folder: Path, *, card: str, notes: Mapping[str, str] | None) -> None:
+        save_model(module.model, None, folder, card=card, notes=notes)

@@ -11,7 +11,7 @@ and with σ = 0 this is Euler's step of the ODE.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,10 +25,12 @@ class SDE:
 
     times: [T + 1] fp32, falling from 1 to 0.
     sigmas: [T] fp32, σ of each step; 0 is the ODE.
+    reweights: [T] δ of each step, of mean 1, so that reweighting changes no learning rate.
     """
 
     times: Tensor
     sigmas: Tensor
+    reweights: Tensor
 
     @property
     def num_steps(self) -> int:
@@ -55,29 +57,25 @@ class SDE:
         drift = velocities + sigma**2 / (2 * time) * (states + (1 - time) * velocities)
         return states - width * drift
 
-    @property
-    def reweights(self) -> Tensor:
-        """[T] δ = 1/Δ, scaled to a mean of 1, so that reweighting changes no learning rate.
-
-        μ moves with v by Δ (1 + σ² (1 − t)/(2t)), of which the second factor hardly varies.
-        """
-        inverse = 1 / self.widths
-        return inverse / inverse.mean()
-
     def deterministic(self) -> SDE:
         """The same grid without noise: the ODE, for evaluation."""
-        return SDE(self.times, torch.zeros_like(self.sigmas))
+        return replace(self, sigmas=torch.zeros_like(self.sigmas))
 
 
-def build_sde(spec: FlowSDESpec) -> SDE:
-    """The grid of a spec, and its noise."""
-    even = torch.linspace(1.0, 0.0, spec.steps + 1)
+def build_sde(spec: FlowSDESpec, device: torch.device | str = "cpu") -> SDE:
+    """The grid of a spec, its noise, and GRPO-Guard's δ (arXiv:2510.22319): 1/Δ, or of DanceGRPO's noise β/Δ with
+    β = 1 + η² (1 − t)/(2t), the factor of v in μ/Δ (for Flow-GRPO's the same in every step but the first)."""
+    even = torch.linspace(1.0, 0.0, spec.steps + 1, device=device)
     times = spec.shift * even / (1 + (spec.shift - 1) * even)
+    inverse = 1 / (times[:-1] - times[1:])
     if spec.noise == "dance_grpo":
-        return SDE(times, torch.full((spec.steps,), spec.eta))
-    # σ_t is infinite at t = 1: Flow-GRPO's code takes the time after it.
-    inside = times[:-1].clamp(max=float(times[1]))
-    return SDE(times, spec.eta * (inside / (1 - inside)).sqrt())
+        sigmas = torch.full_like(inverse, spec.eta)
+        inverse *= 1 + spec.eta**2 * (1 - times[:-1]) / (2 * times[:-1])
+    else:
+        # σ_t is infinite at t = 1: Flow-GRPO's code takes the time after it.
+        inside = times[:-1].clamp(max=float(times[1]))
+        sigmas = spec.eta * (inside / (1 - inside)).sqrt()
+    return SDE(times, sigmas, inverse / inverse.mean())
 
 
 def gaussian_logprobs(values: Tensor, means: Tensor, deviations: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dar.batch import DERIVED, TokenGroups
@@ -12,7 +12,7 @@ from dar.batch import DERIVED, TokenGroups
 
 @dataclass(frozen=True)
 class Trajectories(TokenGroups):
-    """Denoising trajectories of some prompts; a step stands where text has a token.
+    """Denoising trajectories of some prompts, all of T steps; a step stands where text has a token.
 
     prompt_ids: one tuple per group, its class label alone.
     completion_ids: [B, T] the number of each step, 0 … T − 1.
@@ -21,27 +21,8 @@ class Trajectories(TokenGroups):
     noises: [B, T, D] fp32, the ε it was sampled with.
     """
 
+    is_discrete: ClassVar[bool] = False
+
     states: Tensor = DERIVED
     nexts: Tensor = DERIVED
     noises: Tensor = DERIVED
-
-
-def trajectories(labels: tuple[int, ...], num_generations: int, path: Tensor, noises: Tensor) -> Trajectories:
-    """All steps of whole trajectories.
-
-    Args:
-        labels: P class labels.
-        num_generations: K.
-        path: [B, T + 1, D] x from t = 1 to t = 0, group-major.
-        noises: [B, T, D].
-    """
-    num_rows, num_steps = noises.shape[:2]
-    return Trajectories(
-        prompt_ids=tuple((label,) for label in labels),
-        group_sizes=(num_generations,) * len(labels),
-        completion_ids=torch.arange(num_steps).expand(num_rows, -1).contiguous(),
-        mask=torch.ones(num_rows, num_steps, dtype=torch.bool),
-        states=path[:, :-1],
-        nexts=path[:, 1:],
-        noises=noises,
-    )

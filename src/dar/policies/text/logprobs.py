@@ -66,7 +66,7 @@ class LogprobModel(nn.Module):
         groups: TokenGroups,
         *,
         with_logits: bool = False,
-        with_values: bool = True,
+        with_values: bool = False,
         held: HeldTokens | None = None,
     ) -> TokenOutputs:
         """log π(y_t | x, y_<t) of every sampled token, the logits divided by the temperature.

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from dar.batch import TokenGroups, TokenOutputs
-from dar.collective import failing_together, own_rank
 from dar.errors import ConfigError
-from dar.policies.fingerprint import fingerprint
+from dar.policies.base import ModelPolicy
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
-from dar.policies.strategy import Replicated, Strategy, make_strategy
+from dar.policies.saving import save_model
 from dar.policies.text.compiling import compiled_layers
 from dar.policies.text.critic import Critic
 from dar.policies.text.divergence import HeldTokens
@@ -26,10 +24,9 @@ from dar.policies.text.frozen import keep_frozen, shrink
 from dar.policies.text.head import check_head, logits_of
 from dar.policies.text.loading import eos_token_ids
 from dar.policies.text.logprobs import LogprobModel, unwrapped
-from dar.policies.text.saving import save_model
 
 
-class Policy:
+class Policy(ModelPolicy[LogprobModel]):
     """The trainable model, its tokenizer, and the reference π₀.
 
     π₀ is, in this order: the model given explicitly; the policy's own base with the adapter off (LoRA); a frozen copy
@@ -65,27 +62,17 @@ class Policy:
         critic: Critic | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.precision = precision
         self.eos_token_ids = eos_token_ids(unwrapped(model).generation_config, tokenizer)
         check_head(unwrapped(model.to(precision.device)))
-        self.module = LogprobModel(
-            model, temperature=temperature, critic=None if critic is None else critic.to(precision.device)
-        )
-        self.trained: nn.Module = self.module
-        self.strategy: Strategy = Replicated()
+        critic = None if critic is None else critic.to(precision.device)
         self.is_lora = hasattr(model, "disable_adapter")
-        self.reference_fingerprint = fingerprint(model if reference is None else reference)
-        self.has_own_reference = reference is None
-        self._reference: LogprobModel | None = None
         self._reference_moves = reference_moves
-        if not with_reference:
-            self.has_reference = False
-            return
-        self.has_reference = True
-        if reference is not None:
-            self._reference = self._frozen(reference)
-        elif not self.is_lora:
-            self._reference = self._frozen(copy.deepcopy(model))
+        super().__init__(
+            LogprobModel(model, temperature=temperature, critic=critic),
+            precision,
+            reference=reference,
+            with_reference=with_reference,
+        )
 
     def _frozen(self, model: Any) -> LogprobModel:
         model.requires_grad_(False)
@@ -104,21 +91,6 @@ class Policy:
         shrink(model)
         return module
 
-    @property
-    def model(self) -> Any:
-        """The transformers (or peft) model."""
-        return self.module.model
-
-    def share(self, sharding: Literal["none", "full"]) -> None:
-        strategy = self.strategy = make_strategy(sharding, self.precision.device)
-        if self._reference is not None:
-            strategy.wrap(self._reference)
-        self.trained = strategy.wrap(self.module)
-
-    def sampler(self) -> contextlib.AbstractContextManager[LogprobModel]:
-        """The module to sample from, its weights whole; entered by all ranks."""
-        return self.strategy.whole(self.module, self.precision.dtype)
-
     @contextlib.contextmanager
     def training(self, *, compiled: bool = False) -> Iterator[None]:
         # train() is what switches transformers' gradient checkpointing on; dropout is 0 either way.
@@ -133,12 +105,6 @@ class Policy:
         held = None if wants.held is None else self.held_tokens(groups, wants.held)
         with self.precision.compute():
             return self.trained(groups, with_logits=wants.logits, with_values=wants.values, held=held)
-
-    @torch.no_grad()
-    def ref_logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        module = self._reference_module()
-        with self._as_reference():
-            return self._in_parts(module, groups, max_tokens)
 
     @torch.no_grad()
     def held_tokens(self, groups: TokenGroups, rows: Tensor) -> HeldTokens:
@@ -159,67 +125,19 @@ class Policy:
             states, _ = module.states(model, groups)
         return HeldTokens(rows, states, ref_logits)
 
-    def _reference_module(self) -> LogprobModel:
-        if not self.has_reference:
-            raise ValueError("this policy was built without a reference model")
-        return self._reference or self.module
-
-    def _as_reference(self) -> contextlib.AbstractContextManager[None]:
-        """Where π₀ is the policy's own base, the adapter is off inside."""
-        return contextlib.nullcontext() if self._reference is not None else self.model.disable_adapter()
-
-    @torch.no_grad()
-    def sync_reference(self, mix: float) -> None:
-        assert self._reference is not None
-        for ours, theirs in zip(self._reference.model.parameters(), self.model.parameters(), strict=True):
-            ours.lerp_(theirs.to(ours.dtype), mix)
-
-    def reference_state(self) -> dict[str, Tensor]:
-        assert self._reference is not None
-        return {name: parameter.detach() for name, parameter in self._reference.model.named_parameters()}
-
-    @torch.no_grad()
-    def restore_reference(self, state: Mapping[str, Tensor]) -> None:
-        assert self._reference is not None
-        for name, parameter in self._reference.model.named_parameters():
-            parameter.copy_(state[name])
-
-    @torch.no_grad()
-    def logprobs(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
-        return self._in_parts(self.module, groups, max_tokens)
-
     @torch.no_grad()
     def values(self, groups: TokenGroups, *, max_tokens: int) -> Tensor:
         if self.module.critic is None:
             raise ValueError("this policy was built without a critic")
-        return self._in_parts(self.module, groups, max_tokens, "values")
-
-    def _in_parts(
-        self,
-        module: LogprobModel,
-        groups: TokenGroups,
-        max_tokens: int,
-        what: Literal["logprobs", "values"] = "logprobs",
-    ) -> Tensor:
-        result = torch.zeros(groups.mask.shape, dtype=torch.float32)
-        portions = groups.split(max_tokens)
-        for index in range(self.strategy.rounds(len(portions))):
-            # A rank that is done goes through its last portion again with the others.
-            rows = portions[min(index, len(portions) - 1)]
-            part = groups.select(rows)
-            with self.precision.compute():
-                result[rows, : part.mask.shape[1]] = getattr(module(part, with_values=what == "values"), what).cpu()
-        return result
+        return self._in_parts(self.module, groups, max_tokens, "values", with_values=True)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name, each shared tensor once; the critic's begin with `critic.`."""
-        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        found = super().trainable()
         if self.module.critic is not None:
             critic = self.module.critic.named_parameters(prefix="critic")
             found |= {name: p for name, p in critic if p.requires_grad}
         return found
 
-    def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:
-        with self.strategy.whole(self.module, on="main") as module, failing_together():
-            if own_rank() == 0:
-                save_model(module.model, self.tokenizer, folder, card=card, notes=notes)
+    def write(self, module: LogprobModel, folder: Path, *, card: str, notes: Mapping[str, str] | None) -> None:
+        save_model(module.model, self.tokenizer, folder, card=card, notes=notes)

@@ -1,4 +1,4 @@
-"""Saving a trained policy as an ordinary Hugging Face folder: safetensors, tokenizer and a model card."""
+"""Saving a trained policy as an ordinary folder of its library: safetensors, tokenizer and a model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Ma
     """Writes model (or adapter), tokenizer and README.md; written beside and renamed.
 
     Args:
-        model, tokenizer: what to save.
+        model, tokenizer: what to save; a model that reads no texts has no tokenizer, None.
         folder: replaced if it exists.
         card: the text of README.md.
         notes: further small files, by name.
@@ -30,8 +30,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Ma
             raise NonFiniteError(f"the model is not saved to {folder}: {name} is not finite. Lower optim.learning_rate")
     try:
         with written(folder) as scratch:
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
+            for part in filter(None, (model, tokenizer)):
+                part.save_pretrained(scratch)
             for name, text in {"README.md": card, **(notes or {})}.items():
                 (scratch / name).write_text(text, encoding="utf-8")
             for file in scratch.glob("*.safetensors"):

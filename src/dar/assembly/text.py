@@ -1,29 +1,96 @@
-"""The policy with its reference and critic, and what restricts its weights."""
+"""What a run of a causal language model is made of: the policy, its reference and critic, and what restricts it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
+from dar.algorithms.base import Algorithm
+from dar.algorithms.flow import FlowGRPO
 from dar.assembly.adapter import adapted, has_adapter, require_named_base
 from dar.assembly.data import build_prompts
+from dar.assembly.engine import build_engine
 from dar.assembly.objects import Objects
+from dar.collective import num_ranks
 from dar.config.actor_critic import ActorCriticSpec
+from dar.config.model import ModelSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
 from dar.policies.text.frozen import asks_its_base, keep_frozen
-from dar.policies.text.head import check_head
-from dar.policies.text.loading import checkpoint_layers, disable_dropout, load_model
+from dar.policies.text.head import check_head, look_up_sparsely
+from dar.policies.text.loading import (
+    checkpoint_layers,
+    context_length,
+    disable_dropout,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
+from dar.policies.text.rendering import prompt_ids
+from dar.rollout.protocol import Engine
+
+
+class TextParts:
+    """What differs between runs of one kind of policy and of another.
+
+    tokenizer: reads prompts and writes tokens as text. read: a prompt as tokens, of which there are `vocabulary`.
+    context: most tokens of a row, if there is a limit. max_completion_length: of a completion.
+    offered: what reward functions may name beside what all may.
+
+    Raises:
+        ConfigError: the tokenizer or the configuration cannot be had.
+    """
+
+    offered: tuple[str, ...] = ()
+    policy: Policy
+
+    def __init__(self, spec: RunSpec, model: ModelSpec, objects: Objects) -> None:
+        self.spec, self.source, self.objects = spec, model, objects
+        self.tokenizer = objects.tokenizer or load_tokenizer(model)
+        self.config = objects.model.config if objects.model is not None else load_config(model)
+        self.read = partial(prompt_ids, self.tokenizer)
+        self.context = context_length(self.config)
+        self.vocabulary = self.config.get_text_config().vocab_size
+        self.max_completion_length = spec.sampling.max_completion_length
+
+    def require(self, algorithm: Algorithm) -> None:
+        """Raises ConfigError where the policy has not what a method reads."""
+        if isinstance(algorithm, FlowGRPO):
+            raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
+
+    def engine(self) -> Engine:
+        """What samples from it; raises as `build_engine`."""
+        return build_engine(self.spec.engine)
+
+    def build(self, precision: Precision, *, with_reference: bool) -> Policy:
+        """Makes the policy, on its device; raises as `build_policy`."""
+        arguments = self.spec, self.source, self.objects, self.tokenizer, precision
+        self.policy = build_policy(*arguments, with_reference=with_reference)
+        if num_ranks() == 1:
+            look_up_sparsely(self.bare)
+        return self.policy
+
+    def constraint(self) -> NullSpaceConstraint | None:
+        """What restricts the policy's weights; raises as `build_null_space`."""
+        return build_null_space(self.spec, self.policy, self)
+
+    @property
+    def bare(self) -> nn.Module:
+        """The library's model, whatever is around it."""
+        return unwrapped(self.policy.model)
 
 
 def build_policy(
     spec: RunSpec,
+    source: ModelSpec,
     objects: Objects,
     tokenizer: Any,
     precision: Precision,
@@ -35,8 +102,8 @@ def build_policy(
     Raises:
         ConfigError: a model cannot be loaded or trained.
     """
-    lora = objects.lora or spec.model.lora
-    model = objects.model if objects.model is not None else load_model(spec.model, as_saved=lora is not None)
+    lora = objects.lora or source.lora
+    model = objects.model if objects.model is not None else load_model(source, as_saved=lora is not None)
     disable_dropout(model)
     is_adapted = lora is not None or has_adapter(model)
     # What is trained is fp32 whatever the model came in: a small step would be lost to bf16's rounding.
@@ -50,7 +117,7 @@ def build_policy(
         if objects.model is not None:
             require_named_base(model)
         model = adapted(model.to(precision.device), lora, seed=spec.seed)
-    if spec.model.gradient_checkpointing:
+    if source.gradient_checkpointing:
         checkpoint_layers(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
@@ -77,7 +144,7 @@ def build_policy(
     )
 
 
-def build_null_space(spec: RunSpec, policy: Policy, tokenizer: Any, context: int | None) -> NullSpaceConstraint | None:
+def build_null_space(spec: RunSpec, policy: Policy, reader: TextParts) -> NullSpaceConstraint | None:
     """The constraint of `optim.null_space`, its Gram matrices from one pass over the general prompts.
 
     Raises:
@@ -87,7 +154,7 @@ def build_null_space(spec: RunSpec, policy: Policy, tokenizer: Any, context: int
     asked = spec.optim.null_space
     if asked is None:
         return None
-    prompts = build_prompts(spec, asked.data, None, tokenizer, context).prompts
+    prompts = build_prompts(spec, asked.data, None, reader).prompts
     model = unwrapped(policy.model)
     head = model.get_output_embeddings()
 
