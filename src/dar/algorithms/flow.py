@@ -48,14 +48,11 @@ class FlowGRPO(GRPO):
         return Terms(batch.weights * masked_sum(per_step, mask), means)
 
 
-_EDGES = (-math.inf, -16, -4, -1, 0, 1, 4, 16)
-"""Where the bins of a step's log-ratios begin; −1 and 1 are the clip's bounds."""
-
-
 def _measured(log_ratios: Tensor, *, clip_low: float, clip_high: float) -> dict[str, Tensor]:
     """[B, T] each: what means are taken of, the log-ratio, its square, and whether it is in each bin."""
+    edges = (-math.inf, -16, -4, -1, 0, 1, 4, 16)  # in clip ranges: −1 and 1 are the bounds
     low, high = torch.tensor([1 - clip_low, 1 + clip_high], dtype=torch.float64).log().tolist()
-    starts = [edge * high if edge > 0 else -edge * low if edge else 0.0 for edge in _EDGES[1:]]
+    starts = [edge * high if edge > 0 else -edge * low if edge else 0.0 for edge in edges[1:]]
     bins = torch.bucketize(log_ratios, log_ratios.new_tensor(starts), right=True)
-    shares = {f"from_{edge:g}": bins == place for place, edge in enumerate(_EDGES)}
+    shares = {f"from_{edge:g}": bins == place for place, edge in enumerate(edges)}
     return {"mean": log_ratios, "mean_square": log_ratios**2, **shares}

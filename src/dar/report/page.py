@@ -118,11 +118,10 @@ def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
 
 
 def metric_columns(run: Training) -> dict[str, Any]:
-    """Every metric of the run by its name: the steps and values, thinned where the run is long."""
+    """Every metric of the run by its name, but for those of histograms: the steps and values, thinned in a long run."""
     found: dict[str, Any] = {}
     for rows, prefix in ((run.steps, ""), (run.evaluations, "eval/")):
         kept = [rows[index] for index in thinned(len(rows), MAX_POINTS)]
-        # The bins of a histogram are many, and shown as one.
         for key in sorted({key for row in kept for key in row if not key.startswith("ratio/")} - {"step"}):
             having = [row for row in kept if key in row]
             found[visible(prefix + key)] = [[row["step"] for row in having], [row[key] for row in having]]

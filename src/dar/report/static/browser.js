@@ -28,7 +28,7 @@ var darBrowser = (() => {
 
   function picture(row, extra = "") {
     const onload = (event) => event.target.classList.toggle("pixels", event.target.naturalHeight < 64);
-    return make("img", { className: `picture ${extra}`, alt: row.prompt, title: row.chunk.label, onload, src: `data:image/png;base64,${row.image}` });
+    return make("img", { className: `picture ${extra}`, alt: row.prompt, title: row.chunk.name, onload, src: `data:image/png;base64,${row.image}` });
   }
 
   async function unpack(id) {
@@ -90,8 +90,8 @@ var darBrowser = (() => {
       const several = new Set(this.chunks.map((chunk) => chunk.run)).size > 1;
       const select = this.part("chunk");
       for (const chunk of this.chunks) {
-        const label = several ? `${chunk.run}: ${chunk.label}` : chunk.label;
-        select.append(make("option", { value: chunk.id, textContent: `${label} (${chunk.rows})` }));
+        chunk.name = several ? `${chunk.run}: ${chunk.label}` : chunk.label;
+        select.append(make("option", { value: chunk.id, textContent: `${chunk.name} (${chunk.rows})` }));
       }
       if (this.chunks.length > 1) select.append(make("option", { value: "all", textContent: "all of them" }));
       const ids = [...select.options].map((option) => option.value);
@@ -195,7 +195,7 @@ var darBrowser = (() => {
       const order = ([a], [b]) => a.prompt.localeCompare(b.prompt, undefined, { numeric: true });
       return [...groups.values()].sort(order).flatMap((found) => [
         make("tr", {},
-          make("td", { className: "prompt" }, hostile(found[0].prompt.slice(0, 200), "snippet"), make("small", { textContent: this.part("chunk").value === "all" ? found[0].chunk.label : "" })),
+          make("td", { className: "prompt" }, hostile(found[0].prompt.slice(0, 200), "snippet"), make("small", { textContent: this.part("chunk").value === "all" ? found[0].chunk.name : "" })),
           make("td", { className: "text" }, make("div", { className: "sheet" }, ...found.map((row) => this.opener(row, picture(row), figure(row[key])))))),
         ...found.filter((row) => this.opened.has(row)).map((row) => this.detail(row, 2, ratio)),
       ]);
