@@ -173,7 +173,7 @@ def test_images_stand_on_a_contact_sheet_by_label_and_open(page: Page, tmp_path:
     # Four prompts, about bread, maps, rain and tea, with three images each, rewards 1 + p/100 + k/1000.
     assert sheet.count() == 4
     assert sheet.nth(3).inner_text().split() == ["1.020", "1.021", "1.022"]
-    assert page.locator("img.pixels").count() == 12
+    playwright.expect(page.locator("img.pixels")).to_have_count(12, timeout=PATIENCE)
     page.fill('[data-role="query"]', "number 2")
     page.select_option('[data-role="sort"]', "gold")
     assert sheet.all_inner_texts() == ["−0.520\n−0.521\n−0.522"]
@@ -181,6 +181,7 @@ def test_images_stand_on_a_contact_sheet_by_label_and_open(page: Page, tmp_path:
     page.check('[data-role="ratio"]')
     detail = page.locator(".detail")
     assert "gold −0.522" in detail.locator("dl").inner_text().replace("\n", " ")
+    playwright.expect(detail.locator("img.pixels")).to_have_count(1, timeout=PATIENCE)
     assert detail.locator("img").evaluate("image => [image.naturalWidth, image.alt]") == [
         8, "Write about tea, number 2."
     ]  # fmt: skip

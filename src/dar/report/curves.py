@@ -86,7 +86,7 @@ CURVES = (
         Axis("correlation"),
         "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
     ),
-    Curve("images/group_distance", "group_distance", "Variety", Axis("root mean square distance of a prompt's images")),
+    Curve("images/group_distance", "group_distance", "Variety", Axis("distance of a prompt's images")),
     Curve("images/brightness", "brightness", "Brightness", Axis("mean of the pixels, from −1 to 1")),
 )
 PAIRS = (
