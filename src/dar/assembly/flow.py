@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dar.algorithms.base import Algorithm
@@ -27,6 +28,8 @@ class FlowParts:
 
     def __init__(self, spec: RunSpec, model: FlowModelSpec) -> None:
         self.spec, self.source = spec, model
+        if model.pretrain and not Path(model.path).expanduser().exists():
+            raise ConfigError(f"there is no {model.path} yet: dar flow-pretrain with this recipe makes it")
         self.bare = load_flow(model)
         self.vocabulary = num_classes(self.bare.config)
         self.tokenizer: Any = Labels(self.vocabulary)

@@ -34,9 +34,9 @@ class FlowSDESpec(Spec):
 class FlowPretrainSpec(Spec):
     """A diffusion transformer, trained by flow matching on scikit-learn's digits: `dar flow-pretrain` makes it."""
 
-    steps: Count = 4000
+    steps: Count = 2000
     """Batches."""
-    batch_size: Count = 128
+    batch_size: Count = 64
     """Images of a batch."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW; it falls linearly over the last 30% of the steps."""
