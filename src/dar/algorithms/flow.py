@@ -39,8 +39,7 @@ class FlowGRPO(GRPO):
         for name, ratios in {"plain": plain.detach(), "used": used.detach()}.items():
             clipped = clipped_tokens(ratios.flatten(), advantages.flatten(), **bounds).view(mask.shape)
             for step in range(mask.shape[1]):
-                at = f"ratio/step_{step}/{name}"
-                means |= {at: Mean.of(ratios[:, step]), f"{at}_squared": Mean.of(ratios[:, step] ** 2)}
-                means[f"{at}_clipped"] = Mean.of(clipped[:, step])
+                found = {"": ratios, "_squared": ratios**2, "_clipped": clipped}
+                means |= {f"ratio/step_{step}/{name}{key}": Mean.of(each[:, step]) for key, each in found.items()}
             means["clip_ratio/region_mean"] = Mean.of(clipped)
         return Terms(batch.weights * masked_sum(per_step, mask), means)

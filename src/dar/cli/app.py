@@ -18,7 +18,6 @@ from dar import __version__
 from dar.cli.compare import compare
 from dar.cli.evaluate import eval_app
 from dar.cli.export import export
-from dar.cli.flow_pretrain import flow_pretrain
 from dar.cli.init import init
 from dar.cli.judge import judge
 from dar.cli.ls import ls
@@ -74,7 +73,7 @@ def common(
 _settings = {"debug": False}
 _is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
-for command in (init, schema, plan, train, compare, reward_model, flow_pretrain):
+for command in (init, schema, plan, train, compare, reward_model):
     app.command()(command)
 app.add_typer(eval_app, short_help=eval_app.info.help)
 for command in (ls, sample, judge, report, watch, export):
