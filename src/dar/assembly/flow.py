@@ -10,8 +10,7 @@ from dar.config.engine import InProcessSpec
 from dar.config.flow import FlowModelSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
-from dar.policies.flow.labels import Labels
-from dar.policies.flow.loading import image_shape, load_flow, num_classes
+from dar.policies.flow.loading import Labels, image_shape, load_flow, num_classes
 from dar.policies.flow.policy import FlowPolicy
 from dar.policies.flow.sde import build_sde
 from dar.policies.precision import Precision
@@ -28,7 +27,7 @@ class FlowParts:
     def __init__(self, spec: RunSpec, model: FlowModelSpec) -> None:
         self.spec, self.source = spec, model
         self.bare = load_flow(model)
-        self.vocabulary = num_classes(self.bare.config)
+        self.vocabulary = num_classes(self.bare)
         self.tokenizer: Any = Labels(self.vocabulary)
         self.read = self.tokenizer.read
         self.max_completion_length = model.sde.steps
@@ -39,24 +38,18 @@ class FlowParts:
             raise ConfigError(f"{self.spec.algorithm.type} reads {what}, and a flow-matching policy has none")
 
     def engine(self) -> Engine:
-        asked = self.spec.engine
-        if not isinstance(asked, InProcessSpec):
-            return build_engine(asked)
-        return FlowEngine(max_rows=self.spec.runtime.max_tokens_per_microbatch)
+        if isinstance(self.spec.engine, InProcessSpec):
+            return FlowEngine(max_rows=self.spec.runtime.max_tokens_per_microbatch)
+        return build_engine(self.spec.engine)
 
     def build(self, precision: Precision, *, with_reference: bool) -> FlowPolicy:
         reference = load_flow(self.spec.reference) if self.spec.reference and with_reference else None
-        shapes = [(image_shape(each.config), num_classes(each.config)) for each in (reference, self.bare) if each]
-        if len(set(shapes)) > 1:
+        shapes = [(image_shape(each), num_classes(each)) for each in (reference or self.bare, self.bare)]
+        if shapes[0] != shapes[1]:
             raise ConfigError(f"the reference has images and classes {shapes[0]}, and the policy {shapes[1]}")
-        return FlowPolicy(
-            self.bare,
-            build_sde(self.source.sde, precision.device),
-            precision,
-            reduction=self.source.sde.logprob,
-            reference=reference,
-            with_reference=with_reference,
-        )
+        sde, reduction = build_sde(self.source.sde, precision.device), self.source.sde.logprob
+        others = {"reference": reference, "with_reference": with_reference}
+        return FlowPolicy(self.bare, sde, precision, reduction=reduction, **others)
 
     def constraint(self) -> None:
         """There is none."""

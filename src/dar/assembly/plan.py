@@ -91,7 +91,7 @@ def make_plan(spec: RunSpec) -> Plan:
         passes.append(f"{algorithm.updates - 1} × forward pass of the policy to set its bounds")
     if algorithm.replay:
         passes.append(f"{algorithm.replay} × forward and backward pass on earlier batches")
-    step = _step_shape(spec, parts, shape, precision, lengths, num_generations)
+    step = _step_shape(parts, shape, precision, lengths, num_generations)
     memory = memory_of(shape, step if with_reference else replace(step, reference=0))
     has = {"rollout": data.logged is None, "reference": with_reference}
     return Plan(
@@ -113,14 +113,10 @@ def make_plan(spec: RunSpec) -> Plan:
 
 
 def _step_shape(
-    spec: RunSpec,
-    parts: TextParts,
-    model: ModelShape,
-    precision: Precision,
-    prompts: Sequence[int],
-    num_generations: int,
+    parts: TextParts, model: ModelShape, precision: Precision, prompts: Sequence[int], num_generations: int
 ) -> StepShape:
     """What takes memory in a step, its completions all as long as they may be, its prompts of mean length."""
+    spec = parts.spec
     length, longest = spec.sampling.max_completion_length, max(prompts)
     rows = num_generations * length
     group = round(sum(prompts) / len(prompts)) + rows

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from dar.algorithms.base import Algorithm
 from dar.algorithms.flow import FlowGRPO
@@ -67,107 +66,89 @@ class TextParts:
             raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
 
     def engine(self) -> Engine:
-        """What samples from it; raises as `build_engine`."""
         return build_engine(self.spec.engine)
 
     def build(self, precision: Precision, *, with_reference: bool) -> Policy:
-        """Makes the policy, on its device; raises as `build_policy`."""
-        arguments = self.spec, self.source, self.objects, self.tokenizer, precision
-        self.policy = build_policy(*arguments, with_reference=with_reference)
+        """Makes the policy, with a reference if asked for, and the critic of a method that has one.
+
+        Raises:
+            ConfigError: a model cannot be loaded or trained.
+        """
+        spec, source, objects = self.spec, self.source, self.objects
+        lora = objects.lora or source.lora
+        model = objects.model if objects.model is not None else load_model(source, as_saved=lora is not None)
+        disable_dropout(model)
+        is_adapted = lora is not None or has_adapter(model)
+        # What is trained is fp32 whatever the model came in: a small step would be lost to bf16's rounding.
+        if is_adapted and asks_its_base(lora or getattr(model, "active_peft_config", None)):
+            keep_frozen(model if lora is None else model.requires_grad_(False), check_head)
+        else:
+            model = model.float()
+        if is_adapted:
+            if spec.reference_sync is not None:
+                raise ConfigError("reference_sync needs a π₀ of its own, but with an adapter the base model is π₀")
+            if objects.model is not None:
+                require_named_base(model)
+            model = adapted(model.to(precision.device), lora, seed=spec.seed)
+        if source.gradient_checkpointing:
+            checkpoint_layers(model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
+        model.eval()
+        reference = objects.reference
+        if reference is None and spec.reference is not None and with_reference:
+            reference = load_model(spec.reference, as_saved=spec.reference_sync is None)
+        if reference is not None and with_reference:
+            sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
+            if sizes[0] != sizes[1]:
+                raise ConfigError(
+                    f"the reference has a vocabulary of {sizes[0]} tokens and the policy one of {sizes[1]}: they "
+                    "cannot be compared token by token"
+                )
+        self.policy = Policy(
+            model,
+            self.tokenizer,
+            precision,
+            temperature=spec.sampling.temperature,
+            reference=reference if with_reference else None,
+            with_reference=with_reference,
+            reference_moves=spec.reference_sync is not None,
+            critic=make_critic(model, spec.algorithm.critic) if isinstance(spec.algorithm, ActorCriticSpec) else None,
+        )
         if num_ranks() == 1:
             look_up_sparsely(self.bare)
         return self.policy
 
     def constraint(self) -> NullSpaceConstraint | None:
-        """What restricts the policy's weights; raises as `build_null_space`."""
-        return build_null_space(self.spec, self.policy, self)
+        """That of `optim.null_space` on the policy's weights, its Gram matrices from one pass over the general prompts.
+
+        Raises:
+            ConfigError: the policy trains an adapter, or no layer is selected.
+            DataError: the prompts cannot be read.
+        """
+        asked = self.spec.optim.null_space
+        if asked is None:
+            return None
+        prompts = build_prompts(self.spec, asked.data, None, self).prompts
+        model = self.bare
+        head = model.get_output_embeddings()
+
+        def select(name: str, layer: torch.nn.Linear) -> bool:
+            return layer is not head and (asked.layers == "all" or ".mlp." in name)
+
+        def read() -> None:
+            for prompt in prompts:
+                hidden_states(model, input_ids=torch.tensor([prompt.token_ids], device=model.device), use_cache=False)
+
+        with torch.no_grad():
+            grams = gram_matrices(model, read, select)
+        projections = {
+            name: null_space_projection(gram, relative_threshold=asked.threshold).float()
+            for name, gram in grams.items()
+        }
+        return NullSpaceConstraint({name: model.get_submodule(name) for name in grams}, projections)
 
     @property
-    def bare(self) -> nn.Module:
+    def bare(self) -> Any:
         """The library's model, whatever is around it."""
         return unwrapped(self.policy.model)
-
-
-def build_policy(
-    spec: RunSpec,
-    source: ModelSpec,
-    objects: Objects,
-    tokenizer: Any,
-    precision: Precision,
-    *,
-    with_reference: bool,
-) -> Policy:
-    """The policy, with a reference if asked for, and the critic of a method that has one.
-
-    Raises:
-        ConfigError: a model cannot be loaded or trained.
-    """
-    lora = objects.lora or source.lora
-    model = objects.model if objects.model is not None else load_model(source, as_saved=lora is not None)
-    disable_dropout(model)
-    is_adapted = lora is not None or has_adapter(model)
-    # What is trained is fp32 whatever the model came in: a small step would be lost to bf16's rounding.
-    if is_adapted and asks_its_base(lora or getattr(model, "active_peft_config", None)):
-        keep_frozen(model if lora is None else model.requires_grad_(False), check_head)
-    else:
-        model = model.float()
-    if is_adapted:
-        if spec.reference_sync is not None:
-            raise ConfigError("reference_sync needs a reference of its own, but with an adapter the base model is π₀")
-        if objects.model is not None:
-            require_named_base(model)
-        model = adapted(model.to(precision.device), lora, seed=spec.seed)
-    if source.gradient_checkpointing:
-        checkpoint_layers(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
-    model.eval()
-    reference = objects.reference
-    if reference is None and spec.reference is not None and with_reference:
-        reference = load_model(spec.reference, as_saved=spec.reference_sync is None)
-    if reference is not None and with_reference:
-        sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
-        if sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"the reference has a vocabulary of {sizes[0]} tokens and the policy one of {sizes[1]}: they cannot be "
-                "compared token by token"
-            )
-    return Policy(
-        model,
-        tokenizer,
-        precision,
-        temperature=spec.sampling.temperature,
-        reference=reference if with_reference else None,
-        with_reference=with_reference,
-        reference_moves=spec.reference_sync is not None,
-        critic=make_critic(model, spec.algorithm.critic) if isinstance(spec.algorithm, ActorCriticSpec) else None,
-    )
-
-
-def build_null_space(spec: RunSpec, policy: Policy, reader: TextParts) -> NullSpaceConstraint | None:
-    """The constraint of `optim.null_space`, its Gram matrices from one pass over the general prompts.
-
-    Raises:
-        ConfigError: the policy trains an adapter, or no layer is selected.
-        DataError: the prompts cannot be read.
-    """
-    asked = spec.optim.null_space
-    if asked is None:
-        return None
-    prompts = build_prompts(spec, asked.data, None, reader).prompts
-    model = unwrapped(policy.model)
-    head = model.get_output_embeddings()
-
-    def select(name: str, layer: torch.nn.Linear) -> bool:
-        return layer is not head and (asked.layers == "all" or ".mlp." in name)
-
-    def read() -> None:
-        for prompt in prompts:
-            hidden_states(model, input_ids=torch.tensor([prompt.token_ids], device=model.device), use_cache=False)
-
-    with torch.no_grad():
-        grams = gram_matrices(model, read, select)
-    projections = {
-        name: null_space_projection(gram, relative_threshold=asked.threshold).float() for name, gram in grams.items()
-    }
-    return NullSpaceConstraint({name: model.get_submodule(name) for name in grams}, projections)

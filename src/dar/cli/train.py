@@ -154,4 +154,5 @@ def train(
         plain = [] if loop.recorder.tokenizer.chat_template else ["--plain"]
         length = ["--max-tokens", str(spec.sampling.max_completion_length)]  # the model may read no more
         sample = ["sample", loop.folder.model, "How was your day?", *plain, *length]
-        say_next(loop.display.note, ["report", loop.folder.path], sample)
+        is_text = spec.model.library == "transformers"
+        say_next(loop.display.note, ["report", loop.folder.path], *([sample] if is_text else []))

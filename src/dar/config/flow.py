@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from dar.config.algorithm import ClipHigh
-from dar.config.base import Count, Fraction, NotNegative, Positive, Seed, Spec
+from dar.config.base import Count, Fraction, NotNegative, Spec
 from dar.config.model import ModelSourceSpec, ModelSpec
 from dar.config.policy_gradient import GRPOSpec
 
 Ratio = Literal["plain", "centered", "normalized"]
-"""Which ratio of a step is clipped."""
 
 
 class FlowSDESpec(Spec):
     """How a flow's deterministic path becomes random steps, each with a log-probability."""
 
     steps: Annotated[int, Field(ge=2, le=1000)] = 10
-    """Denoising steps T, from noise at t = 1 to an image at t = 0. With one, no time would lie between."""
+    """Denoising steps T, from noise at t = 1 to an image at t = 0; with one, σ_t would be infinite."""
     noise: Literal["flow_grpo", "dance_grpo"] = "flow_grpo"
     """σ_t = η √(t/(1−t)) (Flow-GRPO, which takes the next step's t at t = 1), or σ_t = η (DanceGRPO)."""
     eta: Annotated[float, Field(gt=0, le=1.4)] = 0.7
@@ -29,23 +28,6 @@ class FlowSDESpec(Spec):
     logprob: Literal["mean", "sum"] = "mean"
     """A step's log-probability is the mean over the image's D dimensions (what the published clip ranges are for), or
     their sum, the density itself: D times as many nats, for `dar`'s α and every KL, too."""
-
-
-class FlowPretrainSpec(Spec):
-    """A diffusion transformer, trained by flow matching on scikit-learn's digits: `dar flow-pretrain` makes it."""
-
-    steps: Count = 4000
-    """Batches."""
-    batch_size: Count = 128
-    """Images of a batch."""
-    learning_rate: Positive = 1e-3
-    """Peak learning rate of AdamW; it falls linearly over the last 30% of the steps."""
-    layers: Count = 4
-    """Transformer layers."""
-    heads: Count = 4
-    """Attention heads, of 16 channels each."""
-    seed: Seed = 0
-    """Seed of weights, batches, times and noise."""
 
 
 class FlowModelSpec(ModelSourceSpec):
@@ -58,11 +40,9 @@ class FlowModelSpec(ModelSourceSpec):
     type: Literal["flow"]
     """`flow`"""
     path: str
-    """A folder that diffusers saved, a run folder of such a policy, or a Hub id."""
+    """A folder that diffusers saved, a run folder of such a policy, a Hub id, or `toy:digits`, which is made once."""
     sde: FlowSDESpec = Field(default_factory=FlowSDESpec)
     """How its trajectories are sampled in training."""
-    pretrain: FlowPretrainSpec | None = None
-    """How `dar flow-pretrain` makes the model at `path`."""
 
 
 TEXT_ONLY = (
@@ -75,12 +55,8 @@ TEXT_ONLY = (
 
 AnyModel = Annotated[
     Annotated[ModelSpec, Tag("text")] | Annotated[FlowModelSpec, Tag("flow")],
-    Discriminator(lambda value: "flow" if isinstance(value, FlowModelSpec) or _type(value) == "flow" else "text"),
+    Discriminator(lambda x: "flow" if getattr(x, "type", isinstance(x, dict) and x.get("type")) else "text"),
 ]
-
-
-def _type(value: Any) -> Any:
-    return value.get("type") if isinstance(value, dict) else None
 
 
 class FlowGRPOSpec(GRPOSpec):

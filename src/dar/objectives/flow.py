@@ -23,18 +23,15 @@ def step_log_ratios(log_ratios: Tensor, shifts: Tensor, deviations: Tensor, *, r
         normalized:  s (log ρ + ‖d‖²/(2 s²)) = d·ε    mean 0, deviation ‖d‖ whatever the step's noise
 
     Args:
-        log_ratios: [B, T] log π_θ − log π_t; the gradient flows here, or
-        shifts: [B, T] d·ε, here.
+        log_ratios: [B, T] log π_θ − log π_t, a sum or mean over the image's dimensions. The gradient flows here, or
+        shifts: [B, T] d·ε, likewise, here.
         deviations: [B, T] s > 0.
-        ratio: plain, or what stands in its place.
-
-    Returns:
-        [B, T].
+        ratio: which of the three.
 
     Raises:
         ValueError: shapes differ.
 
-    GRPO-Guard's RatioNorm, arXiv:2510.22319. Sums over the image's dimensions may be means, in both alike.
+    GRPO-Guard's RatioNorm, arXiv:2510.22319.
     """
     require_same_shape(log_ratios=log_ratios, shifts=shifts, deviations=deviations)
     return {"plain": log_ratios, "centered": shifts / deviations, "normalized": shifts}[ratio]

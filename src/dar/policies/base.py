@@ -32,22 +32,17 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class ModelPolicy(ABC, Generic[Module]):
-    """A trained module around a `model`, and its reference: a model given explicitly, or a frozen copy.
-
-    The methods are those of `dar.policies.protocol.Policy`.
-    """
+    """A trained module around a `model`, and its π₀: a model given explicitly, the policy's own base (LoRA), or a
+    frozen copy. The methods are those of `dar.policies.protocol.Policy`."""
 
     is_lora: bool = False
-    """π₀ is the policy's own base, and no copy."""
 
     def __init__(self, module: Module, precision: Precision, *, reference: Any | None, with_reference: bool) -> None:
-        self.module = module
-        self.precision = precision
+        self.module, self.precision = module, precision
         self.trained: nn.Module = module
         self.strategy: Strategy = Replicated()
         self.reference_fingerprint = fingerprint(self.model if reference is None else reference)
-        self.has_own_reference = reference is None
-        self.has_reference = with_reference
+        self.has_own_reference, self.has_reference = reference is None, with_reference
         self._reference: Module | None = None
         if with_reference and (reference is not None or not self.is_lora):
             self._reference = self._frozen(copy.deepcopy(self.model) if reference is None else reference)

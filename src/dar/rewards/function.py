@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from dar.config.problems import quoted
 from dar.errors import ConfigError, RewardError
 from dar.files.hints import nearest_hint
 from dar.files.imports import located
@@ -145,8 +146,8 @@ class Call:
             shown = str(self._completions[row])
             shown = shown if len(shown) <= 300 else shown[:300] + "…"
             raise RewardError(
-                f"reward '{self.name}' returned {value!r} for row {row}{self._where}; every value must be a finite "
-                f"number, None (does not apply) or Failed(reason). The completion was: {shown}"
+                f"reward '{self.name}' returned {quoted(value)} for row {row}{self._where}; every value must be a "
+                f"finite number, None (does not apply) or Failed(reason). The completion was: {shown}"
             )
         return number
 

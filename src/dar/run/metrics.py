@@ -8,7 +8,6 @@ from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
 from dar.batch import Rollouts
 from dar.rewards import RewardTable
-from dar.run.images import image_metrics
 from dar.run.text import reward_length_metrics, sampled_entropy, text_metrics
 
 
@@ -28,5 +27,11 @@ def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tenso
 
 
 def completion_metrics(rollouts: Rollouts) -> Metrics:
-    """What completions are like, by what they are."""
-    return text_metrics(rollouts) if rollouts.images is None else image_metrics(rollouts)
+    """What completions are like: of images how bright they are, and the root mean square difference of a pixel between
+    two of a prompt, near 0 where they have become one."""
+    if rollouts.images is None:
+        return text_metrics(rollouts)
+    groups = rollouts.images.double().flatten(1).unflatten(0, (-1, rollouts.num_generations))
+    # Of two values drawn without replacement the squared difference is on average twice the variance.
+    distance = (2 * groups.var(1)).mean().sqrt() if rollouts.num_generations > 1 else 0.0
+    return {"images/brightness": float(groups.mean()), "images/group_distance": float(distance)}

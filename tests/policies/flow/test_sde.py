@@ -34,7 +34,7 @@ def test_marginals_are_those_of_the_flow(noise: str):
     sde = build_sde(FlowSDESpec(steps=400, noise=noise, eta=0.5))
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(20_000, 1, generator=generator)
-    for step in range(sde.num_steps):
+    for step in range(len(sde.sigmas)):
         time = float(sde.times[step])
         mean, variance = (1 - time) * 2, ((1 - time) * 0.5) ** 2 + time**2
         # E[ε − x_0 | x_t] of jointly Gaussian x_0, ε.

@@ -33,32 +33,18 @@ class SDE:
     reweights: Tensor
 
     @property
-    def num_steps(self) -> int:
-        return len(self.sigmas)
-
-    @property
-    def widths(self) -> Tensor:
-        """[T] Δ of each step, > 0."""
-        return self.times[:-1] - self.times[1:]
-
-    @property
     def deviations(self) -> Tensor:
         """[T] σ √Δ, the standard deviation of each step in every dimension."""
-        return self.sigmas * self.widths.sqrt()
+        return self.sigmas * (-self.times.diff()).sqrt()
 
     def means(self, states: Tensor, velocities: Tensor, steps: Tensor) -> Tensor:
-        """μ of some steps.
-
-        Args:
-            states, velocities: [N, D] x_t and v.
-            steps: [N] int64, which steps they are.
-        """
-        time, width, sigma = (values[steps].unsqueeze(1) for values in (self.times, self.widths, self.sigmas))
+        """μ of some steps, from their [N, D] x_t and v, and [N] which steps they are."""
+        time, end, sigma = (values[steps].unsqueeze(1) for values in (self.times, self.times[1:], self.sigmas))
         drift = velocities + sigma**2 / (2 * time) * (states + (1 - time) * velocities)
-        return states - width * drift
+        return states - (time - end) * drift
 
     def deterministic(self) -> SDE:
-        """The same grid without noise: the ODE, for evaluation."""
+        """The same grid without noise: the ODE."""
         return replace(self, sigmas=torch.zeros_like(self.sigmas))
 
 
@@ -67,7 +53,7 @@ def build_sde(spec: FlowSDESpec, device: torch.device | str = "cpu") -> SDE:
     β = 1 + η² (1 − t)/(2t), the factor of v in μ/Δ (for Flow-GRPO's the same in every step but the first)."""
     even = torch.linspace(1.0, 0.0, spec.steps + 1, device=device)
     times = spec.shift * even / (1 + (spec.shift - 1) * even)
-    inverse = 1 / (times[:-1] - times[1:])
+    inverse = -1 / times.diff()
     if spec.noise == "dance_grpo":
         sigmas = torch.full_like(inverse, spec.eta)
         inverse *= 1 + spec.eta**2 * (1 - times[:-1]) / (2 * times[:-1])

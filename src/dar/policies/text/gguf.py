@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dar.errors import ConfigError, require_package
 from dar.files.intake import sha256_of
-from dar.policies.text.cached import made_once
+from dar.policies.cached import made_once
 
 
 def converted(file: Path, *, sha256: str | None = None) -> Path:

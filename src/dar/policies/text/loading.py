@@ -62,6 +62,10 @@ def resolve_model(spec: ModelSourceSpec) -> str:
                 f"--resume, or name {path}/best, the best policy so far, if the recipe's checkpoint.best keeps one"
             )
         path = str(Path(path, "model"))
+    if Path(path, "diffusion_pytorch_model.safetensors").is_file():
+        raise ConfigError(
+            f"{path} is a model of diffusers, which writes no text: only recipes take it, with model.type flow"
+        )
     # An adapter names its base by this: from another folder, a relative path would lead nowhere.
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 

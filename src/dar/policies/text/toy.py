@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dar.policies.text.cached import made_once
+from dar.policies.cached import made_once
 
 TOY = "toy:letters"
 """What a recipe calls it."""

@@ -12,10 +12,8 @@ from torch import Tensor
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DecodingSpec
 from dar.errors import RolloutError
-from dar.policies.flow.logprobs import FlowLogprobs
-from dar.policies.flow.policy import FlowPolicy
-from dar.policies.flow.sde import gaussian_logprobs
-from dar.policies.flow.trajectories import Trajectories
+from dar.policies.flow.policy import FlowLogprobs, FlowPolicy, Trajectories
+from dar.policies.flow.sde import SDE, gaussian_logprobs
 from dar.rollout.protocol import Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
@@ -25,10 +23,7 @@ class FlowEngine:
     """Samples trajectories by the SDE; greedily, by the ODE from the same noise.
 
     A prompt's one token is its class label. Every number is keyed by what it is for, so a trajectory is the same
-    whatever is sampled beside it.
-
-    Args:
-        max_rows: images denoised at once.
+    whatever is sampled beside it. At most `max_rows` images are denoised at once.
     """
 
     reproduces: Literal["tokens", "requests", "nothing"] = "tokens"
@@ -44,26 +39,17 @@ class FlowEngine:
         """Nothing is held that is not the policy's."""
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        *,
-        max_completion_length: int,
-        key: SamplingKey,
-        progress: Progress | None = None,
-        decoding: DecodingSpec = PLAIN,
-    ) -> Rollouts:
+    def generate(self, prompts: Sequence[Prompt], num_generations: int, *, max_completion_length: int,
+                 key: SamplingKey, progress: Progress | None = None,
+                 decoding: DecodingSpec = PLAIN) -> Rollouts:  # fmt: skip
+        rows = [(prompt, k) for prompt in prompts for k in range(num_generations)]
+        labels = torch.tensor([prompt.token_ids[0] for prompt, _ in rows])
         with self.policy.sampler() as module:
-            num_steps, size = module.sde.num_steps, prod(module.shape)
-            rows = [(prompt, k) for prompt in prompts for k in range(num_generations)]
-            noises = torch.stack([key.normals(p.position, k, (num_steps + 1) * size) for p, k in rows])
-            noises = noises.view(len(rows), num_steps + 1, size)
-            labels = torch.tensor([prompt.token_ids[0] for prompt, _ in rows])
-            parts = [
-                self._denoise(module, *part, greedy=decoding.greedy, progress=progress)
-                for part in zip(noises.split(self.max_rows), labels.split(self.max_rows), strict=True)
-            ]
+            sde = module.sde.deterministic() if decoding.greedy else module.sde
+            size = (len(sde.times), prod(module.shape))
+            noises = torch.stack([key.normals(each.position, k, prod(size)).view(size) for each, k in rows])
+            portions = zip(noises.split(self.max_rows), labels.split(self.max_rows), strict=True)
+            parts = [self._denoise(module, sde, *portion, progress) for portion in portions]
         path, logprobs = (torch.cat(each) for each in zip(*parts, strict=True))
         if not path.isfinite().all():
             raise RolloutError(
@@ -73,8 +59,8 @@ class FlowEngine:
         groups = Trajectories(
             prompt_ids=tuple(prompt.token_ids for prompt in prompts),
             group_sizes=(num_generations,) * len(prompts),
-            completion_ids=torch.arange(num_steps).expand(len(rows), -1).contiguous(),
-            mask=torch.ones(len(rows), num_steps, dtype=torch.bool),
+            completion_ids=torch.arange(len(sde.sigmas)).expand(len(rows), -1).contiguous(),
+            mask=torch.ones(len(rows), len(sde.sigmas), dtype=torch.bool),
             states=path[:, :-1],
             nexts=path[:, 1:],
             noises=noises[:, 1:],
@@ -83,27 +69,24 @@ class FlowEngine:
             prompts=tuple(prompts),
             groups=groups,
             texts=("",) * len(rows),
-            logprobs=logprobs,
+            logprobs=torch.zeros_like(logprobs) if decoding.greedy else logprobs,
             finish_reasons=("eos",) * len(rows),
             versions=(self.version,) * len(rows),
             images=path[:, -1].view(-1, *module.shape),
         )
 
     def _denoise(
-        self, module: FlowLogprobs, noises: Tensor, labels: Tensor, *, greedy: bool, progress: Progress | None
+        self, module: FlowLogprobs, sde: SDE, noises: Tensor, labels: Tensor, progress: Progress | None
     ) -> tuple[Tensor, Tensor]:
         """([R, T + 1, D] states from t = 1 to 0, [R, T] log-probabilities)."""
-        sde = module.sde.deterministic() if greedy else module.sde
         noises, labels = (each.to(sde.times.device) for each in (noises, labels))
         path, logprobs = [noises[:, 0]], []
-        for step in range(sde.num_steps):
+        for step in range(len(sde.sigmas)):
             steps = torch.full_like(labels, step)
             with self.policy.precision.compute():
                 means = module.means(path[-1], labels, steps, sde)
-            deviations = sde.deviations[steps]
-            path.append(means + deviations.unsqueeze(1) * noises[:, step + 1])
-            found = module.reduced(gaussian_logprobs(path[-1], means, deviations))
-            logprobs.append(torch.zeros_like(found) if greedy else found)
+            path.append(means + sde.deviations[step] * noises[:, step + 1])
+            logprobs.append(module.reduced(gaussian_logprobs(path[-1], means, sde.deviations[steps])))
             if progress is not None:
                 progress(len(labels))
         return torch.stack(path, 1).cpu(), torch.stack(logprobs, 1).cpu()
