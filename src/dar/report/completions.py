@@ -106,8 +106,7 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     names = rows[0].keys() if rows else ()
     has_images = "image" in names
-    # Images are all as many steps long, and leave a table room for one more column.
-    plain = (*_PLAIN, "gold" if has_images else "length")
+    plain = (*_PLAIN, "gold" if has_images else "length")  # images are all as many steps long
     prompts: dict[str, int] = {}
     texts = [cut(row["completion"]) for row in rows]
     found: dict[str, Any] = {
