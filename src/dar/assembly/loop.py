@@ -21,6 +21,7 @@ from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
 from dar.data.prompts import PromptStream
+from dar.learn.adapter_ranks import AdapterRanks
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
@@ -91,7 +92,9 @@ def build_loop(
     for notice in spec.silent_alerts:
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
-    updater = Updater(policy, accelerator, spec, build_null_space(spec, policy, tokenizer, context_length(config)))
+    null_space = build_null_space(spec, policy, tokenizer, context_length(config))
+    ranks = AdapterRanks(spec.model.rank_schedule, policy.model) if spec.model.rank_schedule else None
+    updater = Updater(policy, accelerator, spec, null_space, ranks)
     callbacks = adapted(
         objects.callbacks,
         spec,

@@ -86,6 +86,9 @@ CURVES = (
         Axis("correlation"),
         "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
     ),
+    Curve(
+        "", "rank", "Adapter ranks", Axis("rank"), lines={f"lora/rank_{name}": name for name in ("min", "mean", "max")}
+    ),
 )
 PAIRS = (
     # What stands for the reward in a method that learns from pairs.
