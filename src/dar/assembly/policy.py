@@ -36,7 +36,7 @@ def build_policy(
         ConfigError: a model cannot be loaded or trained.
     """
     if objects.lora is not None and spec.model.lora is not None:
-        raise ConfigError("peft_config and model.lora both describe an adapter: leave one of them out")
+        raise ConfigError("peft_config and overrides both describe an adapter: leave one of them out")
     lora = objects.lora or spec.model.lora
     model = objects.model if objects.model is not None else load_model(spec.model, as_saved=lora is not None)
     disable_dropout(model)
