@@ -190,6 +190,7 @@ WITH_SETTINGS: dict[str, dict[str, Any]] = {
     "adaptive": {"algorithm": {"type": "dar", "beta": {"target_kl": 0.1}}},
     "overlong": {"algorithm": {"type": "dapo", "overlong_tokens": 8}},
     "replay": {"algorithm": {"type": "r2vpo", "replay": 1}, "steps": 2},
+    "ranks": {"model": {"lora": {"rank": {"start": 4, "every": 1}}}},
 }
 HELD_OUT = ("dar", "awr", "sft")
 """Evaluated on held-out prompts: a method that reads π₀, one that does not, and one that samples nothing."""
@@ -214,7 +215,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     ]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     recipe: dict[str, Any] = {
-        "model": str(folder / "model"),
         "rewards": [{"type": "length", "target": 4}],
         # Room for some completions to end by themselves, so that lengths and with them rewards differ.
         "sampling": {"max_completion_length": 32},
@@ -227,12 +227,16 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
     found: dict[str, set[str]] = {}
-    methods = {name: {"algorithm": name} | ALL_ROWS.get(name, {}) for name in ALGORITHM_SPECS}
+    methods: dict[str, dict[str, Any]] = {
+        name: {"algorithm": name} | ALL_ROWS.get(name, {}) for name in ALGORITHM_SPECS
+    }
     for name, changes in (methods | WITH_SETTINGS).items():
         path = folder / "recipe.yaml"
         sources = ("train", "heldout") if name in HELD_OUT else ("train",)
         data = dict.fromkeys(sources, str(folder / "rows.jsonl"))
-        path.write_text(yaml.safe_dump(recipe | changes | {"data": data, "output_dir": str(folder / name)}))
+        model = {"path": str(folder / "model"), **changes.get("model", {})}
+        own = {"model": model, "data": data, "output_dir": str(folder / name)}
+        path.write_text(yaml.safe_dump(recipe | changes | own))
         result = run_loop(build_loop(load_recipe(path), quiet=True), resume=False, command="")
         found[name] = {key.replace("rewards/length/", "rewards/<name>/") for row in result.metrics for key in row}
     return found

@@ -474,6 +474,15 @@ def test_adapter_is_trained_on_a_base_that_stays(tmp_path: Path):
     torch.testing.assert_close(loaded(ids).logits, model_of(trainer)(ids).logits)
 
 
+def test_ranks_shrink_by_an_override_and_not_beside_another_adapter(tmp_path: Path):
+    shrinking = {"overrides": ["model.lora.rank={start: 8, energy: 0.9, every: 1}"], "max_steps": 2}
+    with pytest.raises(ConfigError, match="peft_config and overrides both describe an adapter"):
+        make_trainer(tmp_path, settings=shrinking, peft_config=lora()).train()
+    last = make_trainer(tmp_path, settings=shrinking).train().metrics[-1]
+    assert last["lora/cut"] == 14
+    assert last["lora/rank_max"] < 8
+
+
 def test_adapter_that_is_not_zero_at_the_start_is_refused(tmp_path: Path):
     with pytest.raises(
         RolloutError, match=r"before the first step the policy already differs from its reference"

@@ -58,6 +58,7 @@ def reward(**keys: Any) -> dict[str, Any]:
     return {"rewards": [keys]}
 
 
+SHRINKS = {"start": 8, "every": 5}
 BOUNDS = "algorithm: bounds must satisfy low_start ≤ low_end ≤ 1 ≤ high_start ≤ high_end"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # A misspelt key is named with its path and the nearest one.
@@ -105,6 +106,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({"optim": {"null_space": "general.jsonl"}}, "optim.null_space projects whole ones"),
         ({"algorithm": {"type": "trace", "kl_coef": 0.1}}, "algorithm.kl_coef of trace asks π₀'s head for whole ones"),
         ({"runtime": {"sharding": "full", "compile_layers": True}}, "runtime.compile_layers compiles for whole ones"),
+    )),
+    # Ranks that shrink.
+    *(({"model": {"path": "m", "lora": {"rank": rank}}}, expected) for rank, expected in (
+        (0, "model.lora.rank: Input should be greater than or equal to 1 (found 0)"),
+        ({"start": 0, "every": 5}, "model.lora.rank.start: Input should be greater than or equal to 1 (found 0)"),
+        ({"start": 8, "every": 0}, "model.lora.rank.every: Input should be greater than or equal to 1 (found 0)"),
+        ({"start": 8}, "model.lora.rank.every: this key is required"),
+        (SHRINKS | {"energy": 0.0}, "model.lora.rank.energy: Input should be greater than 0 (found 0.0)"),
+        (SHRINKS | {"energy": 1.01}, "model.lora.rank.energy: Input should be less than or equal to 1 (found 1.01)"),
+        (SHRINKS | {"enregy": 0.9}, "model.lora.rank: unknown key 'enregy' (did you mean 'energy'?)"),
+    )),
+    *(({"model": {"path": "m", "lora": {"rank": SHRINKS}}, "runtime": runtime}, expected) for runtime, expected in (
+        ({"sharding": "full"}, "but model.lora.rank as a mapping takes singular values of whole ones: use none"),
+        ({"compile_layers": True}, "runtime.compile_layers needs layers of one rank: give model.lora.rank a number"),
     )),
     ({"rewards": "sentiment"}, "rewards: expected a list of rewards, for example [sentiment]"),
     ({"rewards": ["sentiment", {"type": "regex", "pattern": "a", "name": "sentiment"}]},

@@ -324,6 +324,10 @@ def test_an_error_between_two_checkpoints_saves_the_last_finished_step(tmp_path:
         ({"epochs": 1.0}, "say how long to train: either steps or epochs"),
         ({"rewards": ["sentiment"]}, "unknown key 'rewards'"),
         ({"optim": {"null_space": "x.jsonl"}}, "optim.null_space restricts policies"),
+        (
+            {"model": {"path": "m", "lora": {"rank": {"start": 4, "every": 2}}}},
+            "model.lora.rank shrinks in policies only",
+        ),
         ({"checkpoint": {"best": {"metric": "eval/reward"}}}, "checkpoint.best chooses among policies"),
         ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing"),
     ],

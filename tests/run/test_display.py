@@ -46,6 +46,14 @@ def test_columns_stand_under_one_header_and_fit_into_80():
     assert " ".join(found[1].split()[:-2]) == "1/100 +0.000 0.000 48.0 50% 25% 30% 24.89 7.2"
 
 
+def test_a_cut_of_ranks_is_told_once():
+    ranks = {"lora/rank_min": 3, "lora/rank_mean": 4.5, "lora/rank_max": 6}
+    found = lines_of({2: {**ONLINE, **ranks, "lora/cut": 14}, 3: {**ONLINE, **ranks, "lora/cut": 0}})
+    assert [line for line in found if "ranks" in line] == [
+        "step 2 cut 14 adapters: ranks are 3 to 6 now, 4.5 in the mean"
+    ]
+
+
 def test_a_narrow_terminal_leaves_out_what_matters_least():
     found = table_of(lines_of({1: ONLINE}, width=60))
     assert " ".join(found[0].split()) == "step reward KL π₀ length no EOS tied left"

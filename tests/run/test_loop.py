@@ -183,6 +183,41 @@ def test_killed_run_resumes_to_the_same_bytes(write_recipe: WriteRecipe, tmp_pat
     assert_same_weights(run, tmp_path / "whole")
 
 
+def shrinking(folder: Path) -> dict[str, Any]:
+    """A model with adapters whose ranks are cut after steps 2 and 4."""
+    return {"path": str(folder), "lora": {"rank": {"start": 6, "energy": 0.9, "every": 2}}}
+
+
+def test_a_run_resumes_to_the_same_bytes_before_at_and_after_a_cut_of_its_ranks(
+    write_recipe: WriteRecipe, tmp_path: Path, tiny_folder: Path
+) -> None:
+    optim = {"learning_rate": 6e-3, "warmup_steps": 6}
+    recipe = write_recipe(
+        model=shrinking(tiny_folder), optim=optim, steps=5, checkpoint={"every": 1, "keep": 5}, algorithm="ppo"
+    )
+    rows, run = train(recipe), tmp_path / "run"
+    assert [row["lora/cut"] > 0 for row in rows] == [False, True, False, True, False]
+    # Four updates a step; after a cut the warm-up begins again.
+    assert [row["learning_rate"] for row in rows] == pytest.approx([4e-3, 6e-3, 4e-3, 6e-3, 4e-3])
+    weights = (run / "model" / "adapter_model.safetensors").read_bytes()
+    for step in 1, 2, 3:
+        shutil.rmtree(run / "model")
+        for later in range(step + 1, 6):
+            shutil.rmtree(run / "checkpoints" / f"step-{later}")
+        assert train(recipe, resume=True) == rows
+        assert (run / "model" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_ranks_cut_adapters_as_one_process_does(write_recipe: WriteRecipe, tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write_recipe(model=shrinking(tiny_folder), steps=4, checkpoint={"every": 0})
+    alone = train(recipe)
+    ranks = train_on_ranks(recipe, tmp_path / "two")
+    assert ranks.returncode == 0, ranks.stdout.decode()
+    for one, other in zip(alone, metrics_of(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+    assert alone[1]["lora/cut"] > 0
+
+
 def test_ctrl_c_finishes_the_step_saves_and_can_be_continued(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = write_recipe(steps=400, checkpoint={"every": 0})
     run = tmp_path / "run"

@@ -51,5 +51,8 @@ class FlowParts:
         others = {"reference": reference, "with_reference": with_reference}
         return FlowPolicy(self.bare, sde, precision, reduction=reduction, **others)
 
+    def ranks(self) -> None:
+        """It has no adapters."""
+
     def constraint(self) -> None:
         """There is none."""

@@ -89,7 +89,7 @@ def build_loop(
     for notice in spec.silent_alerts:
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
-    updater = Updater(policy, accelerator, spec, parts.constraint())
+    updater = Updater(policy, accelerator, spec, parts.constraint(), parts.ranks())
     callbacks = adapted(
         objects.callbacks,
         spec,

@@ -124,7 +124,7 @@ def _step_shape(
     count = -(-spec.prompts_per_step // per)
     engine = spec.engine if isinstance(spec.engine, InProcessSpec) else None
     cached = min(max(1, engine.max_cache_tokens // (longest + rows)), spec.prompts_per_step) if engine else 0
-    compute, rank = precision.dtype.itemsize, spec.model.lora.rank if spec.model.lora else 0
+    compute, rank = precision.dtype.itemsize, spec.model.lora.first_rank if spec.model.lora else 0
     saved = 2 if getattr(parts.config, "dtype", None) in (torch.bfloat16, torch.float16) else 4
     base = saved if rank and not followed(parts.source)[1] else 4
     is_in_place = engine is None or engine.in_place or (precision.device.type != "cpu" and base == compute)

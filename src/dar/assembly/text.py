@@ -18,6 +18,7 @@ from dar.config.actor_critic import ActorCriticSpec
 from dar.config.model import ModelSpec
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
+from dar.learn.adapter_ranks import AdapterRanks
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 from dar.policies.precision import Precision
 from dar.policies.text.critic import make_critic
@@ -75,6 +76,8 @@ class TextParts:
             ConfigError: a model cannot be loaded or trained.
         """
         spec, source, objects = self.spec, self.source, self.objects
+        if objects.lora is not None and source.lora is not None:
+            raise ConfigError("peft_config and overrides both describe an adapter: leave one of them out")
         lora = objects.lora or source.lora
         model = objects.model if objects.model is not None else load_model(source, as_saved=lora is not None)
         disable_dropout(model)
@@ -118,6 +121,10 @@ class TextParts:
         if num_ranks() == 1:
             look_up_sparsely(self.bare)
         return self.policy
+
+    def ranks(self) -> AdapterRanks | None:
+        """How the ranks of adapters shrink, if they do; raises as `AdapterRanks`."""
+        return AdapterRanks(schedule, self.policy.model) if (schedule := self.source.rank_schedule) else None
 
     def constraint(self) -> NullSpaceConstraint | None:
         """That of `optim.null_space` on the policy's weights, its Gram matrices from one pass over the general prompts.

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from dar.config.base import Count, Positive, Spec
+
+
+class RankScheduleSpec(Spec):
+    """Let ranks shrink to what each adapter needs: AdaRL's rule (Li et al. 2025, arXiv:2510.11899) on LoRA's BA."""
+
+    start: Count
+    """Rank of every adapter at first; at most the inputs and outputs of its layer."""
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """A rank becomes the largest number of singular values of BA whose share of their sum is at most this: below 1 at
+    least one less at every look."""
+    every: Count
+    """Steps between two looks at the ranks. After a cut `optim.warmup_steps` are gone through again."""
+
+
+_Rank = Annotated[
+    Annotated[Count, Tag("count")] | Annotated[RankScheduleSpec, Tag("schedule")],
+    Discriminator(lambda value: "schedule" if isinstance(value, dict | RankScheduleSpec) else "count"),
+]
 
 
 class LoraSpec(Spec):
     """Train low-rank adapters only; the base model with the adapter off is then the reference."""
 
-    rank: Count = 16
-    """Rank of the adapters."""
+    rank: _Rank = 16
+    """Rank of the adapters; or a mapping, by which it shrinks while training goes on."""
     alpha: Positive = 32.0
-    """Scaling numerator: the adapter's output is multiplied by alpha / rank."""
+    """Scaling numerator: the adapter's output is multiplied by alpha / rank, the rank at first where it shrinks."""
     target_modules: str | list[str] = "all-linear"
     """Which modules get an adapter: peft's `all-linear`, or a list of module-name suffixes."""
+
+    @property
+    def first_rank(self) -> int:
+        """Rank of the adapters before the first step."""
+        return self.rank.start if isinstance(self.rank, RankScheduleSpec) else self.rank
 
 
 class ModelSourceSpec(Spec):
@@ -54,3 +77,8 @@ class ModelSpec(ModelSourceSpec):
     """Train LoRA adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def rank_schedule(self) -> RankScheduleSpec | None:
+        """How the ranks of adapters shrink, if there are any that do."""
+        return self.lora.rank if self.lora and isinstance(self.lora.rank, RankScheduleSpec) else None

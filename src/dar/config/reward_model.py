@@ -64,6 +64,8 @@ class RewardModelSpec(Spec):
     def _consistent(self) -> RewardModelSpec:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("say how long to train: either steps or epochs (max_steps or num_train_epochs), not both")
+        if self.model.rank_schedule is not None:
+            raise ValueError("model.lora.rank shrinks in policies only; for a reward model it is a number")
         if self.optim.null_space is not None:
             raise ValueError("optim.null_space restricts policies; a reward model has no use for it")
         if self.checkpoint.best is not None:

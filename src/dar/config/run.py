@@ -181,6 +181,8 @@ class RunSpec(Spec):
             raise ValueError("reference_sync needs a reference of its own, but with model.lora the base model is π₀")
         if isinstance(self.model, FlowModelSpec):
             self._check_flow()
+        elif self.runtime.compile_layers and self.model.rank_schedule is not None:
+            raise ValueError("runtime.compile_layers needs layers of one rank: give model.lora.rank a number")
         if self.runtime.sharding == "full":
             self._check_sharded()
         leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
@@ -248,6 +250,7 @@ class RunSpec(Spec):
             "optim.type adamw_8bit rounds blocks of": isinstance(self.optim, AdamW8BitSpec),
             "optim.null_space projects": self.optim.null_space is not None,
             "runtime.compile_layers compiles for": self.runtime.compile_layers,
+            "model.lora.rank as a mapping takes singular values of": self.model.rank_schedule is not None,
             "algorithm.kl_coef of trace asks π₀'s head for": isinstance(self.algorithm, TRACESpec)
             and self.algorithm.kl_coef > 0,
         }

@@ -51,6 +51,7 @@ class TrainState:
     algorithm: the method's own numbers.
     rewards: the rewards' own numbers.
     calibration: shifts and scales of reward models.
+    adapter: ranks that shrink, and the step of the last cut.
     """
 
     step: int
@@ -59,6 +60,7 @@ class TrainState:
     algorithm: dict[str, float] = field(default_factory=dict)
     rewards: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, float] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(

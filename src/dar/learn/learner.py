@@ -125,6 +125,9 @@ class Learner:
         for earlier in self.replay.batches:
             metrics |= self._replayed(earlier, where)
         self.replay.add(weighted)
+        if self.updater.ranks is not None:
+            metrics |= self.updater.ranks.after(step)
+            self.updater.follow_parameters()
         return metrics
 
     def _update(self, step: int, own: Weighted, where: str) -> Metrics:
@@ -132,7 +135,8 @@ class Learner:
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
         for update in range(updates):
             index, total = (step - 1) * updates + update, self.spec.steps * updates
-            rate = set_learning_rate(self.updater.optimizer, self.spec.optim, index, total)
+            restarted = self.updater.ranks.cut_at * updates if self.updater.ranks else 0
+            rate = set_learning_rate(self.updater.optimizer, self.spec.optim, index, total, restarted)
             begun = self._begun(own, is_first=update == 0)
             # The first forward pass is of π_t itself.
             result = self.updater.step(self.algorithm, own, on_policy=update == 0, where=where, progress=self.progress)

@@ -114,9 +114,12 @@ def clipped_step(
     return norm
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, spec: OptimSpec, step: int, total_steps: int) -> float:
-    """Sets the rate of optimizer step `step` (from 0): the schedule is a function of it, and so needs no state."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, spec: OptimSpec, step: int, total_steps: int, restarted: int = 0
+) -> float:
+    """Sets the rate of optimizer step `step` (from 0), at most that of a warm-up that begins (again) at `restarted`."""
     factor = learning_rate_factor(step, schedule=spec.schedule, warmup_steps=spec.warmup_steps, total_steps=total_steps)
+    factor = min(factor, (step - restarted + 1) / max(1, spec.warmup_steps))
     for group in optimizer.param_groups:
         group["lr"] = spec.learning_rate * factor
     return spec.learning_rate * factor

@@ -16,6 +16,7 @@ from dar.batch import Weighted, joined
 from dar.collective import gathered
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, NonFiniteError
+from dar.learn.adapter_ranks import AdapterRanks
 from dar.learn.null_space import NullSpaceConstraint
 from dar.learn.optim import build_optimizer, clipped_step
 from dar.learn.selftest import require_parity
@@ -51,12 +52,14 @@ class Updater:
 
     spec: the recipe, of which optimizer, limits, correction and portions are read.
     constraint: on the weights' change, applied with each of the optimizer's steps.
+    ranks: of adapters, where they shrink.
     """
 
     policy: Policy
     accelerator: Accelerator
     spec: RunSpec
     constraint: NullSpaceConstraint | None = None
+    ranks: AdapterRanks | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
 
@@ -70,6 +73,15 @@ class Updater:
         self.max_gap = None if self.spec.algorithm.logged else self.spec.runtime.max_logprob_gap
         if (constraint := self.constraint) is not None:
             self.optimizer.register_step_post_hook(lambda *_: constraint.apply())
+
+    def follow_parameters(self) -> None:
+        """Trains the policy's parameters as they are now; of new ones the optimizer remembers nothing."""
+        before, now = self.parameters, list(self.policy.trainable().values())
+        if gone := {*before} - {*now}:
+            self.policy.share(self.spec.runtime.sharding)
+            self.parameters = self.optimizer.param_groups[0]["params"] = now
+            for parameter in gone:
+                self.optimizer.state.pop(parameter, None)
 
     def step(
         self,

@@ -53,7 +53,8 @@ class Policy(Protocol):
         ...
 
     def share(self, sharding: Literal["none", "full"]) -> None:
-        """Has ranks hold the policy's and the reference's weights in this way; once, before an optimizer reads them."""
+        """Has ranks hold the policy's and the reference's weights in this way, before an optimizer reads them; again
+        where parameters were replaced, which only `none` allows."""
         ...
 
     def training(self, *, compiled: bool = False) -> AbstractContextManager[None]:

@@ -88,6 +88,9 @@ CURVES = (
     ),
     Curve("images/group_distance", "group_distance", "Variety", Axis("distance of a prompt's images")),
     Curve("images/brightness", "brightness", "Brightness", Axis("mean of the pixels, from −1 to 1")),
+    Curve(
+        "", "rank", "Adapter ranks", Axis("rank"), lines={f"lora/rank_{name}": name for name in ("min", "mean", "max")}
+    ),
 )
 PAIRS = (
     # What stands for the reward in a method that learns from pairs.

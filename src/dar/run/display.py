@@ -120,6 +120,9 @@ class Display:
         left = about((now - self._started) / (step - self._done) * (self.num_steps - step))
         if self._progress is not None:
             self._progress.update(self._task, completed=step, left=f"{left} left")
+        if num_cut := metrics.get("lora/cut"):
+            mean, low, high = (metrics[f"lora/rank_{name}"] for name in ("mean", "min", "max"))
+            self.note(f"step {step} cut {num_cut} adapters: ranks are {low} to {high} now, {mean:.1f} in the mean")
         if not shown or self.quiet:
             return
         place = max(4, 2 * len(str(self.num_steps)) + 1)

@@ -198,7 +198,13 @@ class Loop(Steps):
             algorithm=self.algorithm.state(),
             rewards=self.collector.state(),
             calibration=self.calibration.state(),
+            adapter={} if (ranks := self.learner.updater.ranks) is None else ranks.state(),
         )
+
+    def reshape(self, state: TrainState) -> None:
+        if (ranks := self.learner.updater.ranks) is not None:
+            ranks.restore(state.adapter)
+            self.learner.updater.follow_parameters()
 
     def extras(self) -> dict[str, Tensor]:
         return self.learner.extras()

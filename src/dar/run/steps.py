@@ -76,6 +76,9 @@ class Steps(ABC):
     def restore(self, state: TrainState, extras: Mapping[str, Tensor]) -> None:
         """Takes back what `state` and `extras` gave."""
 
+    def reshape(self, state: TrainState) -> None:  # noqa: B027 - few have such weights
+        """Gives weights whose shapes change those of a checkpoint, before it is read."""
+
     def extras(self) -> dict[str, Tensor]:
         """Tensors that change from step to step beside the weights, by name."""
         return {}
@@ -168,15 +171,16 @@ class Steps(ABC):
         if checkpoint is None:
             log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
         else:
-            saved = read_state(checkpoint).reference
+            state = read_state(checkpoint)
+            saved = state.reference
             if saved != self.initial:
                 raise CheckpointError(
                     f"{checkpoint} was trained from another initial model: π₀'s weights differ (saved {saved[:12]}, "
                     f"here {self.initial[:12]}). Resume with the model the run was started from."
                 )
+            self.reshape(state)
             extras = self.extras()
             load_checkpoint(checkpoint, self.trainable(), self.optimizer, extras)
-            state = read_state(checkpoint)
             self.restore(state, extras)
             step = state.step
         if self.is_main:

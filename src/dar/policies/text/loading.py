@@ -256,7 +256,7 @@ def add_lora(model: Any, lora: LoraSpec | PeftConfig, task: TaskType = TaskType.
     if isinstance(lora, LoraSpec):
         lora = LoraConfig(
             task_type=task,
-            r=lora.rank,
+            r=lora.first_rank,
             # peft annotates an int and computes alpha / r; a whole number is all that is lost here.
             lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
             target_modules=lora.target_modules,
