@@ -21,7 +21,7 @@ from dar.judge.budget import Budget
 from dar.judge.client import max_bytes, sampling
 from dar.judge.counts import percentile
 from dar.judge.reply import Reply
-from dar.judge.retry import Outage, retry_after_seconds
+from dar.judge.retry import retry_after_seconds
 from dar.judge.template import Messages
 from dar.rewards import Failed
 
@@ -549,14 +549,6 @@ def test_delays_grow_are_capped_and_never_below_what_was_asked():
         assert min(delays) < 0.2 * bound
         assert max(delays) > 0.8 * bound
     assert all(30 <= backoff.delay(0, 30.0) <= 31 for _ in range(50))
-
-
-def test_an_outage_begins_with_the_first_failure_after_an_answer():
-    outage = Outage()
-    assert outage.failed(5.0) == 5.0
-    assert outage.failed(9.0) == 5.0
-    outage.answered()
-    assert outage.failed(11.0) == 11.0
 
 
 def test_a_body_with_infinite_logprobs_is_read():

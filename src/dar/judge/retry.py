@@ -54,24 +54,3 @@ def retry_after_seconds(value: str | None, *, now: float | None = None) -> float
         except (ValueError, OverflowError):
             return None  # a day that no calendar has
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-class Outage:
-    """Since when the endpoint has not answered anybody.
-
-    Requests share it, so that those that were still waiting for their turn when the server went away do not each wait
-    out its whole absence again.
-    """
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def answered(self) -> None:
-        """The endpoint is there."""
-        self._since = None
-
-    def failed(self, now: float) -> float:
-        """An attempt failed at `now`; returns since when none has succeeded."""
-        if self._since is None:
-            self._since = now
-        return self._since
