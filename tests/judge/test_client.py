@@ -19,7 +19,7 @@ from dar.errors import BudgetError, ConfigError, RewardError
 from dar.judge import Backoff, Client
 from dar.judge.budget import Budget
 from dar.judge.client import max_bytes, sampling
-from dar.judge.counts import percentile
+from dar.judge.counts import Counts
 from dar.judge.reply import Reply
 from dar.judge.retry import retry_after_seconds
 from dar.judge.template import Messages
@@ -518,11 +518,13 @@ def test_cost_and_latencies():
 
 
 def test_percentiles_by_nearest_rank():
-    values = [float(number) for number in range(20, 0, -1)]  # 1 … 20
-    assert percentile(values, 0.50) == 10
-    assert percentile(values, 0.95) == 19
-    assert percentile([1.0, 2.0, 3.0], 0.50) == 2  # 1 of 3 is less than half
-    assert percentile([3.0], 0.95) == 3
+    def percentiles(*latencies: float) -> tuple[float, float]:
+        found = Counts(latencies=list(latencies)).drain()
+        return found["latency_p50"], found["latency_p95"]
+
+    assert percentiles(*range(20, 0, -1)) == (10, 19)
+    assert percentiles(1.0, 2.0, 3.0) == (2, 3)  # 1 of 3 is less than half
+    assert percentiles(3.0) == (3, 3)
 
 
 def test_retry_after_in_both_forms():

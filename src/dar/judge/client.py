@@ -213,11 +213,9 @@ class Session:
             raise self._judged(status, body, retry_after)
         self._failing_since = None
         reply = read_reply(body)
-        client.counts.answered(
-            latency=time.monotonic() - started,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-        )
+        client.counts.latencies.append(time.monotonic() - started)
+        client.counts.prompt_tokens += reply.prompt_tokens
+        client.counts.completion_tokens += reply.completion_tokens
         client.budget.spend(reply.prompt_tokens + reply.completion_tokens)
         return reply
 
