@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dar.errors import ConfigError
-from dar.judge.reply import Reply, from_json, to_json
+from dar.judge.reply import REPLIES, Reply
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ReplyCache:
                 part = keys[first : first + _PER_QUERY]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                found |= {key: from_json(reply) for key, reply in rows}
+                found |= {key: REPLIES.validate_json(reply) for key, reply in rows}
             return found
 
         return self._with_database(read) or {}
@@ -60,7 +60,8 @@ class ReplyCache:
         """Keeps a reply; one that is there already stays, so that everybody goes on seeing the same."""
 
         def write(database: sqlite3.Connection) -> None:
-            database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, to_json(reply)))
+            row = (key, REPLIES.dump_json(reply).decode())
+            database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", row)
 
         self._with_database(write)
 
@@ -74,7 +75,7 @@ class ReplyCache:
             except sqlite3.OperationalError as error:
                 log.warning("the judge's cache %s cannot be used: %s", self.path, error)
                 return None
-            except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+            except (sqlite3.DatabaseError, ValueError) as error:
                 self._set_aside(identity, error)
         return None
 
