@@ -35,6 +35,7 @@ _REQUIRED: dict[Mode, tuple[str, ...]] = {
     "pointwise": ("completion",),
     "pairwise": ("completion_a", "completion_b"),
 }
+_PARTS = {"system": str, "user": str}
 _COMPUTING = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template may raise beside Jinja's own errors."""
 _ENDLESS = (TimeoutError, MemoryError, RecursionError)
@@ -129,7 +130,7 @@ def load_template(name: str, mode: Mode) -> Template:
             f"can be read: {error}"
         ) from error
     parts = parse_yaml(text, f"judge template {path}")
-    if not isinstance(parts, dict) or set(parts) != {"system", "user"} or not all(map(_is_text, parts.values())):
+    if not isinstance(parts, dict) or {name: type(text) for name, text in parts.items()} != _PARTS:
         raise ConfigError(f"judge template {path}: expected the two keys system and user, each with a text")
     digest = hashlib.sha256(text.encode()).hexdigest()
     try:
@@ -147,10 +148,6 @@ def load_template(name: str, mode: Mode) -> Template:
             f"judge template {path} loops, grows or calls itself without end ({type(error).__name__}: {error})"
         ) from error
     return template
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _check_variables(path: Path, parts: dict[str, str], mode: Mode) -> None:
