@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, groupby
 from typing import Any, Literal
 
 from dar.config.rewards import JudgeRewardSpec
@@ -111,7 +111,9 @@ class WinsReward(_JudgeReward):
         columns = {name: values for name, values in columns.items() if name not in _NOT_DATA}
         texts = [completion_text(completion) for completion in completions]
         opponents = self.judge.spec.opponents or "all"
-        pairs = [pair for group in groups_of(group_ids) for pair in group_pairs(group, opponents)]
+        # Not by the prompts: two groups may have the same one.
+        groups = [list(rows) for _, rows in groupby(range(len(texts)), key=group_ids.__getitem__)]
+        pairs = [pair for group in groups for pair in group_pairs(group, opponents)]
         # Two equal completions are a tie without asking.
         asked = [(a, b) for a, b in pairs if texts[a] != texts[b]]
         items = [PairItem(prompts[a], texts[a], texts[b], self._rubric(columns, a), _row(columns, a)) for a, b in asked]
@@ -151,13 +153,7 @@ def _share(scores: Sequence[float], failed: Failed | None) -> float | Failed:
     return failed or Failed("there is no other completion of its prompt to compare it with")
 
 
-def groups_of(group_ids: Sequence[int]) -> list[range]:
-    """The rows of each group of a group-major batch. Not by the prompts: two groups may have the same one."""
-    starts = [row for row in range(len(group_ids)) if row == 0 or group_ids[row] != group_ids[row - 1]]
-    return [range(start, stop) for start, stop in pairwise([*starts, len(group_ids)])]
-
-
-def group_pairs(group: range, opponents: Opponents) -> list[tuple[int, int]]:
+def group_pairs(group: Sequence[int], opponents: Opponents) -> list[tuple[int, int]]:
     """The pairs of rows that are compared within a group."""
     if opponents == "first":
         return [(group[0], row) for row in group[1:]]
