@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import gzip
 import json
+import time
 import traceback
 import tracemalloc
 import zlib
@@ -527,13 +528,13 @@ def test_percentiles_by_nearest_rank():
     assert percentiles(3.0) == (3, 3)
 
 
-def test_retry_after_in_both_forms():
+def test_retry_after_in_both_forms(monkeypatch: pytest.MonkeyPatch):
     now = 1_700_000_000.0
-    date = email.utils.formatdate(now + 90, usegmt=True)
+    monkeypatch.setattr(time, "time", lambda: now)
     assert retry_after_seconds("12") == 12
     assert retry_after_seconds("1.5") == 1.5
-    assert retry_after_seconds(date, now=now) == 90
-    assert retry_after_seconds(date, now=now + 1000) == 0
+    assert retry_after_seconds(email.utils.formatdate(now + 90, usegmt=True)) == 90
+    assert retry_after_seconds(email.utils.formatdate(now - 910, usegmt=True)) == 0
     assert retry_after_seconds("-3") == 0
     assert retry_after_seconds("soon") is None
     assert retry_after_seconds("nan") is None
