@@ -216,7 +216,7 @@ class Session:
         client.counts.latencies.append(time.monotonic() - started)
         client.counts.prompt_tokens += reply.prompt_tokens
         client.counts.completion_tokens += reply.completion_tokens
-        client.budget.spend(reply.prompt_tokens + reply.completion_tokens)
+        client.budget.tokens += reply.prompt_tokens + reply.completion_tokens
         return reply
 
     async def _post(self, url: str, question: bytes) -> tuple[int, bytes, str | None]:
