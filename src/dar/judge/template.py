@@ -30,11 +30,7 @@ VARIABLES: dict[Mode, tuple[str, ...]] = {
     "pointwise": ("prompt", "completion", "rubric", "row", "low", "high"),
     "pairwise": ("prompt", "completion_a", "completion_b", "rubric", "row"),
 }
-"""What a template of each mode may use."""
-_REQUIRED: dict[Mode, tuple[str, ...]] = {
-    "pointwise": ("completion",),
-    "pairwise": ("completion_a", "completion_b"),
-}
+"""What a template of each mode may use; what is a completion, it must."""
 _PARTS = {"system": str, "user": str}
 _COMPUTING = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template may raise beside Jinja's own errors."""
@@ -163,8 +159,8 @@ def _check_variables(path: Path, parts: dict[str, str], mode: Mode) -> None:
             f"judge template {path}: unknown variable '{name}'{nearest_hint(name, allowed)}; a {mode} template has "
             f"{', '.join(allowed)}"
         )
-    for name in _REQUIRED[mode]:
-        if name not in used:
+    for name in allowed:
+        if name.startswith("completion") and name not in used:
             raise ConfigError(f"judge template {path}: a {mode} template must show {{{{ {name} }}}}")
 
 
