@@ -30,7 +30,6 @@ from dar.assembly.objects import Objects
 from dar.batch import pad_rows
 from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
-from dar.policies.text.packing import packed_length
 from dar.policies.text.policy import Policy
 from dar.rollout.sampling import SamplingKey
 from dar.run.loop import Loop
@@ -118,7 +117,9 @@ def measure(loop: Loop) -> dict[str, Any]:
     scored = rollouts.scored(torch.zeros(len(prompts), spec.num_generations), {}, ref_logprobs=rollouts.logprobs)
     num_rows = rollouts.groups.num_rows
     rows = scored.weighted(torch.linspace(-1, 1, num_rows), torch.ones(num_rows))
-    packed = sum(packed_length(rollouts.groups))
+    groups = rollouts.groups
+    # A completion's last token is no input, and a prompt is one of all its completions.
+    packed = sum(map(len, groups.prompt_ids)) + int(groups.lengths.sum()) - groups.num_rows
     completion = int(rollouts.groups.mask.sum())
     body, head = sizes(unwrapped(policy_of(loop).model))
     runs = {

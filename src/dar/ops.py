@@ -62,15 +62,6 @@ def kl_k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     return logprobs - other_logprobs
 
 
-def kl_k2(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """k2 = ½ (log q − log p)²: biased, low variance, its gradient is that of KL(p‖q) at q = p.
-
-    Args and shape as `kl_k1`. Schulman 2020, "Approximating KL divergence".
-    """
-    require_same_shape(logprobs=logprobs, other_logprobs=other_logprobs)
-    return 0.5 * (other_logprobs - logprobs).square()
-
-
 def kl_k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     """k3 = e^u − u − 1 with u = log q − log p: unbiased for KL(p‖q) under samples of p, never negative.
 

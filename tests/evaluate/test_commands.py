@@ -16,8 +16,10 @@ from support.rows import write_rows
 from support.scripted_judge import Answer, ScriptedJudge, between, said, user_text
 from transformers import LlamaForSequenceClassification
 
+from dar.assembly.reward import build_reward
 from dar.batch import Prompt
 from dar.config.data import EvalSamplingSpec
+from dar.config.run import RuntimeSpec
 from dar.errors import ConfigError, DataError, RewardError
 from dar.evaluate.annotations import read_judged_pairs
 from dar.evaluate.benchmarks import ifeval
@@ -25,7 +27,7 @@ from dar.evaluate.commands import run_choices, run_gsm8k, run_ifeval, run_win_ra
 from dar.evaluate.folder import EvaluationFolder, Lines
 from dar.evaluate.generate import CHUNK
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair, read_labeled_pairs
 from dar.rewards import Failed, Reward, group_reward
 from dar.sandbox.sandbox import Sandbox
@@ -112,7 +114,7 @@ def test_a_pairwise_judge_is_asked_in_both_orders(tmp_path: Path):
     with ScriptedJudge(longer_wins) as server:
         endpoint = f"{{base_url: '{server.url}', model: m}}"
         judge.write_text(f"type: judge\nmode: pairwise\ntemplate: free\ncache: null\nendpoint: {endpoint}\n")
-        reward = build_judging_reward(str(judge))
+        reward = build_reward(read_judge(str(judge)), {}, RuntimeSpec())
         pairs = [PairToJudge("0", "q", "longer", "b"), PairToJudge("1", "q", "aa", "bb")]
         found = judge_pairs(pairs, reward, lines(tmp_path), quiet)
         assert [(one.pair, one.model_first, one.preference) for one in found] == [
@@ -147,7 +149,7 @@ def test_a_judge_may_move_and_wait_longer_but_not_be_another(tmp_path: Path):
 
 
 def test_a_judge_is_a_reward_of_a_recipe(tmp_path: Path):
-    assert build_judging_reward("sentiment").name == "sentiment"
+    assert read_judge("sentiment").type == "sentiment"
     path = tmp_path / "judge.yaml"
     path.write_text("type: regex\npattern: a+\n")
     assert read_judge(str(path)).type == "regex"

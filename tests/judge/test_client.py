@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import gzip
 import json
+import time
 import traceback
 import tracemalloc
 import zlib
@@ -19,9 +20,9 @@ from dar.errors import BudgetError, ConfigError, RewardError
 from dar.judge import Backoff, Client
 from dar.judge.budget import Budget
 from dar.judge.client import max_bytes, sampling
-from dar.judge.counts import percentile
+from dar.judge.counts import Counts
 from dar.judge.reply import Reply
-from dar.judge.retry import Outage, retry_after_seconds
+from dar.judge.retry import retry_after_seconds
 from dar.judge.template import Messages
 from dar.rewards import Failed
 
@@ -518,20 +519,22 @@ def test_cost_and_latencies():
 
 
 def test_percentiles_by_nearest_rank():
-    values = [float(number) for number in range(20, 0, -1)]  # 1 … 20
-    assert percentile(values, 0.50) == 10
-    assert percentile(values, 0.95) == 19
-    assert percentile([1.0, 2.0, 3.0], 0.50) == 2  # 1 of 3 is less than half
-    assert percentile([3.0], 0.95) == 3
+    def percentiles(*latencies: float) -> tuple[float, float]:
+        found = Counts(latencies=list(latencies)).drain()
+        return found["latency_p50"], found["latency_p95"]
+
+    assert percentiles(*range(20, 0, -1)) == (10, 19)
+    assert percentiles(1.0, 2.0, 3.0) == (2, 3)  # 1 of 3 is less than half
+    assert percentiles(3.0) == (3, 3)
 
 
-def test_retry_after_in_both_forms():
+def test_retry_after_in_both_forms(monkeypatch: pytest.MonkeyPatch):
     now = 1_700_000_000.0
-    date = email.utils.formatdate(now + 90, usegmt=True)
+    monkeypatch.setattr(time, "time", lambda: now)
     assert retry_after_seconds("12") == 12
     assert retry_after_seconds("1.5") == 1.5
-    assert retry_after_seconds(date, now=now) == 90
-    assert retry_after_seconds(date, now=now + 1000) == 0
+    assert retry_after_seconds(email.utils.formatdate(now + 90, usegmt=True)) == 90
+    assert retry_after_seconds(email.utils.formatdate(now - 910, usegmt=True)) == 0
     assert retry_after_seconds("-3") == 0
     assert retry_after_seconds("soon") is None
     assert retry_after_seconds("nan") is None
@@ -549,14 +552,6 @@ def test_delays_grow_are_capped_and_never_below_what_was_asked():
         assert min(delays) < 0.2 * bound
         assert max(delays) > 0.8 * bound
     assert all(30 <= backoff.delay(0, 30.0) <= 31 for _ in range(50))
-
-
-def test_an_outage_begins_with_the_first_failure_after_an_answer():
-    outage = Outage()
-    assert outage.failed(5.0) == 5.0
-    assert outage.failed(9.0) == 5.0
-    outage.answered()
-    assert outage.failed(11.0) == 11.0
 
 
 def test_a_body_with_infinite_logprobs_is_read():

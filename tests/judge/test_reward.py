@@ -13,7 +13,7 @@ from test_judge import length_script, make_judge, prefers_longer
 from dar.algorithms.preference import pair_roles
 from dar.errors import RewardError
 from dar.judge import ScoreReward, WinsReward
-from dar.judge.reward import group_pairs, groups_of
+from dar.judge.reward import group_pairs
 from dar.rewards import Failed
 
 
@@ -81,9 +81,7 @@ def test_the_budget_goes_on_where_it_was():
         assert resumed.state() == {"requests": 0, "tokens": 0}
 
 
-def test_groups_are_the_batchs_own():
-    assert groups_of([0, 0, 1, 2]) == [range(0, 2), range(2, 3), range(3, 4)]
-    assert groups_of([]) == []
+def test_pairs_of_a_group():
     assert group_pairs(range(2, 5), "all") == [(2, 3), (2, 4), (3, 4)]
     assert group_pairs(range(2, 5), "first") == [(2, 3), (2, 4)]
 

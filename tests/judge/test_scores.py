@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dar.judge.reply import Reply, Token, from_json, to_json
+from dar.judge.reply import REPLIES, Reply, Token
 from dar.judge.scores import Scale, Score, read_score, stated_number
 
 TEN = Scale(1, 10)
@@ -189,4 +189,4 @@ def test_other_scales():
 
 def test_replies_survive_the_cache():
     reply = Reply('7 "ü"', (token("7", _7=0.5, _8=0.5), Token("x", ())), 3, 4)
-    assert from_json(to_json(reply)) == reply
+    assert REPLIES.validate_json(REPLIES.dump_json(reply)) == reply

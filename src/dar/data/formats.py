@@ -21,7 +21,7 @@ def formatted(rows: Sequence[Row], spec: AnyFormat, *, where: str) -> list[Row]:
         DataError: a row is not in this format, unusable rows are to be refused, or none is left.
     """
     kept: list[Row] = []
-    left_out: list[Row] = []
+    problems: list[str] = []
     for index, row in enumerate(rows):
         here = f"{where}: row {index}"
         match spec:
@@ -29,29 +29,17 @@ def formatted(rows: Sequence[Row], spec: AnyFormat, *, where: str) -> list[Row]:
                 found, key, value = _from_transcripts(row, here), "unusable", spec.unusable
             case LabelledPairsFormatSpec():
                 found, key, value = _from_labels(row, spec, here), "unlabelled", spec.unlabelled
-        if found is not None:
+        if not isinstance(found, str):
             kept.append(found)
         elif value == "refuse":
-            raise DataError(
-                f"{here}: {_problem(row, spec)}. Remove the row, or leave such rows out with format.{key}: skip"
-            )
+            raise DataError(f"{here}: {found}. Remove the row, or leave such rows out with format.{key}: skip")
         else:
-            left_out.append(row)
+            problems.append(found)
     if not kept:
-        raise DataError(f"{where}: no row is left, in all {len(rows)} {_problem(left_out[0], spec)}")
-    if left_out:
-        log.warning("%s: %d of %d rows were left out: %s", where, len(left_out), len(rows), _problem(left_out[0], spec))
+        raise DataError(f"{where}: no row is left, in all {len(rows)} {problems[0]}")
+    if problems:
+        log.warning("%s: %d of %d rows were left out: %s", where, len(problems), len(rows), problems[0])
     return kept
-
-
-def _problem(row: Row, spec: AnyFormat) -> str:
-    """What an unusable row of the format is like; this is one."""
-    match spec:
-        case HHFormatSpec():
-            return "chosen and rejected differ before the last answer, or an answer is empty"
-        case LabelledPairsFormatSpec():
-            labels = ", ".join(spec.columns)
-            return f"column '{spec.label}' has none of the labels {labels} (but such as {row[spec.label]!r:.120})"
 
 
 def _label(value: Any) -> str:
@@ -61,25 +49,28 @@ def _label(value: Any) -> str:
     return str(value).lower() if str(value).lower() in ("true", "false") else str(value)
 
 
-def _from_transcripts(row: Row, here: str) -> Row | None:
+def _from_transcripts(row: Row, here: str) -> Row | str:
+    """The row, or what makes it unusable."""
     try:
         chosen, rejected = transcript_pair(row)
     except ValueError as error:
         raise DataError(f"{here}: {error}") from error
     if chosen.prompt != rejected.prompt or not chosen.answer or not rejected.answer:
-        return None
+        return "chosen and rejected differ before the last answer, or an answer is empty"
     answers = {"chosen": chosen.answer, "rejected": rejected.answer}
     messages = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
     return {**row, "prompt": chosen.prompt, **messages}
 
 
-def _from_labels(row: Row, spec: LabelledPairsFormatSpec, here: str) -> Row | None:
+def _from_labels(row: Row, spec: LabelledPairsFormatSpec, here: str) -> Row | str:
+    """The row, or what makes it unusable."""
     for name in (spec.label, *spec.columns.values()):
         if name not in row:
             raise DataError(f"{here} has no column '{name}'; it has {', '.join(map(str, row)) or 'none'}")
     better = {_label(name): column for name, column in spec.columns.items()}.get(_label(row[spec.label]))
     if better is None:
-        return None
+        labels = ", ".join(spec.columns)
+        return f"column '{spec.label}' has none of the labels {labels} (but such as {row[spec.label]!r:.120})"
     (worse,) = set(spec.columns.values()) - {better}
     others = {name: value for name, value in row.items() if name not in spec.columns.values()}
     return {**others, "chosen": row[better], "rejected": row[worse]}

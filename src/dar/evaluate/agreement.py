@@ -17,6 +17,7 @@ from dar.files.tables import Row, read_table, rows_of
 from dar.run.intervals import Interval, percent
 
 _CHOICES: dict[Outcome, Choice] = {"win": 1, "loss": 2, "tie": 0}
+_OTHER: dict[Choice, Choice] = {1: 2, 2: 1, 0: 0}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def agreement(
         raise DataError(f"in none of the {len(pairs)} pairs do more than half of the annotators agree")
     _require_known(pairs, choices or {})
     longer: dict[str, Choice] = {pair.key: pair.longer for pair in labeled}
-    shorter: dict[str, Choice] = {key: _other(choice) for key, choice in longer.items()}
+    shorter: dict[str, Choice] = {key: _OTHER[choice] for key, choice in longer.items()}
     subsets = sorted({pair.subset for pair in labeled if pair.subset is not None})
 
     def of_subset(name: str) -> tuple[Accuracy | None, Accuracy]:
@@ -224,7 +225,3 @@ def _require_known(pairs: Sequence[LabeledPair], choices: Mapping[str, Choice]) 
             f"choices are given for {len(unknown)} pairs that the preference file does not have, such as "
             f"{unknown[0]!r}; it has {len(pairs)} pairs, named by their row from 0. They belong to another file."
         )
-
-
-def _other(choice: Choice) -> Choice:
-    return 0 if choice == 0 else 1 if choice == 2 else 2

@@ -10,7 +10,6 @@ from dar.errors import DataError
 from dar.files.tables import Row
 from dar.run.intervals import Interval, wilson
 from dar.verifiable.ifeval import as_list, check_instructions
-from dar.verifiable.maths import is_correct
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,3 @@ def require_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], whe
         missing = [name for name in names if row.get(name) is None]
         if missing:
             raise DataError(f"{where}: row {number} has no {', '.join(missing)}; it has {', '.join(map(str, row))}")
-
-
-def solved(completion: str, gold: str) -> list[float]:
-    """1 where a completion's answer is the gold one, else 0, as the one value of a reward; for a sandbox."""
-    return [float(is_correct(completion, gold))]

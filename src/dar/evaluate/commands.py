@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from dar.assembly.reward import check_reward
+from dar.assembly.reward import build_reward, check_reward
 from dar.assembly.rows import check_rows
 from dar.batch import Prompt
 from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
+from dar.config.rewards import AnyReward
 from dar.config.run import RuntimeSpec
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
 from dar.data.messages import text_of
@@ -21,7 +23,7 @@ from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
 from dar.evaluate.judgements import JudgedPair, pair_up
 from dar.evaluate.judging import PairToJudge, judge_pairs
-from dar.evaluate.models import build_generators, build_judging_reward, read_judge, read_prompts
+from dar.evaluate.models import build_generators, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
 from dar.rewards import Failed
@@ -57,27 +59,18 @@ def run_win_rate(
         DataError: a prompt cannot be used.
     """
     rows = _rows(prompts, sampling)
-    check_reward(read_judge(judge), RuntimeSpec())
-    check_rows([read_judge(judge)], list(enumerate(rows)), str(prompts))
+    spec = read_judge(judge)
+    check_reward(spec, RuntimeSpec())
+    check_rows([spec], list(enumerate(rows)), str(prompts))
     is_column = against.startswith(_COLUMN)
     column = against.removeprefix(_COLUMN)
     needed = [prompt_column, *([column] if is_column else [])]
     require_columns(rows, needed + ([category_column] if category_column else []), str(prompts))
     here = f"'{column}'"
     given = [text_of(row[column], f"{prompts}: row {number}: {here}") for number, row in enumerate(rows) if is_column]
-    folder = EvaluationFolder(
-        out,
-        {
-            "kind": "win-rate",
-            "model": model,
-            "against": against,
-            "prompts": file_digest(prompts),
-            "prompt_column": prompt_column,
-            "category_column": category_column,
-            "judge": _judge_settings(judge),
-            **sampling.model_dump(),
-        },
-    )
+    asked = {"against": against, "prompt_column": prompt_column, "category_column": category_column}
+    settings = _settings("win-rate", model, prompts, sampling) | asked | {"judge": _judge_settings(spec)}
+    folder = EvaluationFolder(out, settings)
     # Both are checked before hours go into one.
     sampled = {
         name: _sampler(path, rows, prompt_column, prompts, folder.lines(name, key=("key",)), sampling)
@@ -97,7 +90,7 @@ def run_win_rate(
         for number, (row, text, other) in enumerate(zip(rows, texts, others, strict=True))
     ]
     lines = folder.lines("judgements", key=("pair", "model_first"))
-    return pair_up(judge_pairs(pairs, build_judging_reward(judge), lines, note), where=str(lines.path))
+    return pair_up(judge_pairs(pairs, build_reward(spec, {}, RuntimeSpec()), lines, note), where=str(lines.path))
 
 
 def run_ifeval(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, note: Note) -> IFEval:
@@ -122,13 +115,10 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, 
     check_rows([MathRewardSpec()], list(enumerate(rows)), str(prompts))
     folder = EvaluationFolder(out, _settings("gsm8k", model, prompts, sampling))
     texts = _sampler(model, rows, "question", prompts, folder.lines("model", key=("key",)), sampling)(note)
-    sandbox = Sandbox("dar.evaluate.benchmarks:solved", SandboxSpec(workers=1), is_trusted=True)
-    try:
+    with closing(Sandbox("dar.verifiable.maths_in_sandbox:score", SandboxSpec(workers=1), is_trusted=True)) as sandbox:
         found = sandbox.map(
-            [{"completion": text, "gold": row["answer"]} for row, text in zip(rows, texts, strict=True)]
+            [{"completions": [text], "golds": [row["answer"]]} for row, text in zip(rows, texts, strict=True)]
         )
-    finally:
-        sandbox.close()
     failed = [value.reason for value in found if isinstance(value, Failed)]
     if len(failed) == len(rows):
         raise RewardError(f"none of the {len(rows)} answers could be checked; the first: {failed[0]}")
@@ -145,8 +135,9 @@ def run_choices(pairs: Sequence[LabeledPair], preferences: Path, judge: str, out
     Raises:
         ConfigError: the folder holds another evaluation, or the judge cannot be built.
     """
-    reward = build_judging_reward(judge)
-    settings = {"kind": "agreement", "preferences": file_digest(preferences), "judge": _judge_settings(judge)}
+    spec = read_judge(judge)
+    reward = build_reward(spec, {}, RuntimeSpec())
+    settings = {"kind": "agreement", "preferences": file_digest(preferences), "judge": _judge_settings(spec)}
     folder = EvaluationFolder(out, settings | {"num_pairs": len(pairs)})
     lines = folder.lines("judgements", key=("pair", "model_first"))
     todo = [PairToJudge(pair.key, pair.prompt, *pair.completions, category=pair.subset) for pair in pairs]
@@ -161,10 +152,10 @@ def _settings(kind: str, model: str, prompts: Path, sampling: EvalSamplingSpec) 
     return {"kind": kind, "model": model, "prompts": file_digest(prompts), **sampling.model_dump()}
 
 
-def _judge_settings(judge: str) -> dict[str, Any]:
+def _judge_settings(judge: AnyReward) -> dict[str, Any]:
     """What of a judge decides over its verdicts: not where it is, how patiently it is asked, and what it costs."""
     aside = dict.fromkeys(("weight", "name", "on_failure", "max_failed_share", "cache", "budget", "price"), True)
-    return read_judge(judge).model_dump(exclude={**aside, "endpoint": set(JudgeEndpointSpec.decides_nothing)})
+    return judge.model_dump(exclude={**aside, "endpoint": set(JudgeEndpointSpec.decides_nothing)})
 
 
 def _sampler(

@@ -37,8 +37,10 @@ class Judgement:
 
     @property
     def outcome(self) -> Outcome | None:
-        """For the model."""
-        return None if self.preference is None else outcome_of(self.preference)
+        """For the model: above ½ a win, below a loss."""
+        if self.preference is None:
+            return None
+        return "tie" if self.preference == 0.5 else "win" if self.preference > 0.5 else "loss"
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,6 @@ class JudgedPair:
         if len(self.judgements) < 2 or self.outcome is None:
             return None
         return self.judgements[0].outcome == self.judgements[1].outcome
-
-
-def outcome_of(preference: float) -> Outcome:
-    """Above ½ a win, below a loss."""
-    if preference == 0.5:
-        return "tie"
-    return "win" if preference > 0.5 else "loss"
 
 
 def pair_up(judgements: Iterable[Judgement], *, where: str) -> list[JudgedPair]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from dar.assembly.engine import build_engine
-from dar.assembly.reward import build_reward
 from dar.batch import Prompt
 from dar.config.data import DataSpec, DecodingSpec, EvalSamplingSpec
 from dar.config.engine import InProcessSpec
@@ -26,7 +24,6 @@ from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import context_length, load_config, load_model, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
-from dar.rewards import Reward
 
 
 def read_prompts(
@@ -103,10 +100,7 @@ def read_judge(judge: str) -> AnyReward:
     Raises:
         ConfigError: the file cannot be read, or it is no reward.
     """
-    raw: Any = judge
-    if judge.endswith((".yaml", ".yml")):
-        raw = read_yaml(judge)
-    entry = expand_reward(raw)
+    entry = expand_reward(read_yaml(judge) if judge.endswith((".yaml", ".yml")) else judge)
     try:
         return TypeAdapter(AnyReward).validate_python(entry)
     except ValidationError as error:
@@ -115,8 +109,3 @@ def read_judge(judge: str) -> AnyReward:
             f"--judge {judge} is not a reward: {problems}. It is what an entry of a recipe's `rewards:` may be (a name "
             "such as sentiment, or package.module:function), or a YAML file with the keys of one (docs/recipes.md)."
         ) from error
-
-
-def build_judging_reward(judge: str) -> Reward:
-    """The judge itself. Raises as `read_judge`, and where a function cannot be imported."""
-    return build_reward(read_judge(judge), {}, RuntimeSpec())

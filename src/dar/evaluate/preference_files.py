@@ -35,10 +35,7 @@ class LabeledPair:
     @property
     def majority(self) -> Choice | None:
         """What more than half of the annotators chose, or None."""
-        for choice in (1, 2, 0):
-            if 2 * self.labels.count(choice) > len(self.labels):
-                return choice
-        return None
+        return next((choice for choice in self.labels if 2 * self.labels.count(choice) > len(self.labels)), None)
 
     @property
     def longer(self) -> Choice:
@@ -71,7 +68,7 @@ def read_labeled_pairs(path: Path) -> LabeledPairs:
         DataError: the file cannot be read, is of no such format, or a row lacks a column or has another label.
     """
     rows = rows_of(read_table(path), where=str(path))
-    reader = _reader(set(rows[0]))
+    reader = next((reader for needed, reader in _READERS if needed <= rows[0].keys()), None)
     if reader is None:
         raise DataError(
             f"{path} is of no preference format that is known: HH (chosen, rejected), pairs (prompt, chosen, "
@@ -93,18 +90,6 @@ def read_labeled_pairs(path: Path) -> LabeledPairs:
     if not found:
         raise DataError(f"{path}: in none of the {len(rows)} rows have both completions the same prompt")
     return LabeledPairs(tuple(found), tuple(skipped))
-
-
-def _reader(columns: set[str]) -> Callable[[Row, int], LabeledPair | None] | None:
-    if {"prompt", "chosen", "rejected"} <= columns:
-        return _plain
-    if {"chosen", "rejected"} <= columns:
-        return _hh
-    if {"output_1", "output_2", "label"} <= columns:
-        return _llmbar
-    if {"response1", "response2", "annotator1"} <= columns:
-        return _pandalm
-    return None
 
 
 def _plain(row: Row, number: int) -> LabeledPair:
@@ -139,6 +124,15 @@ def _pandalm(row: Row, number: int) -> LabeledPair:
     plain = {name: str(value) if isinstance(value, bool | int | float) else value for name, value in row.items()}
     completions = (_text(plain, "response1"), _text(plain, "response2"))
     return LabeledPair(str(number), prompt, completions, tuple(_choice(row, name, (0, 1, 2)) for name in names))
+
+
+_READERS: tuple[tuple[set[str], Callable[[Row, int], LabeledPair | None]], ...] = (
+    ({"prompt", "chosen", "rejected"}, _plain),
+    ({"chosen", "rejected"}, _hh),
+    ({"output_1", "output_2", "label"}, _llmbar),
+    ({"response1", "response2", "annotator1"}, _pandalm),
+)
+"""What reads the rows that have these columns; the first that fits does."""
 
 
 def _text(row: Row, name: str) -> str:

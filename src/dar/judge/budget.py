@@ -45,7 +45,3 @@ class Budget:
         """
         self.require(1)
         self.requests += 1
-
-    def spend(self, tokens: int) -> None:
-        """Notes tokens that the server has counted."""
-        self.tokens += tokens

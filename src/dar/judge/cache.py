@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dar.errors import ConfigError
-from dar.judge.reply import Reply, from_json, to_json
+from dar.judge.reply import REPLIES, Reply
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,6 @@ Result = TypeVar("Result")
 
 _WAIT = 30.0
 """Seconds to wait for another process that is writing."""
-_PER_QUERY = 500
-"""Keys looked up at once; SQLite bounds the variables of a statement."""
 
 
 class ReplyCache:
@@ -46,13 +45,9 @@ class ReplyCache:
         """The replies that are there, by key."""
 
         def read(database: sqlite3.Connection) -> dict[str, Reply]:
-            found: dict[str, Reply] = {}
-            for first in range(0, len(keys), _PER_QUERY):
-                part = keys[first : first + _PER_QUERY]
-                marks = ",".join("?" * len(part))
-                rows = database.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                found |= {key: from_json(reply) for key, reply in rows}
-            return found
+            # As one variable: SQLite bounds how many a statement may have.
+            asked = "SELECT key, reply FROM replies WHERE key IN (SELECT value FROM json_each(?))"
+            return {key: REPLIES.validate_json(reply) for key, reply in database.execute(asked, [json.dumps(keys)])}
 
         return self._with_database(read) or {}
 
@@ -60,7 +55,8 @@ class ReplyCache:
         """Keeps a reply; one that is there already stays, so that everybody goes on seeing the same."""
 
         def write(database: sqlite3.Connection) -> None:
-            database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, to_json(reply)))
+            row = (key, REPLIES.dump_json(reply).decode())
+            database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", row)
 
         self._with_database(write)
 
@@ -74,7 +70,7 @@ class ReplyCache:
             except sqlite3.OperationalError as error:
                 log.warning("the judge's cache %s cannot be used: %s", self.path, error)
                 return None
-            except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+            except (sqlite3.DatabaseError, ValueError) as error:
                 self._set_aside(identity, error)
         return None
 

@@ -16,7 +16,7 @@ from dar.errors import ConfigError, RewardError
 from dar.judge.budget import Budget
 from dar.judge.counts import Counts
 from dar.judge.reply import MalformedReply, Reply, read_reply
-from dar.judge.retry import Backoff, Outage, retry_after_seconds
+from dar.judge.retry import Backoff, retry_after_seconds
 from dar.judge.template import Messages
 from dar.rewards import Failed
 from dar.shown import keep_secret, one_line
@@ -135,7 +135,9 @@ class Session:
     def __init__(self, client: Client, connection: AsyncClient) -> None:
         self._client = client
         self._connection = connection
-        self._outage = Outage()
+        self._failing_since: float | None = None
+        """Since when nobody was answered. All share it, so that those that were still waiting for their turn when the
+        server went away do not each wait out its whole absence again."""
         self._places = asyncio.Semaphore(client.endpoint.concurrency)
 
     async def ask(self, messages: Messages) -> Reply | Failed:
@@ -171,10 +173,10 @@ class Session:
             except _Unanswered as error:
                 problem, retry_after = str(error), error.retry_after
             now = time.monotonic()
-            since = self._outage.failed(now)
+            self._failing_since = now if self._failing_since is None else self._failing_since
             first_failure = now if first_failure is None else first_failure
             delay = self._client.backoff.delay(attempt, retry_after)
-            if now + delay - min(first_failure, since) > endpoint.patience:
+            if now + delay - min(first_failure, self._failing_since) > endpoint.patience:
                 waiting = f", and asked for {retry_after:.0f} s more" if retry_after else ""
                 return Failed(
                     f"the judge at {endpoint.base_url} gave no answer within {endpoint.patience:g} s of patience "
@@ -209,14 +211,12 @@ class Session:
             raise _Unanswered(one_line(f"{type(error).__name__}: {error}")) from None
         if not 200 <= status < 300:
             raise self._judged(status, body, retry_after)
-        self._outage.answered()
+        self._failing_since = None
         reply = read_reply(body)
-        client.counts.answered(
-            latency=time.monotonic() - started,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-        )
-        client.budget.spend(reply.prompt_tokens + reply.completion_tokens)
+        client.counts.latencies.append(time.monotonic() - started)
+        client.counts.prompt_tokens += reply.prompt_tokens
+        client.counts.completion_tokens += reply.completion_tokens
+        client.budget.tokens += reply.prompt_tokens + reply.completion_tokens
         return reply
 
     async def _post(self, url: str, question: bytes) -> tuple[int, bytes, str | None]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, TypeVar
 
 from dar.config.rewards import JudgeRewardSpec
@@ -123,10 +124,7 @@ class Judge:
                 row=item.row,
             )
             for item in items
-            for first, second in (
-                (item.completion_a, item.completion_b),
-                (item.completion_b, item.completion_a),
-            )
+            for first, second in permutations([item.completion_a, item.completion_b])
         ]
         verdicts = await self._ask(questions, _read_verdict)
         return [_preference(forward, backward) for forward, backward in zip(verdicts[::2], verdicts[1::2], strict=True)]

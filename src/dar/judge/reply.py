@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dar.shown import redacted
 
@@ -177,15 +176,5 @@ def _token(token: _Token, text: str) -> Token:
     return Token(text, tuple(item for item in candidates if math.isfinite(item[1])))
 
 
-def to_json(reply: Reply) -> str:
-    """The reply as one line of JSON."""
-    return json.dumps(asdict(reply), ensure_ascii=False, separators=(",", ":"))
-
-
-def from_json(text: str) -> Reply:
-    """The reply that `to_json` wrote."""
-    raw: dict[str, Any] = json.loads(text)
-    tokens = tuple(
-        Token(token["text"], tuple((text, logprob) for text, logprob in token["candidates"])) for token in raw["tokens"]
-    )
-    return Reply(raw["text"], tokens, raw["prompt_tokens"], raw["completion_tokens"], raw.get("is_cut", False))
+REPLIES = TypeAdapter(Reply)
+"""Writes replies as JSON, and reads them again."""

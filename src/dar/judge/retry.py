@@ -32,12 +32,8 @@ class Backoff:
         return jitter if retry_after is None else retry_after + self._random.uniform(0.0, min(bound, self.first))
 
 
-def retry_after_seconds(value: str | None, *, now: float | None = None) -> float | None:
+def retry_after_seconds(value: str | None) -> float | None:
     """Seconds a `Retry-After` header asks for, given as seconds or as an HTTP date; None where it asks for nothing.
-
-    Args:
-        value: the header.
-        now: seconds since the epoch that a date is compared with; by default the clock's.
 
     RFC 9110, section 10.2.3. A date in the past asks for 0 seconds; what is neither is ignored.
     """
@@ -50,28 +46,7 @@ def retry_after_seconds(value: str | None, *, now: float | None = None) -> float
             date = email.utils.parsedate_tz(value)
             if date is None:
                 return None
-            seconds = email.utils.mktime_tz(date) - (time.time() if now is None else now)
+            seconds = email.utils.mktime_tz(date) - time.time()
         except (ValueError, OverflowError):
             return None  # a day that no calendar has
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-class Outage:
-    """Since when the endpoint has not answered anybody.
-
-    Requests share it, so that those that were still waiting for their turn when the server went away do not each wait
-    out its whole absence again.
-    """
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def answered(self) -> None:
-        """The endpoint is there."""
-        self._since = None
-
-    def failed(self, now: float) -> float:
-        """An attempt failed at `now`; returns since when none has succeeded."""
-        if self._since is None:
-            self._since = now
-        return self._since

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, groupby
 from typing import Any, Literal
 
 from dar.config.rewards import JudgeRewardSpec
@@ -45,22 +45,21 @@ class _JudgeReward:
         budget = self.judge.client.budget
         budget.requests, budget.tokens = int(state.get("requests", 0)), int(state.get("tokens", 0))
 
-    def _rubric(self, columns: Mapping[str, Sequence[Any]], row: int) -> str | None:
-        """The row's rubric; None where it has none.
+    def _about(self, columns: Mapping[str, Sequence[Any]], row: int) -> tuple[str | None, dict[str, Any]]:
+        """The row's rubric, None where it has none, and what the data say of it.
 
         Raises:
-            RewardError: there is no such column.
+            RewardError: there is no column of rubrics.
         """
+        data = {name: values[row] for name, values in columns.items() if name not in _NOT_DATA}
         column = self.judge.spec.rubric_column
-        if column is None:
-            return None
-        if column not in columns:
+        if column is not None and column not in data:
             raise RewardError(
                 f"the data have no column '{column}', which rubric_column names; there are: "
-                f"{', '.join(sorted(columns)) or 'none beside the prompt'}"
+                f"{', '.join(sorted(data)) or 'none beside the prompt'}"
             )
-        value = columns[column][row]
-        return None if value is None else str(value)
+        rubric = None if column is None else data[column]
+        return None if rubric is None else str(rubric), data
 
 
 class ScoreReward(_JudgeReward):
@@ -73,9 +72,8 @@ class ScoreReward(_JudgeReward):
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> list[float | Failed]:
-        columns = {name: values for name, values in columns.items() if name not in _NOT_DATA}
         items = [
-            ScoreItem(prompt, completion_text(completion), self._rubric(columns, row), _row(columns, row))
+            ScoreItem(prompt, completion_text(completion), *self._about(columns, row))
             for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         scores = await self.judge.score_async(items)
@@ -108,13 +106,14 @@ class WinsReward(_JudgeReward):
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], group_ids: Sequence[int], **columns: Sequence[Any]
     ) -> list[float | Failed]:
-        columns = {name: values for name, values in columns.items() if name not in _NOT_DATA}
         texts = [completion_text(completion) for completion in completions]
         opponents = self.judge.spec.opponents or "all"
-        pairs = [pair for group in groups_of(group_ids) for pair in group_pairs(group, opponents)]
+        # Not by the prompts: two groups may have the same one.
+        groups = [list(rows) for _, rows in groupby(range(len(texts)), key=group_ids.__getitem__)]
+        pairs = [pair for group in groups for pair in group_pairs(group, opponents)]
         # Two equal completions are a tie without asking.
         asked = [(a, b) for a, b in pairs if texts[a] != texts[b]]
-        items = [PairItem(prompts[a], texts[a], texts[b], self._rubric(columns, a), _row(columns, a)) for a, b in asked]
+        items = [PairItem(prompts[a], texts[a], texts[b], *self._about(columns, a)) for a, b in asked]
         preferences = dict(zip(asked, await self.judge.compare_async(items), strict=True))
         self._preferences += [found for found in preferences.values() if not isinstance(found, Failed)]
         scores: list[list[float]] = [[] for _ in texts]
@@ -127,7 +126,10 @@ class WinsReward(_JudgeReward):
             score = 0.5 if preference is None else preference.score
             scores[a].append(score)
             scores[b].append(1.0 - score)
-        return [_share(scores[row], reasons.get(row)) for row in range(len(texts))]
+        # The mean over the comparisons that gave a verdict. A row whose comparisons all failed has no score, and one
+        # without an opponent cannot win.
+        alone = Failed("there is no other completion of its prompt to compare it with")
+        return [sum(own) / len(own) if own else reasons.get(row, alone) for row, own in enumerate(scores)]
 
     def metrics(self) -> dict[str, float]:
         """Those of the requests, and of the comparisons: `tied_fraction`, `disagreement`, `first_shown_wins`."""
@@ -143,26 +145,8 @@ class WinsReward(_JudgeReward):
         return found
 
 
-def _share(scores: Sequence[float], failed: Failed | None) -> float | Failed:
-    """Mean over the comparisons that gave a verdict."""
-    if scores:
-        return sum(scores) / len(scores)
-    # A row without an opponent cannot win; one whose comparisons all failed has no score.
-    return failed or Failed("there is no other completion of its prompt to compare it with")
-
-
-def groups_of(group_ids: Sequence[int]) -> list[range]:
-    """The rows of each group of a group-major batch. Not by the prompts: two groups may have the same one."""
-    starts = [row for row in range(len(group_ids)) if row == 0 or group_ids[row] != group_ids[row - 1]]
-    return [range(start, stop) for start, stop in pairwise([*starts, len(group_ids)])]
-
-
-def group_pairs(group: range, opponents: Opponents) -> list[tuple[int, int]]:
+def group_pairs(group: Sequence[int], opponents: Opponents) -> list[tuple[int, int]]:
     """The pairs of rows that are compared within a group."""
     if opponents == "first":
         return [(group[0], row) for row in group[1:]]
     return list(combinations(group, 2))
-
-
-def _row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
-    return {name: values[row] for name, values in columns.items()}

@@ -62,7 +62,7 @@ def read_score(reply: Reply, scale: Scale, *, min_mass: float) -> Score | None:
         return None
     tokens = answer_tokens(reply) if stated is None or stated.value.is_integer() else ()
     place = token_at(tokens, answer_start(reply.text) if stated is None else stated.start)
-    masses = score_masses(tokens[place:], scale) if place is not None else {}
+    masses = score_masses(tokens[place:], scale.names()) if place is not None else {}
     # A "1" at which the answer was cut off may be 10, unless 10 is a token.
     longer = _longer(reply.text[stated.start :], scale.names()) if reply.is_cut and stated is not None else set()
     if longer and (place is None or not longer & {text.strip() for text, _ in tokens[place].candidates}):
@@ -97,18 +97,13 @@ def stated_number(text: str) -> _Stated | None:
     return _Stated(numbers[0][0], offset + numbers[0][1])
 
 
-def score_masses(tokens: Sequence[Token], scale: Scale) -> dict[str, float]:
-    """Probability of each score that was seen at the first of these tokens.
+def score_masses(tokens: Sequence[Token], names: frozenset[str], begun: str = "") -> dict[str, float]:
+    """Probability of each score that was seen at the first of these tokens, behind the digits with which it has begun.
 
     A score of several tokens ("1", "0") needs the next token's candidates, and these are known only after the token
     that the judge did say. "1" among the others is then 1 or the beginning of 10, and which one is unknown: it is left
-    out, unless "10" is a candidate too, and so a token of its own.
+    out, unless "10" is a candidate too, and so a token of its own. Where the answer ends, so does the number.
     """
-    return _continued("", tokens, scale.names())
-
-
-def _continued(begun: str, tokens: Sequence[Token], names: frozenset[str]) -> dict[str, float]:
-    """Probability of each score that begins with digits that were said. Where the answer ends, so does the number."""
     candidates: dict[str, float] = {}
     digits = 0.0
     for text, logprob in tokens[0].candidates if tokens else ():
@@ -124,7 +119,7 @@ def _continued(begun: str, tokens: Sequence[Token], names: frozenset[str]) -> di
         if not longer or longer & candidates.keys():
             masses[name] = probability
         elif name == begun + tokens[0].text.strip():
-            further = _continued(name, tokens[1:], names)
+            further = score_masses(tokens[1:], names, begun=name)
             masses |= {score: probability * share for score, share in further.items()}
     return masses
 

@@ -30,11 +30,8 @@ VARIABLES: dict[Mode, tuple[str, ...]] = {
     "pointwise": ("prompt", "completion", "rubric", "row", "low", "high"),
     "pairwise": ("prompt", "completion_a", "completion_b", "rubric", "row"),
 }
-"""What a template of each mode may use."""
-_REQUIRED: dict[Mode, tuple[str, ...]] = {
-    "pointwise": ("completion",),
-    "pairwise": ("completion_a", "completion_b"),
-}
+"""What a template of each mode may use; what is a completion, it must."""
+_PARTS = {"system": str, "user": str}
 _COMPUTING = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template may raise beside Jinja's own errors."""
 _ENDLESS = (TimeoutError, MemoryError, RecursionError)
@@ -129,7 +126,7 @@ def load_template(name: str, mode: Mode) -> Template:
             f"can be read: {error}"
         ) from error
     parts = parse_yaml(text, f"judge template {path}")
-    if not isinstance(parts, dict) or set(parts) != {"system", "user"} or not all(map(_is_text, parts.values())):
+    if not isinstance(parts, dict) or {name: type(text) for name, text in parts.items()} != _PARTS:
         raise ConfigError(f"judge template {path}: expected the two keys system and user, each with a text")
     digest = hashlib.sha256(text.encode()).hexdigest()
     try:
@@ -149,10 +146,6 @@ def load_template(name: str, mode: Mode) -> Template:
     return template
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 def _check_variables(path: Path, parts: dict[str, str], mode: Mode) -> None:
     used: set[str] = set()
     for part, text in parts.items():
@@ -166,8 +159,8 @@ def _check_variables(path: Path, parts: dict[str, str], mode: Mode) -> None:
             f"judge template {path}: unknown variable '{name}'{nearest_hint(name, allowed)}; a {mode} template has "
             f"{', '.join(allowed)}"
         )
-    for name in _REQUIRED[mode]:
-        if name not in used:
+    for name in allowed:
+        if name.startswith("completion") and name not in used:
             raise ConfigError(f"judge template {path}: a {mode} template must show {{{{ {name} }}}}")
 
 

@@ -169,11 +169,6 @@ class NullSpaceConstraint:
             initial = self._initial[name].to(dtype)
             layer.weight.copy_(initial + (layer.weight.to(dtype) - initial) @ projection.to(dtype))
 
-    def kept_share(self) -> float:
-        """The mean over layers of rank(P) / D, the share of directions that training may still use, in [0, 1]."""
-        shares = [(projection.double().trace() / len(projection)).item() for projection in self._projections.values()]
-        return sum(shares) / len(shares)
-
     def state_dict(self) -> dict[str, Tensor]:
         """P and W₀ of every layer, as `<name>.projection` and `<name>.initial`."""
         state: dict[str, Tensor] = {}

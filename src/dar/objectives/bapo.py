@@ -81,10 +81,20 @@ def bapo_bounds(
     released code has it: "surrogate", "ratio", "low_first", without π_roll; it also bounds log ρ to ±20 before, adds a
     small constant to the denominator, and uses the dual clip of 3 for A < 0, none of which is done here.
     """
-    _require_tokens(ratios, advantages, rollout_probs)
-    _require_search(target, low_range, high_range, low_step, high_step, criterion)
+    if ratios.ndim != 1:
+        raise ValueError(f"bapo_bounds takes the kept tokens as one row [N], got ratios of shape {list(ratios.shape)}")
+    require_same_shape(ratios=ratios, advantages=advantages)
+    if not 0 <= low_range[0] <= low_range[1] <= 1:
+        raise ValueError(f"low_range must rise within [0, 1], got {low_range}")
+    if not 1 <= high_range[0] <= high_range[1] < math.inf:
+        raise ValueError(f"high_range must rise from 1 or more and be finite, got {high_range}")
+    if not (low_step > 0 and high_step > 0):
+        raise ValueError(f"low_step and high_step must be > 0, got {low_step} and {high_step}")
+    if not 0 <= target < math.inf or (criterion == "share" and target > 1):
+        raise ValueError(f"target must be ≥ 0 and finite, and at most 1 as a share, got {target} as a {criterion}")
     weights = advantages.double().abs()
     if rollout_probs is not None:
+        require_same_shape(ratios=ratios, rollout_probs=rollout_probs)
         weights = weights * rollout_probs.double()
     ratios = ratios.double()
     is_positive, is_negative = advantages > 0, advantages < 0
@@ -125,29 +135,3 @@ def _steps(ends: tuple[float, float], step: float) -> list[float]:
     # 36 steps of .05 fill 1.2 … 3.0, yet (3.0 − 1.2)/.05 is 36.00000000000001.
     num_steps = math.ceil((end - start) / step - 1e-9)
     return [start + index * step for index in range(num_steps)] + [end]
-
-
-def _require_tokens(ratios: Tensor, advantages: Tensor, rollout_probs: Tensor | None) -> None:
-    if ratios.ndim != 1:
-        raise ValueError(f"bapo_bounds takes the kept tokens as one row [N], got ratios of shape {list(ratios.shape)}")
-    require_same_shape(ratios=ratios, advantages=advantages)
-    if rollout_probs is not None:
-        require_same_shape(ratios=ratios, rollout_probs=rollout_probs)
-
-
-def _require_search(
-    target: float,
-    low_range: tuple[float, float],
-    high_range: tuple[float, float],
-    low_step: float,
-    high_step: float,
-    criterion: Literal["share", "ratio"],
-) -> None:
-    if not 0 <= low_range[0] <= low_range[1] <= 1:
-        raise ValueError(f"low_range must rise within [0, 1], got {low_range}")
-    if not 1 <= high_range[0] <= high_range[1] < math.inf:
-        raise ValueError(f"high_range must rise from 1 or more and be finite, got {high_range}")
-    if not (low_step > 0 and high_step > 0):
-        raise ValueError(f"low_step and high_step must be > 0, got {low_step} and {high_step}")
-    if not 0 <= target < math.inf or (criterion == "share" and target > 1):
-        raise ValueError(f"target must be ≥ 0 and finite, and at most 1 as a share, got {target} as a {criterion}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -141,17 +139,11 @@ def _require_one_output(config: Any, spec: ModelSourceSpec) -> None:
 
 def _load(spec: ModelSourceSpec) -> tuple[Any, list[str]]:
     # transformers would report a head that is to come, or to be made, as missing. Pickled weights could run code.
-    with _quiet_transformers():
-        return load_weights(
-            spec, AutoModelForSequenceClassification, "reward model", use_safetensors=True, num_labels=1
-        )
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        return load_weights(
+            spec, AutoModelForSequenceClassification, "reward model", use_safetensors=True, num_labels=1
+        )
     finally:
         transformers_logging.set_verbosity(before)

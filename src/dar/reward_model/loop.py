@@ -105,7 +105,9 @@ class RewardModelLoop(Steps):
                 self._backward(scores, margins, sums, where=f"step {step}")
             self.display.tokens(sum(len(row) for index in batch for row in units[index]))
         self.module.eval()
-        norm = self._take_step(step)
+        set_learning_rate(self.optimizer, self.spec.optim, step - 1, self.num_steps)
+        parameters = list(self.trainable().values())
+        norm = clipped_step(self.optimizer, parameters, self.spec.optim.max_grad_norm, where=f"step {step}")
         parts = gathered(sums)
         sums = {name: sum(part[name] for part in parts) for name in sums}
         self.num_tokens += int(sums.pop("num_tokens"))
@@ -138,12 +140,6 @@ class RewardModelLoop(Steps):
         sums["accuracy"] += float((lead > 0).float().sum() + 0.5 * (lead == 0).float().sum())
         sums["margin"] += float(lead.sum())
         sums["mean_reward"] += float(scores.detach().mean(1).sum())
-
-    def _take_step(self, step: int) -> float:
-        """Clips, steps, and returns the gradient's norm before clipping."""
-        set_learning_rate(self.optimizer, self.spec.optim, step - 1, self.num_steps)
-        parameters = list(self.trainable().values())
-        return clipped_step(self.optimizer, parameters, self.spec.optim.max_grad_norm, where=f"step {step}")
 
     def evaluate(self, step: int) -> None:
         if not self.heldout:

@@ -51,14 +51,13 @@ def preference_report(chosen: Sequence[float], rejected: Sequence[float], longer
     }
 
 
-def calibration_error(margins: Sequence[float], *, num_bins: int = 10) -> tuple[float, list[dict[str, float]]]:
+def calibration_error(margins: Sequence[float]) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error of the probability σ(|margin|) a model gives to the completion it prefers.
 
-        ECE = Σ_b n_b / n · |accuracy_b − confidence_b|   over bins of equal width in [1/2, 1]
+        ECE = Σ_b n_b / n · |accuracy_b − confidence_b|   over ten bins of equal width in [1/2, 1]
 
     Args:
         margins: r_c − r_r of each pair.
-        num_bins: of them.
 
     Returns:
         The error in [0, 1], and the bins that hold pairs: `confidence`, `accuracy`, `num_pairs`.
@@ -66,7 +65,7 @@ def calibration_error(margins: Sequence[float], *, num_bins: int = 10) -> tuple[
     Guo et al. 2017, arXiv:1706.04599, eq. 3, for the two completions of a pair.
     """
     right, confidence = np.array([_points(margin) for margin in margins]), expit(np.abs(margins))
-    places = np.minimum(num_bins - 1, ((2 * confidence - 1) * num_bins).astype(int))
+    places = np.minimum(9, ((2 * confidence - 1) * 10).astype(int))
     bins = [
         {
             "confidence": float(confidence[places == place].mean()),
@@ -81,12 +80,9 @@ def calibration_error(margins: Sequence[float], *, num_bins: int = 10) -> tuple[
 
 def _by_length(right: Sequence[float], longer_by: Sequence[int]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for low, stop in pairwise((None, *_EDGES, None)):
-        part = [
-            points
-            for points, difference in zip(right, longer_by)
-            if (low is None or difference >= low) and (stop is None or difference < stop)
-        ]
+    places = np.digitize(longer_by, _EDGES)
+    for place, (low, stop) in enumerate(pairwise((None, *_EDGES, None))):
+        part = [points for points, own in zip(right, places) if own == place]
         if part:
             high = None if stop is None else stop - 1
             found.append(

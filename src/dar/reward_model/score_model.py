@@ -164,11 +164,6 @@ def reads_last_token(model: Any) -> bool:
     config = model.config.get_text_config()
     tokens = [token for token in range(min(6, config.vocab_size)) if token != config.pad_token_id]
     ids = torch.tensor([tokens], device=model.device)
-    own = head(padded_last_states(model, [tuple(tokens)]).to(head_dtype(head)))
+    own = head(padded_last_states(model, [tuple(tokens)]).to(next(head.parameters()).dtype))
     expected = model(input_ids=ids).logits
     return torch.allclose(own.float(), expected.float(), rtol=1e-3, atol=1e-3)
-
-
-def head_dtype(head: nn.Module) -> torch.dtype:
-    """The dtype of a head's weights."""
-    return next(head.parameters()).dtype

@@ -101,11 +101,7 @@ def sentiment() -> RewardFunction:
 
 def length(target: int) -> RewardFunction:
     """−|tokens − target| / target; EOS counts as a token."""
-
-    def score(completion_ids: Sequence[Sequence[int]]) -> list[float]:
-        return [-abs(len(ids) - target) / target for ids in completion_ids]
-
-    return score
+    return _by_length(lambda length: -abs(length - target) / target)
 
 
 def regex(pattern: str) -> RewardFunction:
@@ -136,18 +132,19 @@ def length_penalty(max_length: int, buffer: int) -> RewardFunction:
 
     Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 13.
     """
-
-    def score(completion_ids: Sequence[Sequence[int]]) -> list[float]:
-        return [min(0.0, max(-1.0, (max_length - buffer - len(ids)) / buffer)) for ids in completion_ids]
-
-    return score
+    return _by_length(lambda length: min(0.0, max(-1.0, (max_length - buffer - length) / buffer)))
 
 
 def token_cost(cost: float) -> RewardFunction:
     """−cost for every token, EOS included."""
+    return _by_length(lambda length: -cost * length)
+
+
+def _by_length(value: Callable[[int], float]) -> RewardFunction:
+    """A reward of a completion's number of tokens."""
 
     def score(completion_ids: Sequence[Sequence[int]]) -> list[float]:
-        return [-cost * len(ids) for ids in completion_ids]
+        return [value(len(ids)) for ids in completion_ids]
 
     return score
 

@@ -161,15 +161,6 @@ def pack_prompts(prompts: Sequence[Sequence[int]]) -> PackedGroups:
     )
 
 
-def packed_length(groups: TokenGroups) -> list[int]:
-    """Tokens each group takes in the packed layout."""
-    lengths, row, result = groups.lengths.tolist(), 0, []
-    for prompt, size in zip(groups.prompt_ids, groups.group_sizes, strict=True):
-        result.append(len(prompt) + sum(lengths[row : row + size]) - size)
-        row += size
-    return result
-
-
 def _places(spans: list[tuple[int, int]], prefixes: list[tuple[int, int]]) -> dict[str, Any]:
     """What `PackedGroups` says of every token's own stretch and of its prompt's."""
     lengths = torch.tensor([length for _, length in spans])

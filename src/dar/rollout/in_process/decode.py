@@ -133,31 +133,23 @@ class PaddedDecoder:
         ids, attention = reversed_ids.flip(1).to(device), reversed_mask.flip(1).long().to(device)
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
-        states = hidden_states(
-            model,
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )[:, -1]
-        # Recurrent layers have no `batch_repeat_interleave`.
+        # Which prompt each row completes: recurrent layers have no `batch_repeat_interleave`.
         order: Any = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
-        cache.reorder_cache(order)
-        states, attention = (x.repeat_interleave(num_generations, 0) for x in (states, attention))
-        position = positions[:, -1:].repeat_interleave(num_generations, 0)
-        rows = torch.arange(len(states), device=device)
+        rows = torch.arange(len(order), device=device)
         for t in range(max_new_tokens):
-            tokens, ended = sample(states, rows, torch.full_like(rows, t))
-            if t == max_new_tokens - 1 or (ended is not None and ended.all()):
-                return
-            position = position + 1
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
             states = hidden_states(
                 model,
-                input_ids=tokens.unsqueeze(1),
+                input_ids=ids,
                 attention_mask=attention,
-                position_ids=position,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
             )[:, -1]
+            if t == 0:
+                cache.reorder_cache(order)
+                states, attention, positions = states[order], attention[order], positions[order, -1:]
+            tokens, ended = sample(states, rows, torch.full_like(rows, t))
+            if ended is not None and ended.all():
+                return
+            ids, positions = tokens.unsqueeze(1), positions + 1
+            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,13 +23,6 @@ Linear = Callable[[Tensor], Tensor]
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names under which transformers' attention and MLP modules keep linear layers that read the same states."""
-
-
-class _Merged(NamedTuple):
-    """A linear layer with its adapter merged."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 @contextmanager
@@ -83,10 +76,10 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Linear]]:
             yield module, module
 
 
-def _merged(layer: nn.Module, base: nn.Linear) -> _Merged:
-    if layer is not base and not getattr(layer, "disable_adapters", False):
-        base = merged_copy(layer).get_base_layer()
-    return _Merged(base.weight, base.bias)
+def _merged(layer: nn.Module, base: nn.Linear) -> nn.Linear:
+    """The base of a layer, with the layer's adapter merged."""
+    is_adapted = layer is not base and not getattr(layer, "disable_adapters", False)
+    return merged_copy(layer).get_base_layer() if is_adapted else base
 
 
 def merged_copy(layer: Any) -> Any:
@@ -112,11 +105,12 @@ def _groups(model: nn.Module, layers: dict[nn.Module, nn.Linear]) -> list[list[n
     return groups + [[layer] for layer in layers if layer not in grouped]
 
 
-def _stacked(parts: list[_Merged]) -> _Merged:
-    if len(parts) == 1:
-        return parts[0]
-    biases = [part.bias for part in parts if part.bias is not None]
-    return _Merged(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+def _stacked(layers: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of some layers as those of one."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
 
 
 def _shared(joined: Linear, sizes: list[int]) -> Iterator[Linear]:
