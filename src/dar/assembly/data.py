@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dar.assembly.objects import Objects
 from dar.assembly.rows import check_rows
@@ -19,16 +19,9 @@ from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
 from dar.policies.text.loading import eos_token_ids, load_generation_config
 
-
-class Reader(Protocol):
-    """How a policy reads data, in the words of `dar.assembly.text.TextParts`."""
-
-    tokenizer: Any
-    read: Callable[..., tuple[int, ...]]
-    vocabulary: int
-
-    @property
-    def context(self) -> int | None: ...
+if TYPE_CHECKING:
+    from dar.assembly.flow import FlowParts
+    from dar.assembly.text import TextParts
 
 
 @dataclass(frozen=True)
@@ -61,13 +54,13 @@ class RunData:
         return found
 
 
-def build_data(spec: RunSpec, objects: Objects, reader: Reader) -> RunData:
+def build_data(spec: RunSpec, objects: Objects, reader: TextParts | FlowParts) -> RunData:
     """Reads and checks all data of a run.
 
     Args:
         spec: the recipe.
         objects: rows and model given instead of files.
-        reader: the policy's.
+        reader: how the policy reads it.
 
     Raises:
         DataError: a file or row cannot be used or scored, or prompts are too long.
@@ -118,7 +111,9 @@ def build_data(spec: RunSpec, objects: Objects, reader: Reader) -> RunData:
     return RunData(train, logged, heldout, known, gold)
 
 
-def build_prompts(spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, reader: Reader) -> PromptSet:
+def build_prompts(
+    spec: RunSpec, source: SourceSpec, rows: Iterable[Any] | None, reader: TextParts | FlowParts
+) -> PromptSet:
     """Prompts read and tokenised.
 
     Raises:

@@ -14,7 +14,7 @@ from dar.policies.flow.loading import Labels, image_shape, load_flow, num_classe
 from dar.policies.flow.policy import FlowPolicy
 from dar.policies.flow.sde import build_sde
 from dar.policies.precision import Precision
-from dar.rollout.flow.engine import FlowEngine
+from dar.rollout.flow import FlowEngine
 from dar.rollout.protocol import Engine
 
 
@@ -34,8 +34,7 @@ class FlowParts:
 
     def require(self, algorithm: Algorithm) -> None:
         if algorithm.needs_logits or algorithm.needs_values:
-            what = "logits of tokens" if algorithm.needs_logits else "a critic"
-            raise ConfigError(f"{self.spec.algorithm.type} reads {what}, and a flow-matching policy has none")
+            raise ConfigError(f"{self.spec.algorithm.type} reads logits or a critic, which no flow-matching policy has")
 
     def engine(self) -> Engine:
         if isinstance(self.spec.engine, InProcessSpec):
@@ -47,9 +46,8 @@ class FlowParts:
         shapes = [(image_shape(each), num_classes(each)) for each in (reference or self.bare, self.bare)]
         if shapes[0] != shapes[1]:
             raise ConfigError(f"the reference has images and classes {shapes[0]}, and the policy {shapes[1]}")
-        sde, reduction = build_sde(self.source.sde, precision.device), self.source.sde.logprob
-        others = {"reference": reference, "with_reference": with_reference}
-        return FlowPolicy(self.bare, sde, precision, reduction=reduction, **others)
+        sde = build_sde(self.source.sde, precision.device)
+        return FlowPolicy(self.bare, sde, precision, self.source.sde.logprob, reference, with_reference=with_reference)
 
     def ranks(self) -> None:
         """It has no adapters."""

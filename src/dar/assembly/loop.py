@@ -80,8 +80,8 @@ def build_loop(
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
-    max_length = parts.max_completion_length
-    algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=max_length)
+    length = parts.max_completion_length
+    algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=length)
     parts.require(algorithm)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
     policy = parts.build(precision, with_reference=with_reference)

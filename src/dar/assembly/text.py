@@ -21,17 +21,10 @@ from dar.errors import ConfigError
 from dar.learn.adapter_ranks import AdapterRanks
 from dar.learn.null_space import NullSpaceConstraint, gram_matrices, null_space_projection
 from dar.policies.precision import Precision
+from dar.policies.text import loading
 from dar.policies.text.critic import make_critic
 from dar.policies.text.frozen import asks_its_base, keep_frozen
 from dar.policies.text.head import check_head, look_up_sparsely
-from dar.policies.text.loading import (
-    checkpoint_layers,
-    context_length,
-    disable_dropout,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
@@ -54,10 +47,10 @@ class TextParts:
 
     def __init__(self, spec: RunSpec, model: ModelSpec, objects: Objects) -> None:
         self.spec, self.source, self.objects = spec, model, objects
-        self.tokenizer = objects.tokenizer or load_tokenizer(model)
-        self.config = objects.model.config if objects.model is not None else load_config(model)
+        self.tokenizer = objects.tokenizer or loading.load_tokenizer(model)
+        self.config = objects.model.config if objects.model is not None else loading.load_config(model)
         self.read = partial(prompt_ids, self.tokenizer)
-        self.context = context_length(self.config)
+        self.context = loading.context_length(self.config)
         self.vocabulary = self.config.get_text_config().vocab_size
         self.max_completion_length = spec.sampling.max_completion_length
 
@@ -79,8 +72,8 @@ class TextParts:
         if objects.lora is not None and source.lora is not None:
             raise ConfigError("peft_config and overrides both describe an adapter: leave one of them out")
         lora = objects.lora or source.lora
-        model = objects.model if objects.model is not None else load_model(source, as_saved=lora is not None)
-        disable_dropout(model)
+        model = objects.model if objects.model is not None else loading.load_model(source, as_saved=lora is not None)
+        loading.disable_dropout(model)
         is_adapted = lora is not None or has_adapter(model)
         # What is trained is fp32 whatever the model came in: a small step would be lost to bf16's rounding.
         if is_adapted and asks_its_base(lora or getattr(model, "active_peft_config", None)):
@@ -94,13 +87,13 @@ class TextParts:
                 require_named_base(model)
             model = adapted(model.to(precision.device), lora, seed=spec.seed)
         if source.gradient_checkpointing:
-            checkpoint_layers(model)
+            loading.checkpoint_layers(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
         model.eval()
         reference = objects.reference
         if reference is None and spec.reference is not None and with_reference:
-            reference = load_model(spec.reference, as_saved=spec.reference_sync is None)
+            reference = loading.load_model(spec.reference, as_saved=spec.reference_sync is None)
         if reference is not None and with_reference:
             sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
             if sizes[0] != sizes[1]:

@@ -123,9 +123,7 @@ def expand_alerts(value: Any) -> Any:
 AnyAlerts = Annotated[list[AnyAlert], BeforeValidator(expand_alerts)]
 
 
-def why_blind(
-    alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_evaluations: int, is_flow: bool = False
-) -> str | None:
+def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_evaluations: int) -> str | None:
     """Why an alert could never fire in a run of any length, or None: a watch that sees nothing is worse than none.
 
     Args:
@@ -134,11 +132,7 @@ def why_blind(
         is_plain: held-out prompts are sampled from the policy itself, not greedily or truncated.
         has_gold: there are `evaluation.rewards`.
         num_evaluations: of the run.
-        is_flow: what is sampled are images.
     """
-    of_texts = MissingEosAlertSpec | LengthDriftAlertSpec | EntropyAlertSpec | RepetitionAlertSpec
-    if is_flow and isinstance(alert, of_texts):
-        return "it watches texts, and model.type is flow"
     on_heldout = _reads_heldout(alert)
     if on_heldout and num_evaluations == 0:
         return "it reads held-out evaluations, but no held-out prompts are sampled: name data.heldout and rewards"

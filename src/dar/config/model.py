@@ -48,7 +48,6 @@ class ModelSourceSpec(Spec):
 
     shorthand: ClassVar[str | None] = "path"
     library: ClassVar[str] = "transformers"
-    """Whose models they are."""
 
     path: str
     """A Hub id, a folder, a `.gguf` file, `package:NAME/inner/path` for a file shipped by an installed package,

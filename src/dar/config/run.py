@@ -13,7 +13,7 @@ from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
-from dar.config.flow import TEXT_ONLY, AnyModel, FlowModelSpec
+from dar.config.flow import ALERTS_OF_TEXT, TEXT_ONLY, AnyModel, FlowModelSpec
 from dar.config.model import ModelSourceSpec, ReferenceSyncSpec
 from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, AnyOptim
 from dar.config.preference import PairedSpec
@@ -205,7 +205,6 @@ class RunSpec(Spec):
                 is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
                 num_evaluations=self._num_evaluations,
-                is_flow=isinstance(self.model, FlowModelSpec),
             )
             if reason is not None:
                 raise ValueError(f"alerts.{index} ({alert.type}) could never fire: {reason}")
@@ -265,12 +264,12 @@ class RunSpec(Spec):
             field = type(part).model_fields.get(name) if isinstance(part, Spec) else None
             if field is not None and getattr(part, name) != field.get_default(call_default_factory=True):
                 raise ValueError(f"{key} is for language models: it does nothing for a flow-matching one, remove it")
-        if self.algorithm.logged:
-            raise ValueError(f"{self.algorithm.type} learns from texts of the data, but model.type is flow")
-        for reward in (*self.rewards, *self.evaluation.rewards):
-            if not isinstance(reward, FunctionRewardSpec):
-                name = reward_name(reward)
-                raise ValueError(f"the reward {name} reads texts, but model.type is flow: name a function of images")
+        rewards = (*self.rewards, *self.evaluation.rewards)
+        readers = [f"the reward {reward_name(each)}" for each in rewards if not isinstance(each, FunctionRewardSpec)]
+        readers += [f"the alert {alert.type}" for alert in self.alerts if alert.type in ALERTS_OF_TEXT]
+        readers += [self.algorithm.type] if self.algorithm.logged else []
+        if readers:
+            raise ValueError(f"{readers[0]} reads texts, but model.type is flow")
 
     def _check_offline(self) -> None:
         method = self.algorithm.type

@@ -1,11 +1,5 @@
-"""Ratios of denoising steps: why those of a Gaussian lean to one side, and how they are set upright.
-
-A step x' = μ_t + s ε of the policy that sampled, with s = σ √Δ, has under π_θ, with d = μ_θ − μ_t,
-
-    log ρ = d·ε/s − ‖d‖²/(2 s²)
-
-whose mean is −‖d‖²/(2 s²) < 0 and whose deviation ‖d‖/s differs from step to step, so one clip range fits none of them.
-"""
+"""Ratios of denoising steps. A step x' = μ_t + s ε of the policy that sampled has log ρ = d·ε/s − ‖d‖²/(2 s²) under
+π_θ, with d = μ_θ − μ_t: its mean is below 0 and its deviation ‖d‖/s differs by step, so no one clip range fits."""
 
 from __future__ import annotations
 

@@ -60,11 +60,6 @@ class ModelPolicy(ABC, Generic[Module]):
         """What is trained, as its library made it."""
         return self.module.model
 
-    @property
-    def _reference_model(self) -> Any:
-        assert self._reference is not None
-        return self._reference.model
-
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
@@ -88,7 +83,7 @@ class ModelPolicy(ABC, Generic[Module]):
         with self._as_reference():
             return self._in_parts(module, groups, max_tokens)
 
-    def _reference_module(self) -> Module:
+    def _reference_module(self) -> Any:
         if not self.has_reference:
             raise ValueError("this policy was built without a reference model")
         return self._reference or self.module
@@ -112,15 +107,15 @@ class ModelPolicy(ABC, Generic[Module]):
 
     @torch.no_grad()
     def sync_reference(self, mix: float) -> None:
-        for ours, theirs in zip(self._reference_model.parameters(), self.model.parameters(), strict=True):
+        for ours, theirs in zip(self._reference_module().model.parameters(), self.model.parameters(), strict=True):
             ours.lerp_(theirs.to(ours.dtype), mix)
 
     def reference_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self._reference_model.named_parameters()}
+        return {name: parameter.detach() for name, parameter in self._reference_module().model.named_parameters()}
 
     @torch.no_grad()
     def restore_reference(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._reference_model.named_parameters():
+        for name, parameter in self._reference_module().model.named_parameters():
             parameter.copy_(state[name])
 
     def save(self, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> None:

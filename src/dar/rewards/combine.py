@@ -206,7 +206,6 @@ def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
     """What a reward may name of a batch."""
     per_row = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
     lengths = rollouts.groups.lengths.tolist()
-    images = {} if rollouts.images is None else {"images": rollouts.images}
     return keyword_arguments(
         [prompt.content for prompt in per_row],
         [prompt.columns for prompt in per_row],
@@ -216,5 +215,5 @@ def completion_arguments(rollouts: Rollouts) -> dict[str, Any]:
         ],
         finish_reasons=list(rollouts.finish_reasons),
         group_ids=[index for index in range(len(rollouts.prompts)) for _ in range(rollouts.num_generations)],
-        **images,
+        **({} if rollouts.images is None else {"images": rollouts.images}),
     )

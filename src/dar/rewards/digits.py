@@ -20,8 +20,7 @@ def legibility(prompts: Sequence[str], images: Tensor, *, is_held_out: bool = Fa
 
 
 def held_out_legibility(prompts: Sequence[str], images: Tensor) -> list[float]:
-    """The probability of the label under a random forest that has seen the other half, as strokes: slopes of the image
-    and sums over its rows and columns, each image scaled to the same ink."""
+    """The same under a random forest on the other half's slopes and sums over rows and columns, at equal ink."""
     return legibility(prompts, images, is_held_out=True)
 
 

@@ -41,16 +41,9 @@ class SamplingKey:
         Philox 4×64 (Salmon et al. 2011), keyed by (seed, purpose and step), its counter started at (prompt,
         completion): a longer request begins with the same numbers.
         """
-        return torch.from_numpy(self._stream(prompt, completion).random_raw(length).view(np.int64))
-
-    def normals(self, prompt: int, completion: int, length: int) -> Tensor:
-        """[length] fp32 of N(0, 1), of the same stream as `seeds`: for policies whose choices are no tokens."""
-        numbers = np.random.Generator(self._stream(prompt, completion))
-        return torch.from_numpy(numbers.standard_normal(length, dtype=np.float32))
-
-    def _stream(self, prompt: int, completion: int) -> np.random.Philox:
         key = np.array([self.seed, (_PURPOSES[self.purpose] << 56) | self.step], dtype=np.uint64)
-        return np.random.Philox(key=key, counter=np.array([0, 0, completion, prompt], dtype=np.uint64))
+        counter = np.array([0, 0, completion, prompt], dtype=np.uint64)
+        return torch.from_numpy(np.random.Philox(key=key, counter=counter).random_raw(length).view(np.int64))
 
 
 def draw(probabilities: Tensor, seeds: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tenso
 
 
 def completion_metrics(rollouts: Rollouts) -> Metrics:
-    """What completions are like: of images how bright they are, and the root mean square difference of a pixel between
-    two of a prompt, near 0 where they have become one."""
+    """What completions are like; of images, brightness and the RMS difference of a pixel between two of a prompt."""
     if rollouts.images is None:
         return text_metrics(rollouts)
     groups = rollouts.images.double().flatten(1).unflatten(0, (-1, rollouts.num_generations))

@@ -12,7 +12,6 @@ from dar.errors import require_package
 from dar.policies.cached import made_once
 
 TOY = "toy:digits"
-"""What a recipe calls it."""
 
 
 def digits_folder() -> str:
@@ -34,8 +33,8 @@ def trained(*, steps: int) -> Any:
     data: Any = load_digits()
     digits = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     classes, generator = torch.tensor(data.target), torch.Generator().manual_seed(0)
-    shape = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}
-    size = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 4, "norm_num_groups": 1}
+    shape: Any = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}
+    size: Any = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 4, "norm_num_groups": 1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DiTTransformer2DModel(**shape, **size).eval()  # train() would drop labels, which only guidance needs

@@ -13,6 +13,7 @@ from dar.errors import ConfigError, DataError, require_package
 from dar.files.hub import require_source
 from dar.files.paths import resolve_path
 from dar.policies.flow.digits import TOY, digits_folder
+from dar.shown import words
 
 
 def load_flow(spec: ModelSourceSpec) -> Any:
@@ -30,8 +31,7 @@ def load_flow(spec: ModelSourceSpec) -> Any:
     try:
         model: Any = AutoModel.from_pretrained(path, revision=spec.revision)
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
-        first = (str(error).strip() or "?").splitlines()[0]
-        raise ConfigError(f"no diffusers model can be loaded from {path}: {type(error).__name__}: {first}") from error
+        raise ConfigError(f"no diffusers model can be loaded from {path}: {words(error).splitlines()[0]}") from error
     if not num_classes(model):
         raise ConfigError(f"{path} holds a {type(model).__name__} without class labels: only class-conditional ones do")
     if model.config.get("out_channels") not in (None, model.config.in_channels):

@@ -78,8 +78,8 @@ class FlowLogprobs(nn.Module):
 class FlowPolicy(ModelPolicy[FlowLogprobs]):
     """The trainable velocity model and its π₀. There is no critic, and there are no logits."""
 
-    def __init__(self, model: Any, sde: SDE, precision: Precision, *, reduction: Literal["mean", "sum"],
-                 reference: Any | None = None, with_reference: bool = True) -> None:  # fmt: skip
+    def __init__(self, model: Any, sde: SDE, precision: Precision, reduction: Literal["mean", "sum"],
+                 reference: Any | None = None, *, with_reference: bool = True) -> None:  # fmt: skip
         module = FlowLogprobs(model.to(precision.device).eval(), sde, reduction)
         super().__init__(module, precision, reference=reference, with_reference=with_reference)
 

@@ -11,7 +11,7 @@ and with σ = 0 this is Euler's step of the ODE.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,10 +42,6 @@ class SDE:
         time, end, sigma = (values[steps].unsqueeze(1) for values in (self.times, self.times[1:], self.sigmas))
         drift = velocities + sigma**2 / (2 * time) * (states + (1 - time) * velocities)
         return states - (time - end) * drift
-
-    def deterministic(self) -> SDE:
-        """The same grid without noise: the ODE."""
-        return replace(self, sigmas=torch.zeros_like(self.sigmas))
 
 
 def build_sde(spec: FlowSDESpec, device: torch.device | str = "cpu") -> SDE:

@@ -33,8 +33,6 @@ class Policy(ModelPolicy[LogprobModel]):
     of the initial policy, its linear layers in the compute precision, or in the one it was saved in if that has fewer
     bytes.
 
-    The methods are those of `dar.policies.protocol.Policy`.
-
     Args:
         model: a transformers causal language model, or a peft model around one. Moved to the device.
         tokenizer: its tokenizer.

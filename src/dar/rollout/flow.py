@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Literal
 
@@ -45,29 +46,23 @@ class FlowEngine:
         rows = [(prompt, k) for prompt in prompts for k in range(num_generations)]
         labels = torch.tensor([prompt.token_ids[0] for prompt, _ in rows])
         with self.policy.sampler() as module:
-            sde = module.sde.deterministic() if decoding.greedy else module.sde
+            sde = replace(module.sde, sigmas=torch.zeros_like(module.sde.sigmas)) if decoding.greedy else module.sde
             size = (len(sde.times), prod(module.shape))
-            noises = torch.stack([key.normals(each.position, k, prod(size)).view(size) for each, k in rows])
+            bits = torch.stack([key.seeds(each.position, k, prod(size)).view(size) for each, k in rows])
+            # 64 random bits as a number between 0 and 1, and that as a quantile of N(0, 1).
+            noises = torch.special.ndtri((bits.double() / 2.0**64 + 0.5).clamp(1e-16, 1 - 1e-16)).float()
             portions = zip(noises.split(self.max_rows), labels.split(self.max_rows), strict=True)
             parts = [self._denoise(module, sde, *portion, progress) for portion in portions]
         path, logprobs = (torch.cat(each) for each in zip(*parts, strict=True))
         if not path.isfinite().all():
-            raise RolloutError(
-                "the policy's velocities are not finite, so nothing can be sampled from it. The weights have probably "
-                "diverged: continue from an earlier checkpoint with a lower optim.learning_rate."
-            )
-        groups = Trajectories(
-            prompt_ids=tuple(prompt.token_ids for prompt in prompts),
-            group_sizes=(num_generations,) * len(prompts),
-            completion_ids=torch.arange(len(sde.sigmas)).expand(len(rows), -1).contiguous(),
-            mask=torch.ones(len(rows), len(sde.sigmas), dtype=torch.bool),
-            states=path[:, :-1],
-            nexts=path[:, 1:],
-            noises=noises[:, 1:],
-        )
+            raise RolloutError("velocities are not finite: the weights have diverged; lower optim.learning_rate")
+        steps = torch.arange(len(sde.sigmas)).expand(len(rows), -1).contiguous()
+        tokens = ((num_generations,) * len(prompts), steps, torch.ones_like(steps, dtype=torch.bool))
+        states = {"states": path[:, :-1], "nexts": path[:, 1:], "noises": noises[:, 1:]}
+        groups = Trajectories(tuple(prompt.token_ids for prompt in prompts), *tokens, **states)
         return Rollouts(
-            prompts=tuple(prompts),
-            groups=groups,
+            tuple(prompts),
+            groups,
             texts=("",) * len(rows),
             logprobs=torch.zeros_like(logprobs) if decoding.greedy else logprobs,
             finish_reasons=("eos",) * len(rows),

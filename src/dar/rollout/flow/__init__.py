@@ -1,1 +1,0 @@
-"""Sampling trajectories of a flow-matching model."""
