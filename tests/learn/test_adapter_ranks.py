@@ -46,10 +46,13 @@ def test_a_cut_to_the_rank_of_the_product_changes_no_logit_and_a_deeper_one_is_t
     before, ranks = logits(model), ranks_of(model)
     layer = ranks.layers["model.layers.1.mlp.up_proj"]
     product = layer.get_delta_weight("default")
+    size = layer.lora_A["default"].weight.detach().square().sum(1).mean().sqrt()
     assert (before - logits(make_model())).abs().max() > 0.5, "the adapter does nothing"
     ranks.restore({"ranks": dict.fromkeys(ranks.ranks(), 2)})
     assert {tuple(each.lora_A["default"].weight.shape[:1]) for each in ranks.layers.values()} == {(2,)}
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=2e-5)
+    # The rows of A are as long as they were on average, so that a step of the optimizer is as large as before.
+    torch.testing.assert_close(layer.lora_A["default"].weight.norm(dim=1), size.expand(2))
     ranks.restore({"ranks": dict.fromkeys(ranks.ranks(), 1)})
     # Eckart and Young: what is lost is the second singular value.
     lost = torch.linalg.matrix_norm(product - layer.get_delta_weight("default"))

@@ -12,10 +12,9 @@ from dar.algorithms.base import Metrics
 from dar.collective import from_main
 from dar.config.model import RankScheduleSpec
 from dar.errors import ConfigError
-from dar.low_rank import energy_rank, factored_svd, truncated
+from dar.low_rank import energy_rank, factored_svd
 
-_NAME = "default"
-"""Of a model's one adapter, in peft."""
+_NAME = "default"  # of a model's one adapter, in peft
 
 
 class AdapterRanks:
@@ -69,8 +68,11 @@ class AdapterRanks:
         for name in cut:
             rank, layer, config = ranks[name], self.layers[name], self.model.active_peft_config
             up, down = layer.lora_B[_NAME], layer.lora_A[_NAME]
-            for part, factor in zip((up, down), truncated(*_factors(layer), rank), strict=True):
-                part.weight = nn.Parameter(factor.contiguous().to(part.weight.device))
+            u, values, v = factored_svd(*_factors(layer))
+            # A keeps its size, for which the learning rate is made: with √Σ in both, a young adapter hardly moves on.
+            size = down.weight.norm().item() / layer.r[_NAME] ** 0.5
+            for part, factor in (up, u[:, :rank] * values[:rank] / size), (down, size * v[:rank]):
+                part.weight = nn.Parameter(factor.to(part.weight).contiguous())
             up.in_features = down.out_features = layer.r[_NAME] = rank
             layer.lora_alpha[_NAME] = layer.scaling[_NAME] * rank
             # peft takes the first pattern that the end of a name matches; ^ has it match this name alone.
