@@ -14,6 +14,7 @@ EXTRAS = {
     **dict.fromkeys(("httpx2", "sklearn"), "judge"),
     **dict.fromkeys(("matplotlib", "plotly"), "report"),
     **dict.fromkeys(("math_verify", "langdetect", "jsonschema"), "verify"),
+    **dict.fromkeys(("stable_baselines3", "gymnasium", "mujoco"), "control"),
     "reasoning_gym": "reasoning-gym",
     "vaderSentiment": "sentiment",
     "gguf": "gguf",
