@@ -101,6 +101,8 @@ def test_full_rank_is_the_same_function_and_a_lower_one_as_near_as_can_be():
     assert places == [2, 4] * 5  # neither what reads observations nor what gives actions and values
     before = spectra(cut)
     optimizer = cut.actor.optimizer
+    for parameter in cut.critic_target.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
     truncate(cut, 0.5)
     assert cut.actor.optimizer is not optimizer
     layers, wholes = (_layers(each) for each in (cut, plain))
@@ -140,6 +142,7 @@ def test_dynamics_are_a_function_of_seed_and_episode():
         assert model.geom("foot_geom").size[1] == pytest.approx(0.195 + 0.1 * np.sin(0.2 * episode))
         assert -12 <= model.opt.gravity[2] <= -8
         env.step(env.action_space.sample())
+    assert len({tuple(start) for start in starts}) == 4
     assert masses == sorted(masses)  # a longer foot is a heavier one
     again = UncertainDynamics(make_environment("Hopper-v5"), laws, seed=3)
     again.episode = 2

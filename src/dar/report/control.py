@@ -28,7 +28,8 @@ def control_plots(arms: Sequence[RecipeRuns]) -> list[Plot]:
         for layer, values in runs[0].evaluation.get("spectra", {}).items() if runs else ():
             if len(arms) == 1 or layer.startswith("actor"):
                 shares = [value / (values[0] or 1) for value in values]
-                spectra.append(Series(f"{arm.name}, {layer}", [*range(1, len(shares) + 1)], shares, len(spectra)))
+                name = layer if len(arms) == 1 else f"{arm.name}, {layer.removeprefix('actor.')}"
+                spectra.append(Series(name, [*range(1, len(shares) + 1)], shares, len(spectra)))
     note = "Last evaluation, all other parameters as the model has them; mean over seeds, and their range."
     plots = [Plot(f"perturbed_{place}", name, Axis(name), Axis("return of an episode"), series, note=note)
              for place, (name, series) in enumerate(perturbed.items())]  # fmt: skip
