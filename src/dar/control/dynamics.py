@@ -50,8 +50,8 @@ class UncertainDynamics(gymnasium.Wrapper):
         self.episode += 1
         random = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, 0, self.episode]))
         start = int(random.integers(2**31))
-        values = {name: self.centers[name] + v.spread * self._z(v.law, random) for name, v in self.variations.items()}
-        self.base.model = self._compiled(values)
+        drawn = {name: self.centers[name] + v.spread * self._z(v.law, random) for name, v in self.variations.items()}
+        self.base.model = self._compiled(drawn)
         self.base.data = mujoco.MjData(self.base.model)
         self.action_space.seed(start)
         return self.env.reset(seed=start, options=options)

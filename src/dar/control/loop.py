@@ -28,17 +28,12 @@ from dar.run.folder import RunFolder
 from dar.run.steps import Steps, due
 from dar.run.stopping import Control
 
-_SETTINGS = ("learning_rate", "buffer_size", "learning_starts", "batch_size", "seed")
+_SETTINGS = ("learning_rate", "buffer_size", "learning_starts", "batch_size")
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 class ControlLoop(Steps):
-    """One training of a controller; a step is one of the environment.
-
-    Raises (when made):
-        ConfigError: the environment, a parameter or the device cannot be had.
-        CheckpointError: the run folder cannot be used.
-    """
+    """One training of a controller; a step is one of the environment. Raises DarError where it cannot be made."""
 
     def __init__(self, spec: ControlSpec, *, resume: bool = False, overwrite: bool = False, quiet: bool = False):
         self.spec, self.num_steps, self.control, self.initial = spec, spec.steps, Control(), ""
@@ -51,7 +46,7 @@ class ControlLoop(Steps):
         self.folder.prepare(spec, resume=resume, overwrite=overwrite)
         settings: dict[str, Any] = {key: getattr(spec, key) for key in _SETTINGS}
         settings |= {"policy_kwargs": {"net_arch": spec.net}, "device": self.precision.device}
-        self.model: Any = SAC("MlpPolicy", self.dynamics, **settings)
+        self.model: Any = SAC("MlpPolicy", self.dynamics, seed=spec.seed % 2**32, **settings)  # numpy takes 32 bits
         self.model.set_logger(Logger(None, []))
         self.model.ep_info_buffer, self.model.ep_success_buffer = deque(maxlen=spec.log_every), deque()
         if spec.rank is not None:

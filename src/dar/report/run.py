@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -125,9 +125,6 @@ class ControlRun(Training):
         return self.last_step >= self.spec.steps
 
 
-AnyRun = TypeVar("AnyRun", Run, ControlRun)
-
-
 def load_run(path: str | Path) -> Run:
     """Reads a run folder; a run that is still going on is read as far as it is.
 
@@ -168,14 +165,14 @@ def load_trainings(paths: Sequence[str | Path]) -> list[Run] | list[ControlRun] 
     return load_runs(paths, load_control_run) if isinstance(first, ControlRun) else load_runs(paths, load_run)
 
 
-def load_runs(paths: Sequence[str | Path], load: Callable[[str | Path], AnyRun] = load_run) -> list[AnyRun]:
+def load_runs(paths: Sequence[str | Path], load: Callable[[str | Path], Any] = load_run) -> list[Any]:
     """Reads run folders; a folder of `dar compare` stands for the runs in it, in the order in which they were started.
 
     Raises:
         ConfigError: a folder holds neither, or a run is given twice.
         CheckpointError: a file of one is damaged.
     """
-    found: list[AnyRun] = []
+    found: list[Any] = []
     for path in (RunFolder(path).path for path in paths):
         inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
         runs = [load(file.parent) for file in inside] or [load(path)]
