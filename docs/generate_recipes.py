@@ -4,7 +4,7 @@
     python docs/generate_recipes.py --check    # exit 1 where the file is not what the specs say
 
 Every table row is a field of a pydantic model: its name, its annotation, its default and its docstring. What is fixed
-prose stands in `_INTRODUCTION` and `_REWARD_MODELS`.
+prose stands in `_INTRODUCTION`, `_REWARD_MODELS` and `_CONTROL`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dar.config.base import Spec, specs_in
+from dar.config.control import ControlSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 
@@ -40,7 +41,7 @@ default.
   code 2 and one line per problem: the key's path, what is wrong, and the nearest allowed name.
 * **Overrides.** `dar train RECIPE key.path=value …`; values are YAML, list entries are counted from 0:
   `algorithm.alpha=0.5 rewards.0.weight=2 'model.lora={rank: 8}'`. `dar plan` takes the same.
-* **In an editor.** `dar schema > recipe.schema.json` (`--reward-model` for those), and
+* **In an editor.** `dar schema > recipe.schema.json` (`--reward-model` or `--control` for those), and
   `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line: an editor with a YAML language server
   completes, explains and checks its keys.
 * **In a shell.** `dar --install-completion`, once: Tab completes keys, methods, rewards and the names of recipes.
@@ -65,14 +66,21 @@ A recipe of `dar reward-model` is a file of its own. Keys that are also above me
 `model`, `optim`, `checkpoint`, sources of data. [rewards.md](rewards.md#reward-models) tells how it is used.
 """
 
+_CONTROL = """\
+## Control
+
+A recipe of `dar control`, likewise. [control.md](control.md) tells how it is used.
+"""
+
 
 def render() -> str:
     """The whole document."""
-    keys, reward_model = _keys_by_spec(RunSpec), _keys_by_spec(RewardModelSpec)
+    keys = _keys_by_spec(RunSpec)
     parts = [_INTRODUCTION]
     parts += [section(spec, keys[spec], level=2) for spec in keys]
-    parts += [_REWARD_MODELS]
-    parts += [section(spec, reward_model[spec], level=3) for spec in reward_model if spec not in keys]
+    for prose, kind in ((_REWARD_MODELS, RewardModelSpec), (_CONTROL, ControlSpec)):
+        own = _keys_by_spec(kind)
+        parts += [prose, *(section(spec, own[spec], level=3) for spec in own if spec not in keys)]
     return "\n".join(parts)
 
 

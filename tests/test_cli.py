@@ -657,14 +657,17 @@ def test_shell_completes_keys_methods_and_rewards_without_torch():
     assert completed("dar plan toy algorithm.type=gr") == ["algorithm.type=grpo"]
     assert completed("dar train toy rewards.0.type = sen") == ["sentiment"]  # bash has broken the word
     assert completed("dar reward-model tldr loss.la") == ["loss.label_smoothing="]
+    assert completed("dar control x rank.en") == ["rank.energy="]
     assert completed("dar train quick") == ["quickstart"]
 
 
 def test_schema_of_an_editor_takes_what_can_be_run_and_little_else(run: Run):
     run_schema, pair_schema = json.loads(run("schema").out), json.loads(run("schema", "--reward-model").out)
+    control_schema = json.loads(run("schema", "--control").out)
     own = RECIPES.parent / "cli/project/recipe.yaml"
     for file in [*RECIPES.glob("*.yaml"), own]:
-        jsonschema.validate(read_yaml(file), pair_schema if file.stem.endswith("reward_model") else run_schema)
+        kinds = {"model": pair_schema, "control": control_schema}
+        jsonschema.validate(read_yaml(file), kinds.get(file.stem.rpartition("_")[2], run_schema))
     toy = read_yaml(RECIPES / "toy.yaml")
     for changes in (
         {"algorithm": "own.method:Mine"},

@@ -28,9 +28,11 @@ from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS
+from dar.config.control import ControlSpec
 from dar.config.model import ModelSpec
 from dar.config.recipe import load_recipe
 from dar.config.reward_model import RewardModelSpec
+from dar.config.run import RunSpec
 from dar.policies.text.loading import load_tokenizer
 from dar.trainer import run_loop
 
@@ -104,7 +106,8 @@ def test_python_compiles(block: str) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipe_loads(path: Path) -> None:
-    spec = load_recipe(path, kind=RewardModelSpec) if is_of_reward_model(path) else load_recipe(path)
+    kind = RewardModelSpec if is_of_reward_model(path) else ControlSpec if path.stem.endswith("control") else RunSpec
+    spec = load_recipe(path, kind=kind)
     assert spec.output_dir.startswith("runs/")
 
 

@@ -36,7 +36,7 @@ FLOORS = (
     ("judge",),
     ("learn",),
     ("run",),
-    ("report", "reward_model"),
+    ("report", "reward_model", "control"),
     ("assembly",),
     ("evaluate",),
     ("arguments",),

@@ -15,6 +15,7 @@ EXTRAS = {
     "diffusers": "flow",
     **dict.fromkeys(("matplotlib", "plotly"), "report"),
     **dict.fromkeys(("math_verify", "langdetect", "jsonschema"), "verify"),
+    **dict.fromkeys(("stable_baselines3", "gymnasium", "mujoco"), "control"),
     "reasoning_gym": "reasoning-gym",
     "vaderSentiment": "sentiment",
     "gguf": "gguf",

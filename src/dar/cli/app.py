@@ -16,6 +16,7 @@ import typer
 
 from dar import __version__
 from dar.cli.compare import compare
+from dar.cli.control import control
 from dar.cli.evaluate import eval_app
 from dar.cli.export import export
 from dar.cli.init import init
@@ -73,7 +74,7 @@ def common(
 _settings = {"debug": False}
 _is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
-for command in (init, schema, plan, train, compare, reward_model):
+for command in (init, schema, plan, train, compare, reward_model, control):
     app.command()(command)
 app.add_typer(eval_app, short_help=eval_app.info.help)
 for command in (ls, sample, judge, report, watch, export):

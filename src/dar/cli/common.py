@@ -29,11 +29,13 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """What `key.path=value` may become, for the shell."""
+    from dar.config.control import ControlSpec
     from dar.config.reward_model import RewardModelSpec
     from dar.config.run import RunSpec
     from dar.config.schema import allowed, recipe_schema
 
-    schema = recipe_schema(RewardModelSpec if ctx.info_name == "reward-model" else RunSpec)
+    kinds = {"reward-model": RewardModelSpec, "control": ControlSpec}
+    schema = recipe_schema(kinds.get(ctx.info_name or "", RunSpec))
     before = ctx.params.get("overrides") or []
     if before[-1:] == ["="]:  # bash makes three words of key=value
         return allowed(schema, before[-2].split("."))[1]

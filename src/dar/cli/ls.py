@@ -14,7 +14,7 @@ from dar.console import Console
 from dar.errors import ConfigError, DarError
 from dar.shown import one_line
 
-_RESULTS = ("eval/reward", "eval/accuracy", "reward", "accuracy", "loss")
+_RESULTS = ("eval/reward", "eval/return", "eval/return", "eval/accuracy", "reward", "accuracy", "loss")
 
 
 def ls(
@@ -53,15 +53,18 @@ def ls(
 
 
 def _described(path: Path) -> dict[str, Any]:
-    from dar.report.run import load_training
+    from dar.report.run import ControlRun, load_training
     from dar.run.folder import RunFolder
 
     method, model, steps, rows = "?", "?", None, []
     written = max(os.path.getmtime(file) for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())
     try:
         run, rows = load_training(path), RunFolder(path).metrics()
-        method = getattr(run.spec, "algorithm", None)
-        method, model, steps = method.type if method else "reward-model", run.spec.model.path, run.spec.steps
+        if isinstance(run, ControlRun):
+            method, model, steps = run.spec.method, run.spec.environment, run.spec.steps
+        else:
+            method = getattr(run.spec, "algorithm", None)
+            method, model, steps = method.type if method else "reward-model", run.spec.model.path, run.spec.steps
         if run.is_finished:
             state = "finished"
         elif time.time() - written < max([300.0, *(3 * row.get("step_time", 0.0) for row in rows[-5:])]):

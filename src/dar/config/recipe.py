@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from dar.config.base import Spec
+from dar.config.control import ControlSpec
 from dar.config.problems import explain, quoted
 from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import expand_reward
@@ -87,7 +88,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     try:
         return build_spec(raw, where=str(path), kind=kind)
     except ConfigError as error:
-        commands = {RunSpec: "dar train", RewardModelSpec: "dar reward-model"}
+        commands = {RunSpec: "dar train", RewardModelSpec: "dar reward-model", ControlSpec: "dar control"}
         fit = min(commands, key=lambda each: len(raw.keys() - each.model_fields.keys()))
         if kind in commands and raw.keys() - fit.model_fields.keys() < raw.keys() - kind.model_fields.keys():
             raise ConfigError(f"{path} is a recipe of another kind: it is for {commands[fit]}") from error

@@ -7,12 +7,13 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from dar.config.recipe import flatten
 from dar.report.curves import KL_AXIS, STEP, Curve
 from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards
-from dar.report.run import Run
+from dar.report.run import ControlRun, Run
 from dar.run.intervals import Estimate, WinShare, mean_interval, win_share
 from dar.run.measures import BY_KEY, MEASURES, Measure
 from dar.shown import one_line
@@ -26,19 +27,26 @@ class RecipeRuns:
     """Runs of one recipe that differ in the seed alone."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] | tuple[ControlRun, ...]
 
 
-COLUMNS = (*(m for m in MEASURES if m.key != "completions/distinct_2"), Measure("seconds", "time", "duration"))
+COLUMNS = (
+    *(measure for measure in MEASURES if measure.key != "completions/distinct_2"),
+    Measure("return", "return", ",.1f"),
+    Measure("return_mean", "mean over perturbations", ",.1f"),
+    Measure("return_worst", "worst perturbation", ",.1f"),
+    Measure("rank", "mean rank", ".1f"),
+    Measure("seconds", "time", "duration"),
+)
 """The figures of a finished run: of its last evaluation, and of all its training steps."""
 
 
-def arms_of(runs: Sequence[Run]) -> list[RecipeRuns]:
+def arms_of(runs: Sequence[Run] | Sequence[ControlRun]) -> list[RecipeRuns]:
     """Groups runs whose recipes are the same but for the seed (and what changes no number), in the order given.
 
     An arm is called as `dar compare` called it (`NAME-seedN`), else after its method and what sets it apart.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(_settings(run).items())), []).append(run)
     settings = [_settings(group[0]) for group in groups.values()]
@@ -74,7 +82,7 @@ def frontier(arms: Sequence[RecipeRuns], key: str = "reward") -> Plot | None:
                 rows = [row for row in run.evaluations if "kl/ref" in row and key in row]
                 kl, reward = [row["kl/ref"] for row in rows], [row[key] for row in rows]
                 series.append(Series(run.name, kl, reward, color, is_faint=True, in_legend=False))
-        series.append(_with_band(arm, color, [fmean(values) for values in kls], rewards))
+        series.append(with_band(arm, color, [fmean(values) for values in kls], rewards))
     if not series:
         return None
     return Plot(
@@ -93,7 +101,7 @@ def over_steps(arms: Sequence[RecipeRuns], curve: Curve) -> Plot | None:
     series = []
     for color, arm in enumerate(arms):
         if points := _over_seeds(arm, (curve.key,)):
-            series.append(_with_band(arm, color, [step for step, _ in points], [point[0] for _, point in points]))
+            series.append(with_band(arm, color, [step for step, _ in points], [point[0] for _, point in points]))
     note = "Held-out prompts; mean over seeds, and their range."
     return Plot(curve.name, curve.title, STEP, curve.axis, series, note=note) if series else None
 
@@ -111,15 +119,17 @@ def win_matrix(arms: Sequence[RecipeRuns]) -> list[list[WinShare | None]]:
     ]
 
 
-def _settings(run: Run) -> dict[str, str]:
+def _settings(run: Run | ControlRun) -> dict[str, str]:
     return {key: repr(value) for key, value in flatten(run.spec).items() if not key.startswith(_SAME_ANYWAY)}
 
 
-def _name(group: Sequence[Run], mine: dict[str, str], everyone: Sequence[dict[str, str]]) -> str:
+def _name(group: Sequence[Run] | Sequence[ControlRun], mine: dict[str, str], everyone: Sequence[dict[str, str]]) -> str:
     matches = [_SEED.fullmatch(run.name) for run in group]
     given = {match[1] for match in matches if match}
     if all(matches) and len(given) == 1:
         return given.pop()
+    if isinstance(group[0], ControlRun):
+        return group[0].spec.method
     method = group[0].spec.algorithm.type
     others = [settings for settings in everyone if settings["algorithm.type"] == mine["algorithm.type"]]
     apart = [key for key in mine if key != "algorithm.type" and len({other.get(key) for other in others}) > 1]
@@ -133,7 +143,7 @@ def _over_seeds(arm: RecipeRuns, keys: tuple[str, ...]) -> list[tuple[int, tuple
     return [(step, tuple([rows[step][key] for rows in by_step] for key in keys)) for step in shared]
 
 
-def _with_band(arm: RecipeRuns, color: int, x: Sequence[float], values: Sequence[Sequence[float]]) -> Series:
+def with_band(arm: RecipeRuns, color: int, x: Sequence[float], values: Sequence[Sequence[float]]) -> Series:
     several = len(arm.runs) > 1
     seeds = f" ({len(arm.runs)} seeds)" if several else ""
     return Series(

@@ -107,7 +107,13 @@ PAIRS = (
 )
 LOSS = Curve("loss", "loss", "Loss", Axis("the method's own loss"))
 GOLD = Curve("gold", "gold", "Gold reward", Axis("gold reward"))
-IN_COMPARISON = (CURVES[0], GOLD, *PAIRS[:2], CURVES[1], CURVES[3], CURVES[4])
+CONTROL = (
+    Curve("return", "return", "Return", Axis("return of an episode"), "On the model as it is."),
+    Curve("return_mean", "return_mean", "Mean return", Axis("return of an episode"), "Over all perturbations."),
+    Curve("return_worst", "return_worst", "Worst return", Axis("return of an episode"), "Of all perturbations."),
+    Curve("rank", "rank", "Rank", Axis("mean rank"), "Of the layers between hidden layers."),
+)
+IN_COMPARISON = (CURVES[0], GOLD, *PAIRS[:2], CURVES[1], CURVES[3], CURVES[4], *CONTROL)
 
 
 def training_plots(run: Run) -> list[Plot]:

@@ -19,18 +19,20 @@ from dar import __version__
 from dar.config.recipe import dump_recipe
 from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, over_steps, win_matrix
 from dar.report.completions import browser_of
+from dar.report.control import control_plots
 from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, plots_of, time_plot, training_plots
 from dar.report.plots import Plot, thinned
 from dar.report.ratios import ratio_plots
 from dar.report.results import changes, training_change
 from dar.report.reward_model import CURVES, reliability
-from dar.report.run import RewardModelRun, Run, Training
+from dar.report.run import ControlRun, RewardModelRun, Run, Training
 from dar.report.spending import PHASES, spending
 from dar.report.text import count, difference, duration, number, script_json, spans
 from dar.report.weights import weight_plots
 from dar.run.intervals import wilson
 from dar.shown import visible
 
+AnyRuns = Sequence[Run] | Sequence[ControlRun] | RewardModelRun
 _SCRIPTS = ("plot.js", "browser.js", "report.js")
 
 
@@ -43,7 +45,7 @@ class Panel:
     plots: list[Plot]
 
 
-def render_page(runs: Sequence[Run] | RewardModelRun, *, version: str | None = None) -> str:
+def render_page(runs: AnyRuns, *, version: str | None = None) -> str:
     """The report of one run, of a reward model's training, or the comparison of several runs, as HTML.
 
     Args:
@@ -54,7 +56,7 @@ def render_page(runs: Sequence[Run] | RewardModelRun, *, version: str | None = N
     panels = panels_of(runs)
     if isinstance(runs, RewardModelRun):
         kind, found, context = "reward_model", [runs], single_context(runs)
-    elif len(runs) == 1:
+    elif len(runs) == 1 and isinstance(runs[0], Run):
         kind, found, context = "run", runs, single_context(runs[0])
     else:
         kind, found, context = "comparison", runs, comparison_context(runs)
@@ -94,12 +96,12 @@ def security_policy(scripts: Sequence[str], *, is_served: bool) -> str:
     )
 
 
-def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
+def panels_of(runs: AnyRuns) -> list[Panel]:
     """The plots of whatever a page is of, by section."""
     if isinstance(runs, RewardModelRun):
         curves = plots_of(runs, CURVES)
         return [Panel("curves", "Training", curves), Panel("calibration", "Calibration", reliability(runs))]
-    if len(runs) == 1:
+    if len(runs) == 1 and isinstance(runs[0], Run):
         over, time = overoptimization_plot(runs[0]), time_plot(runs[0])
         return [
             Panel("curves", "Training", training_plots(runs[0])),
@@ -114,6 +116,7 @@ def panels_of(runs: Sequence[Run] | RewardModelRun) -> list[Panel]:
     return [
         Panel("frontier", "Frontier", [plot for plot in frontiers if plot]),
         Panel("curves", "Over the steps", [plot for plot in steps if plot]),
+        Panel("control", "Perturbations and spectra", control_plots(arms)),
     ]
 
 
@@ -144,7 +147,7 @@ def single_context(run: Run | RewardModelRun) -> dict[str, Any]:
     return found
 
 
-def comparison_context(runs: Sequence[Run]) -> dict[str, Any]:
+def comparison_context(runs: Sequence[Run] | Sequence[ControlRun]) -> dict[str, Any]:
     """What the template of several runs reads beside the plots."""
     arms = arms_of(runs)
     figures = [final_figures(arm) for arm in arms]
@@ -152,6 +155,9 @@ def comparison_context(runs: Sequence[Run]) -> dict[str, Any]:
     counts = {cell.count for row in matrix for cell in row if cell}
     return {
         "arms": arms,
+        "models": dict.fromkeys(
+            run.spec.environment if isinstance(run, ControlRun) else run.spec.model.path for run in runs
+        ),
         "columns": [column for column in COLUMNS if any(column.key in found for found in figures)],
         "figures": figures,
         "matrix": matrix,

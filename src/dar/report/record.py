@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
+from dar.report.page import AnyRuns
 from dar.report.results import changes, training_change
-from dar.report.run import RewardModelRun, Run
+from dar.report.run import ControlRun, RewardModelRun, Run
 
 
-def record(runs: Sequence[Run] | RewardModelRun) -> dict[str, Any]:
-    """The figures of one or more runs, or of a reward model's training: then `runs` alone, with what it was tested on.
+def record(runs: AnyRuns) -> dict[str, Any]:
+    """The figures of one or more runs; `heldout` of a reward model and of controllers is what they were tested for.
 
     Returns:
         `runs`, what `run_record` says of each; `arms`, for every recipe its name, the folders of its runs and its final
@@ -22,14 +22,18 @@ def record(runs: Sequence[Run] | RewardModelRun) -> dict[str, Any]:
         diagonal).
     """
     if isinstance(runs, RewardModelRun):
-        how_far = {"folder": str(runs.path), "steps_done": runs.last_step, "is_finished": runs.is_finished}
-        return {"runs": [how_far | {"heldout": runs.evaluation}]}
+        return {"runs": [_tested(runs)]}
     arms = arms_of(runs)
     return {
-        "runs": [run_record(run) for run in runs],
+        "runs": [_tested(run) if isinstance(run, ControlRun) else run_record(run) for run in runs],
         "arms": [_arm_record(arm) for arm in arms],
         "wins": [[asdict(cell) if cell else None for cell in row] for row in win_matrix(arms)],
     }
+
+
+def _tested(run: RewardModelRun | ControlRun) -> dict[str, Any]:
+    how_far = {"folder": str(run.path), "steps_done": run.last_step, "is_finished": run.is_finished}
+    return how_far | {"heldout": run.evaluation}
 
 
 def run_record(run: Run) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def prompt_means(file: CompletionFile | None, measure: Measure) -> dict[Hashable
     return {prompt: fmean(found) for prompt, found in values.items()}
 
 
-def final_prompt_rewards(run: Run) -> dict[Hashable, float]:
+def final_prompt_rewards(run: Training) -> dict[Hashable, float]:
     """Mean reward of each held-out prompt at the last evaluation whose completions were recorded."""
     files = [file for file in run.completions if file.is_heldout]
     return prompt_means(files[-1] if files else None, MEASURES[0])

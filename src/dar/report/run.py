@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from dar.config.control import ControlSpec
 from dar.config.recipe import load_recipe, read_yaml
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
@@ -111,6 +112,19 @@ class RewardModelRun(Training):
         return RunFolder(self.path).model.is_dir()
 
 
+@dataclass(frozen=True)
+class ControlRun(Training):
+    """One training of a controller. evaluation: what evaluation.json holds of the last evaluation."""
+
+    spec: ControlSpec
+    evaluation: dict[str, Any]
+    stopped_by: None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.last_step >= self.spec.steps
+
+
 def load_run(path: str | Path) -> Run:
     """Reads a run folder; a run that is still going on is read as far as it is.
 
@@ -122,34 +136,46 @@ def load_run(path: str | Path) -> Run:
     return Run(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml"))
 
 
-def load_training(path: str | Path) -> Run | RewardModelRun:
-    """Reads a run folder, of a policy or of a reward model. Raises as `load_run`."""
+def load_control_run(path: str | Path) -> ControlRun:
+    """Reads the run folder of a controller. Raises as `load_run`."""
+    folder = _run_folder(path)
+    spec = load_recipe(folder.path / "config.yaml", kind=ControlSpec)
+    return ControlRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
+
+
+def load_training(path: str | Path) -> Run | RewardModelRun | ControlRun:
+    """Reads a run folder, of a policy, a reward model or a controller. Raises as `load_run`."""
     folder = _run_folder(path)
     file = folder.path / "config.yaml"
     raw = read_yaml(file)
+    if isinstance(raw, dict) and "environment" in raw:
+        return load_control_run(path)
     if not isinstance(raw, dict) or "pairs_per_step" not in raw:
         return load_run(path)
     spec = load_recipe(file, kind=RewardModelSpec)
     return RewardModelRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
 
 
-def load_trainings(paths: Sequence[str | Path]) -> list[Run] | RewardModelRun:
-    """Runs of policies, as `load_runs`; or the one training of a reward model, if its folder is all that is given."""
-    only = load_training(paths[0]) if len(paths) == 1 and RunFolder(paths[0]).is_run else None
-    return only if isinstance(only, RewardModelRun) else load_runs(paths) if only is None else [only]
+def load_trainings(paths: Sequence[str | Path]) -> list[Run] | list[ControlRun] | RewardModelRun:
+    """Runs of policies, or of controllers if the first is one; or a reward model's, if its folder is all there is."""
+    here = RunFolder(paths[0]).path
+    first = next((load_training(path) for path in (here, *here.glob("*")) if RunFolder(path).is_run), None)
+    if isinstance(first, RewardModelRun) and len(paths) == 1 and first.path == here:
+        return first
+    return load_runs(paths, load_control_run) if isinstance(first, ControlRun) else load_runs(paths, load_run)
 
 
-def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+def load_runs(paths: Sequence[str | Path], load: Callable[[str | Path], Any] = load_run) -> list[Any]:
     """Reads run folders; a folder of `dar compare` stands for the runs in it, in the order in which they were started.
 
     Raises:
         ConfigError: a folder holds neither, or a run is given twice.
         CheckpointError: a file of one is damaged.
     """
-    found: list[Run] = []
+    found: list[Any] = []
     for path in (RunFolder(path).path for path in paths):
         inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
-        runs = [load_run(file.parent) for file in inside] or [load_run(path)]
+        runs = [load(file.parent) for file in inside] or [load(path)]
         found += sorted(runs, key=lambda run: run.environment.get("started", ""))
     places = [run.path.resolve() for run in found]
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):

@@ -32,6 +32,7 @@ class _Column(NamedTuple):
 
 _COLUMNS = (
     _Column("reward", "", ("reward",), "+z.3f", 7),
+    _Column("return", "of training episodes", ("return",), "z,.1f", 8),
     _Column("loss", "", ("loss",), "z.4f", 8),
     _Column("accuracy", "share of pairs", ("rewards/accuracies", "accuracy"), ".0%", 8),
     _Column("margin", "chosen less rejected", ("rewards/margins", "margin"), "+z.3f", 7),

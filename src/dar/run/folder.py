@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from dar.config.control import ControlSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
@@ -25,6 +26,7 @@ from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded, missing
 from dar.shown import redacted
 
+AnyRecipe = RunSpec | RewardModelSpec | ControlSpec
 _WRITTEN = (
     *("checkpoints/step-*", "completions/*step-*.parquet", "best", "model", "dar/events.out.tfevents.*"),
     *("metrics.jsonl", "alerts.jsonl", "evaluation.json", "triage.parquet", "reliability-*.png", "report.html"),
@@ -71,9 +73,7 @@ class RunFolder:
             or any(row["step"] > 0 for row in self.metrics())
         )
 
-    def prepare(
-        self, spec: RunSpec | RewardModelSpec, *, resume: bool, overwrite: bool, allow_changes: bool = False
-    ) -> bool:
+    def prepare(self, spec: AnyRecipe, *, resume: bool, overwrite: bool, allow_changes: bool = False) -> bool:
         """Looks, before anything is loaded, whether the run can be written here; whether it goes on from what is there.
 
         Raises:
@@ -104,7 +104,7 @@ class RunFolder:
             raise CheckpointError(f"the run folder {self.path} cannot be written: {error}") from error
         return False
 
-    def start(self, spec: RunSpec | RewardModelSpec, environment: Mapping[str, Any]) -> None:
+    def start(self, spec: AnyRecipe, environment: Mapping[str, Any]) -> None:
         """Makes it the folder of this run, which has passed its checks: what an earlier one has written here goes."""
         if self.is_run:
             remove_rests(self.path)
@@ -113,7 +113,7 @@ class RunFolder:
         self._write("environment.json", json.dumps(environment, indent=2) + "\n")
         self.record_recipe(spec)
 
-    def require_same_recipe(self, spec: RunSpec | RewardModelSpec, *, allow_changes: bool) -> None:
+    def require_same_recipe(self, spec: AnyRecipe, *, allow_changes: bool) -> None:
         """Compares the recipe and its data with those the run was started with.
 
         Raises:
@@ -136,7 +136,7 @@ class RunFolder:
                 "(the result is then that of neither recipe)."
             )
 
-    def record_recipe(self, spec: RunSpec | RewardModelSpec) -> None:
+    def record_recipe(self, spec: AnyRecipe) -> None:
         """Writes the recipe a resumed run goes on with; to be called once the run really goes on."""
         if self.data is not None:
             self._write("data.json", json.dumps(self.data, indent=2) + "\n")
