@@ -57,8 +57,10 @@ def main() -> None:
     engine = parts.engine()
     engine.sync(policy, 0)
     rollouts = engine.generate(prompts, 16, max_completion_length=0, key=SamplingKey(0, "train", 1))
+    images = rollouts.images
+    assert images is not None
     labels = [str(prompt.content) for prompt in prompts for _ in range(16)]
-    rewards = torch.tensor(digits.legibility(labels, rollouts.images)) + 0.5 * torch.tensor(digits.ink(rollouts.images))
+    rewards = torch.tensor(digits.legibility(labels, images)) + 0.5 * torch.tensor(digits.ink(images))
     advantages = at_least_fp32(group_standardized(rewards.view(10, 16), ddof=1, eps=1e-4).flatten().float())
     groups, old = rollouts.groups, rollouts.logprobs
     num_steps = old.shape[1]
