@@ -14,6 +14,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from common import DEMO_MODEL, machine_facts
@@ -30,6 +31,7 @@ from dar.data.sources import load_rows
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import load_model, load_tokenizer
 from dar.policies.text.policy import Policy
+from dar.policies.text.rendering import prompt_ids
 from dar.rollout.in_process import engine as in_process
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.rollout.sampling import SamplingKey, draw
@@ -97,7 +99,7 @@ def main() -> None:
     policy = Policy(load_model(spec), tokenizer, precision, temperature=1.0, with_reference=False)
     rows = load_rows(SourceSpec(path=PROMPTS))[: args.prompts]
     data = DataSpec(train=SourceSpec(path=PROMPTS))
-    prompts = prepare_prompts(rows, tokenizer, data, max_prompt_length=None, where=PROMPTS).prompts
+    prompts = prepare_prompts(rows, partial(prompt_ids, tokenizer), data, max_prompt_length=None, where=PROMPTS).prompts
     together, seconds = sampled(policy, prompts, args.length, max_tokens=10**6)
     apart, _ = sampled(policy, prompts, args.length, max_tokens=1)
     console = Console(width=100)

@@ -19,6 +19,8 @@ import typer.main
 import yaml
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig
+from support.flows import FLOW_METHODS, flow_recipe
+from support.flows import ROWS as LABELS
 from test_layering import FLOORS
 from transformers import PrinterCallback
 
@@ -237,11 +239,16 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         path = folder / "recipe.yaml"
         sources = ("train", "heldout") if name in HELD_OUT else ("train",)
         data = dict.fromkeys(sources, str(folder / "rows.jsonl"))
+        if name in FLOW_METHODS:
+            data = {"train": str(folder / "labels.json")}
+            Path(data["train"]).write_text(json.dumps(LABELS))
+            changes |= flow_recipe(folder / "flow")
         model = {"path": str(folder / "model"), **changes.get("model", {})}
         own = {"model": model, "data": data, "output_dir": str(folder / name)}
         path.write_text(yaml.safe_dump(recipe | changes | own))
         result = run_loop(build_loop(load_recipe(path), quiet=True), resume=False, command="")
-        found[name] = {key.replace("rewards/length/", "rewards/<name>/") for row in result.metrics for key in row}
+        keys = {re.sub("rewards/(length|brightness)/", "rewards/<name>/", key) for row in result.metrics for key in row}
+        found[name] = {re.sub(r"step_\d+", "step_<k>", key) for key in keys}
     return found
 
 
@@ -274,7 +281,8 @@ def test_methods_have_the_metrics_the_page_says(recorded: dict[str, set[str]], n
     expected, told = set[str](), set[str]()
     for keys, methods in re.findall(r"^\| (`.*) \| (.*) \|$", table, re.MULTILINE):
         told |= names_in(keys)
-        samples = methods == "all that sample" and not ALGORITHM_SPECS[name].logged
+        kinds = ["all that sample"] if name in FLOW_METHODS else ["all that sample", "all that sample texts"]
+        samples = methods in kinds and not ALGORITHM_SPECS[name].logged
         if samples or name in names_in(methods):
             expected |= names_in(keys)
     everyone = documented_metrics() - told

@@ -7,6 +7,7 @@ The faces: `DARTrainer` and `Trainer` (Python), `dar train` (command line). The 
 from typing import TYPE_CHECKING, Any
 
 from dar.config.actor_critic import DualPPOSpec, PPOSpec
+from dar.config.flow import FlowGRPOSpec, GRPOGuardSpec
 from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import (
     BAPOSpec,
@@ -63,6 +64,8 @@ __all__ = [
     "DataError",
     "DrGRPOSpec",
     "DualPPOSpec",
+    "FlowGRPOSpec",
+    "GRPOGuardSpec",
     "GRPOSpec",
     "GSPOSpec",
     "IPOSpec",

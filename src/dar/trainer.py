@@ -423,14 +423,12 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
         return
     before, after = found[0], found[-1]
     loop.display.before_after(before, after, title=str(loop.folder.path))
-    if "reward" not in after:
-        return  # nothing was sampled
+    if "reward" not in after or loop.spec.model.library == "diffusers":
+        return  # nothing was sampled, or images
     tables = [
         pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
         for row in (before, after)
     ]
-    if not any(row["completion"] for row in tables[1]):
-        return  # images
     stride = max(1, len(tables[0]) // 3)
     loop.display.side_by_side(
         [(row["prompt"], row["completion"], tables[1][index]["completion"])

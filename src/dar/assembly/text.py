@@ -36,10 +36,7 @@ class TextParts:
 
     tokenizer: reads prompts and writes tokens as text. read: a prompt as tokens, of which there are `vocabulary`.
     context: most tokens of a row, if there is a limit. max_completion_length: of a completion.
-    offered: what reward functions may name beside what all may.
-
-    Raises:
-        ConfigError: the tokenizer or the configuration cannot be had.
+    offered: what reward functions may name beside what all may. Raises ConfigError where any of it cannot be had.
     """
 
     offered: tuple[str, ...] = ()

@@ -64,10 +64,10 @@ class ModelPolicy(ABC, Generic[Module]):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def share(self, sharding: Literal["none", "full"]) -> None:
-        strategy = self.strategy = make_strategy(sharding, self.precision.device)
+        self.strategy = make_strategy(sharding, self.precision.device)
         if self._reference is not None:
-            strategy.wrap(self._reference)
-        self.trained = strategy.wrap(self.module)
+            self.strategy.wrap(self._reference)
+        self.trained = self.strategy.wrap(self.module)
 
     def sampler(self) -> contextlib.AbstractContextManager[Module]:
         """The module to sample from, its weights whole; entered by all ranks."""

@@ -1,6 +1,7 @@
 """The SDE's steps against the formulas they come from."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_shift_bends_the_grid_towards_noise():
 
 
 @pytest.mark.parametrize("noise", ["flow_grpo", "dance_grpo"])
-def test_marginals_are_those_of_the_flow(noise: str):
+def test_marginals_are_those_of_the_flow(noise: Literal["flow_grpo", "dance_grpo"]):
     # Data N(2, .5²) in one dimension, whose velocity is known: many small steps must end in that distribution.
     sde = build_sde(FlowSDESpec(steps=400, noise=noise, eta=0.5))
     generator = torch.Generator().manual_seed(0)

@@ -63,4 +63,4 @@ def build_sde(spec: FlowSDESpec, device: torch.device | str = "cpu") -> SDE:
 def gaussian_logprobs(values: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
     """[N, D] log N(x; μ, s²) of every dimension by itself, in nats; `deviations` [N] s > 0."""
     spread = deviations.unsqueeze(1)
-    return -((values - means) ** 2) / (2 * spread**2) - spread.log() - 0.5 * math.log(2 * math.pi)
+    return -(((values - means) / spread) ** 2) / 2 - spread.log() - 0.5 * math.log(2 * math.pi)
