@@ -175,6 +175,7 @@ BRANCHES = [
     {"type": "dar", "beta": {"target_ess": 0.5}},
     *(f"flow:{name}" for name in ("dar", "rloo", "gspo", "online_dpo")),
 ]
+OF_TOKENS = [each for each in BRANCHES if each not in FLOW_METHODS and not str(each).startswith("flow:")]
 
 
 @pytest.mark.parametrize("algorithm", BRANCHES, ids=str)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_every_method import BRANCHES, SMOOTH, assert_near, gradients, make_loop
+from test_every_method import OF_TOKENS, SMOOTH, assert_near, gradients, make_loop
 from torch import nn
 
 from dar.algorithms.base import UpdateTokens
@@ -62,7 +62,7 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     )
 
 
-@pytest.mark.parametrize("algorithm", BRANCHES, ids=str)
+@pytest.mark.parametrize("algorithm", OF_TOKENS, ids=str)
 def test_leaving_rows_out_changes_every_gradient_by_a_thousandth_at_most(tmp_path: Path, algorithm: Any):
     """The docs' bound is ten times the share: for its default of 1e-4, and for one that leaves more out."""
     found, skipped, scored = {}, {}, None
