@@ -248,7 +248,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         path.write_text(yaml.safe_dump(recipe | changes | own))
         result = run_loop(build_loop(load_recipe(path), quiet=True), resume=False, command="")
         keys = {re.sub("rewards/(length|brightness)/", "rewards/<name>/", key) for row in result.metrics for key in row}
-        found[name] = {re.sub(r"step_\d+", "step_<k>", key) for key in keys}
+        keys = {re.sub(r"/step_\d+/\w+/", "/step_<k>/<ratio>/", key) for key in keys}
+        found[name] = {re.sub(r"/from_.+", "/from_<edge>", key) for key in keys}
     return found
 
 
