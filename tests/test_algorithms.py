@@ -85,7 +85,7 @@ def batch_for(spec: Any, seed: int, num_prompts: int, **padding: Any) -> tuple[T
 
 def terms_of(algorithm: Algorithm, logprobs: Tensor, batch: Weighted) -> Terms:
     """The loss of each row where what else the module says is a function of log π_θ, so that all has a gradient."""
-    others = {"values": 0.5 * logprobs + 1, "logits": logprobs + 3, "ref_kl": 0.2 * logprobs.square()}
+    others: Any = {"values": 0.5 * logprobs + 1, "logits": logprobs + 3, "ref_kl": 0.2 * logprobs.square()}
     return algorithm.terms(TokenOutputs(logprobs, **others), batch)
 
 

@@ -31,7 +31,9 @@ RECIPE = RECIPES / "quickstart.yaml"
 
 @pytest.fixture(scope="module")
 def spec() -> ModelSpec:
-    return load_recipe(RECIPE).model
+    found = load_recipe(RECIPE).model
+    assert isinstance(found, ModelSpec)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ class FlowModelSpec(ModelSourceSpec):
     shorthand = None
     library: ClassVar[str] = "diffusers"
     lora: ClassVar[None] = None
+    rank_schedule: ClassVar[None] = None
 
     type: Literal["flow"]
     """`flow`"""
