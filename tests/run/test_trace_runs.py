@@ -308,7 +308,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_loaded(
 ):
     (rules / "half.jsonl").write_text('{"prompt": "say x: ", "chosen": "yes"}\n')
     (rules / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows()) + "\n")
-    monkeypatch.setattr("dar.assembly.loop.build_policy", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("dar.assembly.text.TextParts.build", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(error, match=message):
         build_loop(load_recipe(write_recipe(data="pairs.jsonl", rewards=[], algorithm=algorithm)), quiet=True)
 
