@@ -654,7 +654,7 @@ def test_shell_completes_keys_methods_and_rewards_without_torch():
 
     heavy = "print({'torch', 'transformers'} & set(sys.modules) or 'light')"
     assert completed("dar train toy algo", after=heavy) == ["algorithm.", "light"]
-    assert completed("dar plan toy algorithm.type=gr") == ["algorithm.type=grpo"]
+    assert completed("dar plan toy algorithm.type=gr") == ["algorithm.type=grpo", "algorithm.type=grpo_guard"]
     assert completed("dar train toy rewards.0.type = sen") == ["sentiment"]  # bash has broken the word
     assert completed("dar reward-model tldr loss.la") == ["loss.label_smoothing="]
     assert completed("dar control x rank.en") == ["rank.energy="]
