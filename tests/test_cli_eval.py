@@ -123,7 +123,7 @@ def test_agreement_as_json_and_tables(dar: Run, preferences: Path, tmp_path: Pat
 
 def test_gsm8k_as_table_and_json(dar: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Checking answers has a time limit; what is shown must not depend on how busy the machine is.
-    monkeypatch.setattr(Sandbox, "map", lambda self, requests: [float("2" in one["gold"]) for one in requests])
+    monkeypatch.setattr(Sandbox, "map", lambda self, requests: [float("2" in one["golds"][0]) for one in requests])
     questions = tmp_path / "gsm.jsonl"
     questions.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "answer": "#### 4"}\n')
     command = ("eval", "gsm8k", tiny_folder, questions, "--out", tmp_path / "e", "--max-tokens", "4")
