@@ -15,10 +15,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dar.config.model import ModelSourceSpec
 from dar.config.optim import AdamW8BitSpec
 from dar.config.verifiable import IFEvalRewardSpec, JsonSchemaRewardSpec, MathRewardSpec, ReasoningGymRewardSpec
 from dar.errors import EXTRAS, ConfigError
 from dar.learn.optim import require_optimizer
+from dar.policies.flow.loading import load_flow
 from dar.policies.text.gguf import converted
 from dar.rewards import verifiable
 from dar.rewards.builtin import sentiment
@@ -101,6 +103,7 @@ def test_extra_that_is_missing_is_named_with_its_command(python: Path, tmp_path:
         ("jsonschema", "verify", lambda: verifiable.build(JsonSchemaRewardSpec(path="schema.json"))),
         ("reasoning_gym", "reasoning-gym", lambda: verifiable.build(ReasoningGymRewardSpec())),
         ("gguf", "gguf", lambda: converted(Path(__file__))),
+        ("diffusers", "flow", lambda: load_flow(ModelSourceSpec(path="model"))),
         ("bitsandbytes", "bitsandbytes", lambda: require_optimizer(AdamW8BitSpec())),
     ],
 )

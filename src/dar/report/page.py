@@ -25,14 +25,13 @@ from dar.report.plots import Plot, thinned
 from dar.report.ratios import ratio_plots
 from dar.report.results import changes, training_change
 from dar.report.reward_model import CURVES, reliability
-from dar.report.run import ControlRun, RewardModelRun, Run, Training
+from dar.report.run import AnyRuns, ControlRun, RewardModelRun, Run, Training
 from dar.report.spending import PHASES, spending
 from dar.report.text import count, difference, duration, number, script_json, spans
 from dar.report.weights import weight_plots
 from dar.run.intervals import wilson
 from dar.shown import visible
 
-AnyRuns = Sequence[Run] | Sequence[ControlRun] | RewardModelRun
 _SCRIPTS = ("plot.js", "browser.js", "report.js")
 
 

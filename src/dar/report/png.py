@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dar.errors import CheckpointError
 from dar.files.atomic import written
-from dar.report.page import AnyRuns, panels_of
+from dar.report.page import panels_of
 from dar.report.plots import PALETTE, Axis, Number, Plot, Series
+from dar.report.run import AnyRuns
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#3f8fc4", "#00365c"])
 _DASHES, _MARKERS = ("-", "--", ":", "-."), "oDs^vPX"

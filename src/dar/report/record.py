@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
-from dar.report.page import AnyRuns
 from dar.report.results import changes, training_change
-from dar.report.run import ControlRun, RewardModelRun, Run
+from dar.report.run import AnyRuns, ControlRun, RewardModelRun, Run
 
 
 def record(runs: AnyRuns) -> dict[str, Any]:

@@ -125,6 +125,10 @@ class ControlRun(Training):
         return self.last_step >= self.spec.steps
 
 
+AnyRuns = Sequence[Run] | Sequence[ControlRun] | RewardModelRun
+"""What a page, pictures or figures are of."""
+
+
 def load_run(path: str | Path) -> Run:
     """Reads a run folder; a run that is still going on is read as far as it is.
 
