@@ -347,16 +347,16 @@ def test_ddp_has_let_go_of_the_process_group_before_it_is_destroyed(
         "from dar.trainer import run_loop\n"
         "loop = build_loop(load_recipe(sys.argv[1]), quiet=True)\n"
         "wrapper = weakref.ref(loop.learner.policy.trained)\n"
-        "print(type(wrapper()).__name__)\n"
+        "print(f'{type(wrapper()).__name__}\\n', end='')\n"
         "destroy = torch.distributed.destroy_process_group\n"
         "def destroy_and_tell():\n"
-        "    print('at the end:', wrapper())\n"
+        "    print(f'at the end: {wrapper()}\\n', end='')\n"
         "    destroy()\n"
         "torch.distributed.destroy_process_group = destroy_and_tell\n"
         "try:\n"
-        "    print('done:', run_loop(loop, resume=False, command='').steps)\n"
+        "    print(f'done: {run_loop(loop, resume=False, command=str()).steps}\\n', end='')\n"
         "except DarError:\n"
-        "    print('done: 0')\n"
+        "    print('done: 0\\n', end='')\n"
     )
     ranks = on_ranks("ranks.py", str(recipe), cwd=tmp_path)
     said = ranks.stdout.decode()
@@ -382,7 +382,7 @@ def test_ranks_train_a_second_time(write_recipe: WriteRecipe, tmp_path: Path) ->
         "        self.spec = spec\n"
         "for run, changes in ('dar', []), ('dpo', sys.argv[2:]):\n"
         "    trainer = OfRecipe(load_recipe(sys.argv[1], [*changes, f'output_dir={run}']))\n"
-        "    print('done:', trainer.train().steps, trainer.loop.accelerator.num_processes)\n"
+        "    print(f'done: {trainer.train().steps} {trainer.loop.accelerator.num_processes}\\n', end='')\n"
         "    assert trainer.evaluate().items() <= trainer.loop.folder.metrics()[-1].items(), trainer.evaluate()\n"
         "    trainer.save_model('saved')\n"
     )

@@ -15,11 +15,11 @@ import pytest
 def on_ranks(*command: str, cwd: Path, num_ranks: int = 2) -> subprocess.CompletedProcess[bytes]:
     """Ranks that wait for each other for ever fail the test with the stacks they wait in.
 
-    The ranks share one pipe, so each buffers what it prints: unbuffered, the pieces of their lines mix.
+    torchrun has the ranks print unbuffered into one pipe: a line is whole where it is written as one piece.
     """
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}")
     command = (sys.executable, *launcher, *command)
-    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": ""}
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
         command, env=os.environ | settings, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

@@ -90,7 +90,7 @@ def fail(folder: str) -> None:
     try:
         run_loop(loop, resume=False, command="")
     except NonFiniteError as error:
-        print("failed together:", error)
+        print(f"failed together: {error}\n", end="")
 
 
 Accelerator(cpu=True)
@@ -103,4 +103,4 @@ from_main(lambda: shutil.copytree("cut", "moved"))
 run("cut", "steps=4", resume=True)
 run("idle", "algorithm={type: grpo, beta: 0.0}", "rewards=[choosy:choosy]", "prompts_per_step=2", "steps=4")
 fail("failing")
-print("all done")
+print("all done\n", end="")
