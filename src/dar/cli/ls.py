@@ -14,7 +14,7 @@ from dar.console import Console
 from dar.errors import ConfigError, DarError
 from dar.shown import one_line
 
-_RESULTS = ("eval/reward", "eval/return", "eval/return", "eval/accuracy", "reward", "accuracy", "loss")
+_RESULTS = ("eval/reward", "eval/return", "eval/accuracy", "reward", "accuracy", "loss")
 
 
 def ls(
