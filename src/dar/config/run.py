@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from dar.config.alerts import AnyAlerts, why_blind, why_silent
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec
+from dar.config.cluster import ClusterSpec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
 from dar.config.flow import ALERTS_OF_TEXT, TEXT_ONLY, AnyModel, FlowModelSpec
@@ -150,6 +151,8 @@ class RunSpec(Spec):
     """What is written down, and where to."""
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
     """Where and how it runs."""
+    cluster: ClusterSpec | None = None
+    """Who takes part on a Ray cluster; by default all happens in this process (and its ranks)."""
 
     @field_validator("algorithm", "engine", mode="before")
     @classmethod

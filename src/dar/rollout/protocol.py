@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from concurrent.futures import Future
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DecodingSpec
@@ -68,4 +69,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Gives back whatever it holds; nothing is sampled after this."""
+        ...
+
+
+@runtime_checkable
+class BackgroundEngine(Engine, Protocol):
+    """An engine with weights of its own, which can sample while others are learned."""
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        *,
+        max_completion_length: int,
+        key: SamplingKey,
+        progress: Progress | None = None,
+        decoding: DecodingSpec = PLAIN,
+    ) -> Future[Rollouts]:
+        """As `generate`, without waiting, and with the weights last synced, whatever is synced afterwards.
+
+        `generate` is `submit` and waiting. Several are worked on in the order they were asked for.
+        """
         ...
