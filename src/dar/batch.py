@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
+from dar.ops import require_positive
+
 Message = dict[str, Any]
 """One chat message: {"role": …, "content": …}."""
 
@@ -365,8 +367,7 @@ class Weighted(Batch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.denominator > 0:
-            raise ValueError(f"denominator must be > 0, got {self.denominator}")
+        require_positive(denominator=self.denominator)
 
     def carries_weight(self, loads: Tensor | None, negligible_share: float) -> Tensor:
         """[B] bool: all rows but those of weight 0, and but the lightest by what they move.
