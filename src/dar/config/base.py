@@ -9,7 +9,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -164,6 +166,35 @@ def keys_below(spec: type[Spec], prefix: str = "") -> Iterator[str]:
         if get_origin(field.annotation) is not list:
             for child in specs_in(field.annotation):
                 yield from keys_below(child, f"{prefix}{name}.")
+
+
+def specs_below(spec: type[Spec]) -> Iterator[type[Spec]]:
+    """Every spec that is derived from one, whichever module defines it."""
+    for each in spec.__subclasses__():
+        yield each
+        yield from specs_below(each)
+
+
+def by_type(default: str | None = None) -> BeforeValidator:
+    """For specs told apart by `type`: it may be given alone, as a string, and left out where there is a default."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"type": value}
+        return {"type": default, **value} if default and isinstance(value, dict) else value
+
+    return BeforeValidator(expanded)
+
+
+def _has_both_parts(value: str) -> str:
+    module, _, attribute = value.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"expected 'package.module:function', got '{value}'")
+    return value
+
+
+FunctionPath = Annotated[str, AfterValidator(_has_both_parts)]
+"""`package.module:function` or `file.py:function`."""
 
 
 class OwnSpec(Spec):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from dar.config.base import NotNegative, Positive, Spec
+from dar.config.base import NotNegative, Positive, Spec, by_type
 from dar.config.data import SourceSpec
 
 
@@ -71,12 +71,4 @@ class AdafactorSpec(OptimSpec):
     """`adafactor`"""
 
 
-def _adamw_unless_said(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"type": value}
-    return {"type": "adamw", **value} if isinstance(value, dict) else value
-
-
-AnyOptim = Annotated[
-    AdamWSpec | AdamW8BitSpec | AdafactorSpec, Field(discriminator="type"), BeforeValidator(_adamw_unless_said)
-]
+AnyOptim = Annotated[AdamWSpec | AdamW8BitSpec | AdafactorSpec, Field(discriminator="type"), by_type("adamw")]

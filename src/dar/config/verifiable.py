@@ -7,23 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dar.config.base import Positive, Spec
+from dar.config.base import FunctionPath, Positive, Spec
 from dar.config.reward import RewardSpec
 
 
 class FunctionPathSpec(RewardSpec):
     """What rewards that are a Python function share."""
 
-    function: str
+    function: FunctionPath
     """`package.module:function`, looked for in the working directory too, or `file.py:function`."""
-
-    @field_validator("function")
-    @classmethod
-    def _has_both_parts(cls, value: str) -> str:
-        module, _, attribute = value.partition(":")
-        if not module or not attribute:
-            raise ValueError(f"expected 'package.module:function', got '{value}'")
-        return value
 
 
 class SandboxSpec(Spec):
