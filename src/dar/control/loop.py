@@ -61,9 +61,6 @@ class ControlLoop(Steps):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {}  # weights whose shapes change are among the extras
 
-    def begin(self) -> None:
-        """Nothing is prepared."""
-
     def advance(self, step: int) -> None:
         self._is_whole, rank, rate = False, self.spec.rank, learning_rate(self.spec, step)
         self.model.lr_schedule = lambda _: rate
