@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -67,8 +67,7 @@ class Spec(_Model):
         extra="forbid",
         strict=True,
         use_attribute_docstrings=True,
-        # In a JSON schema each field has its own description.
-        json_schema_extra=lambda schema: schema.update(description=str(schema["description"]).split(_FIELDS)[0]),
+        json_schema_extra=lambda schema: _describe(schema),
     )
 
     shorthand: ClassVar[str | None] = None
@@ -81,6 +80,8 @@ class Spec(_Model):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         fields = []
         for name, field in cls.model_fields.items():
+            if field.description is None and get_origin(field.annotation) is Literal:
+                field.description = f"`{get_args(field.annotation)[0]}`"  # a `type` says all there is to say
             default = "" if field.is_required() else f" = {_default(field)!r}"
             fields.append(f"  {name}{default}\n" + fill(field.description or "", 100, initial_indent=" " * 6))
         cls.__doc__ = cleandoc(cls.__doc__ or "") + _FIELDS + "\n".join(fields)
@@ -145,6 +146,14 @@ class Spec(_Model):
         for name, value in self:
             if name not in fields or fields[name].is_required() or value != _default(fields[name]):
                 yield name, value
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """In a JSON schema each field has its own description."""
+    schema["description"] = schema["description"].split(_FIELDS)[0]
+    for field in schema.get("properties", {}).values():
+        if "const" in field:
+            field.setdefault("description", f"`{field['const']}`")
 
 
 def _default(field: FieldInfo) -> Any:

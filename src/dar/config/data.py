@@ -16,7 +16,6 @@ class HHFormatSpec(Spec):
     """
 
     type: Literal["hh"] = "hh"
-    """`hh`"""
     unusable: Literal["skip", "refuse"] = "skip"
     """Rows whose two transcripts differ before the last answer, or whose answer is empty: leave them out and say how
     many, or stop."""
@@ -27,7 +26,6 @@ class LabelledPairsFormatSpec(Spec):
     `rejected`."""
 
     type: Literal["labelled_pairs"] = "labelled_pairs"
-    """`labelled_pairs`"""
     label: str
     """Column with the label."""
     columns: dict[str, str]

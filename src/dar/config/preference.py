@@ -28,21 +28,18 @@ class OnlineDPOSpec(PairedSpec):
     """Online DPO (Guo et al. 2024, arXiv:2402.04792)."""
 
     type: Literal["online_dpo"] = "online_dpo"
-    """`online_dpo`"""
 
 
 class OnlineIPOSpec(PairedSpec):
     """IPO's loss on pairs of own samples."""
 
     type: Literal["online_ipo"] = "online_ipo"
-    """`online_ipo`"""
 
 
 class OnlineSLiCSpec(PairedSpec):
     """SLiC's hinge loss on pairs of own samples."""
 
     type: Literal["online_slic"] = "online_slic"
-    """`online_slic`"""
 
 
 class LoggedPairsSpec(AlgorithmSpec):
@@ -58,14 +55,12 @@ class DPOSpec(LoggedPairsSpec):
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     type: Literal["dpo"] = "dpo"
-    """`dpo`"""
 
 
 class IPOSpec(LoggedPairsSpec):
     """IPO (Azar et al. 2023, arXiv:2310.12036), on sums of log-probabilities."""
 
     type: Literal["ipo"] = "ipo"
-    """`ipo`"""
     beta: Positive = 0.1
     """The margin is drawn to 1/(2β)."""
 
@@ -74,14 +69,12 @@ class SLiCSpec(LoggedPairsSpec):
     """The hinge loss of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) on the log-ratio margin."""
 
     type: Literal["slic"] = "slic"
-    """`slic`"""
 
 
 class ChiPOSpec(LoggedPairsSpec):
     """χPO (Huang et al. 2024, arXiv:2407.13399): DPO with a link that also bounds the χ² divergence."""
 
     type: Literal["chi_po"] = "chi_po"
-    """`chi_po`"""
     beta: Positive = 0.05
     """Scale of the margin."""
     max_reward: Annotated[float, Field(gt=0)] = math.inf

@@ -15,7 +15,6 @@ class TRACESpec(AlgorithmSpec):
     logged: ClassVar[LoggedKind | None] = "verdicts"
 
     type: Literal["trace"] = "trace"
-    """`trace`"""
     beta: Positive = 0.3
     """KL weight of DPO on inverted and of NPO on punished pairs."""
     kl_coef: NotNegative = 0.1
