@@ -249,19 +249,12 @@ class RunFolder:
             raise CheckpointError(str(error)) from error
 
     def _write(self, name: str, text: str) -> None:
-        try:
-            write_text(self.path / name, redacted(text))
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path / name}: {error}") from error
+        write_text(self.path / name, redacted(text))
 
     def _write_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         table = pa.table({name: _shown(values) for name, values in columns.items()})
-        file = self.path / name
-        try:
-            with written(file) as scratch:
-                pyarrow.parquet.write_table(table, scratch)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
+        with written(self.path / name) as scratch:
+            pyarrow.parquet.write_table(table, scratch)
 
 
 def _shown(values: Sequence[Any]) -> Sequence[Any]:
