@@ -161,6 +161,13 @@ def is_tied(rewards: Tensor) -> Tensor:
     return (lowest >= highest) | (highest - lowest <= ROUNDING * torch.maximum(lowest.abs(), highest.abs()))
 
 
+def first_best(rewards: Tensor) -> Tensor:
+    """[P, K] → [P, 1]: where the highest reward of a row is, the first of equals; NaN is none."""
+    highest = rewards.masked_fill(rewards.isnan(), -torch.inf).amax(dim=1, keepdim=True)
+    # argmax does not promise which of several maxima it returns; the first equal to the maximum is well defined.
+    return (rewards == highest).to(torch.uint8).argmax(dim=1, keepdim=True)
+
+
 def _zero_where_tied(advantages: Tensor, rewards: Tensor) -> Tensor:
     return torch.where(is_tied(rewards) & ~rewards.isnan(), torch.zeros_like(advantages), advantages)
 

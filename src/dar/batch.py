@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
+from dar.ops import require_positive
+
 Message = dict[str, Any]
 """One chat message: {"role": …, "content": …}."""
 
@@ -365,8 +367,7 @@ class Weighted(Batch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.denominator > 0:
-            raise ValueError(f"denominator must be > 0, got {self.denominator}")
+        require_positive(denominator=self.denominator)
 
     def carries_weight(self, loads: Tensor | None, negligible_share: float) -> Tensor:
         """[B] bool: all rows but those of weight 0, and but the lightest by what they move.
@@ -390,10 +391,6 @@ class Weighted(Batch):
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-pads token rows to ([B, T] int64 ids, [B, T] bool mask)."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[index, : len(row)] = True
-    return ids, mask
+    found = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=pad_id)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])

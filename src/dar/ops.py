@@ -5,6 +5,7 @@ Everything here is a pure function of tensors in natural-log units (nats). Shape
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,20 @@ class Mean:
 def at_least_fp32(values: Tensor) -> Tensor:
     """Half precision as fp32; fp32 and float64 as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def require_positive(**numbers: float) -> None:
+    """Raises ValueError naming a number that is not > 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} must be > 0, got {number}")
+
+
+def require_not_negative(**numbers: float) -> None:
+    """Raises ValueError naming a number that is negative or not finite."""
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be ≥ 0 and finite, got {number}")
 
 
 def require_same_shape(**tensors: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from dar import arguments
 from dar.arguments import GivenModel, GivenRows, Problems, described
 from dar.collective import failing_together
-from dar.errors import CheckpointError, ConfigError
+from dar.errors import ConfigError
 from dar.files.atomic import written
 from dar.reward_config import RewardConfig
 from dar.reward_model.build_loop import GivenPairs, build_reward_model_loop
@@ -95,9 +95,6 @@ class RewardTrainer(SavesModel):
         if not self.loop.folder.model.exists():
             raise ConfigError(f"{self.spec.output_dir} holds no model yet: continue with resume_from_checkpoint=True")
         with failing_together():
-            try:
-                if self.loop.is_main:
-                    with written(folder) as scratch:
-                        shutil.copytree(self.loop.folder.model, scratch)
-            except OSError as error:
-                raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+            if self.loop.is_main:
+                with written(folder) as scratch:
+                    shutil.copytree(self.loop.folder.model, scratch)

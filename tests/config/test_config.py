@@ -16,6 +16,7 @@ from dar.config.base import keys_below
 from dar.config.model import LoraSpec
 from dar.config.other_names import INSTEAD, keys_in
 from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
+from dar.config.preference import DPOSpec
 from dar.config.recipe import build_spec, dump_recipe, flatten, load_recipe
 from dar.config.regression import DARSpec, TargetESSSpec, TargetKLSpec
 from dar.config.reward_model import RewardModelSpec
@@ -516,3 +517,8 @@ def test_method_of_ones_own_is_an_import_path_with_settings():
 def test_what_is_no_import_path_is_refused():
     said = "'my-pkg:Mine' is no import path: write package.module:Class"
     assert f"algorithm.type: {said}" in problem(algorithm={"type": "my-pkg:Mine"})
+
+
+def test_type_needs_no_description_of_its_own():
+    assert "  type = 'dpo'\n      `dpo`" in (DPOSpec.__doc__ or "")
+    assert DPOSpec.model_json_schema()["properties"]["type"]["description"] == "`dpo`"

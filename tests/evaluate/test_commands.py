@@ -227,7 +227,7 @@ def test_win_rate_of_a_model_against_a_column_and_against_itself(tiny_folder: Pa
     pairs = judged("column:reference", "column", category_column="kind")
     # The tiny model never writes "word"; references have 0, 1, 2 of them in turn.
     assert [pair.outcome for pair in pairs[:3]] == ["tie", "loss", "loss"]
-    assert [pair.category for pair in pairs[:2]] == ["a", "b"]
+    assert [pair.one.category for pair in pairs[:2]] == ["a", "b"]
     outputs = (tmp_path / "column" / "model.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in outputs] == [str(n) for n in range(CHUNK + 2)]
     assert not (tmp_path / "column" / "baseline.jsonl").exists()

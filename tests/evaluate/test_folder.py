@@ -42,7 +42,7 @@ def test_settings_may_change_while_nothing_depends_on_them(tmp_path: Path):
 
 def test_a_place_that_cannot_be_written_is_an_error_of_the_option(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"file/e cannot be written: .*\. Choose another --out"):
+    with pytest.raises(ConfigError, match=r"file/e/settings\.json cannot be written: .*\. Choose another --out"):
         EvaluationFolder(tmp_path / "file" / "e", {})
 
 

@@ -94,8 +94,8 @@ def test_a_judge_of_length_alone_gives_half():
 def test_swapping_the_models_gives_one_minus_the_win_rate():
     pairs, difficulty = drawn(0.3, -0.8, num=100, psi=0.5)
     swapped = [
-        pair(number, 1 - (one.preference or 0), model=one.baseline_length, baseline=one.model_length)
-        for number, one in enumerate(pairs)
+        pair(number, 1 - (each.preference or 0), model=each.one.baseline_length, baseline=each.one.model_length)
+        for number, each in enumerate(pairs)
     ]
     there, back = fit(pairs, difficulty), fit(swapped, difficulty)
     assert there.win_rate + back.win_rate == pytest.approx(100, abs=1e-2)

@@ -212,7 +212,7 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step-2.parquet cannot be read"):
         render_page([load_run(folder)])
     (folder / "environment.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"environment.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"environment.json: it is not JSON"):
         load_run(folder)
 
 

@@ -101,7 +101,7 @@ def test_a_damaged_run_is_said_and_does_not_end_the_server(server: ReportServer,
     (folder / "environment.json").write_text("{")
     status, _, body = ask(server, "/")
     assert status == 503
-    assert "environment.json is not JSON" in body
+    assert "environment.json: it is not JSON" in body
     (folder / "environment.json").write_text("{}")
     assert ask(server, "/")[0] == 200
 

@@ -147,7 +147,7 @@ def test_damaged_record_is_an_error_that_says_what_to_do(tmp_path: Path):
     folder = RunFolder(tmp_path)
     folder.best.mkdir()
     (folder.best / "best.json").write_text("{half")
-    with pytest.raises(CheckpointError, match=r"cannot read .*best\.json.*remove .*best"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*best\.json: it is not JSON.*repair or remove it"):
         folder.best_record()
 
 

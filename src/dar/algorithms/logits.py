@@ -5,7 +5,7 @@ from __future__ import annotations
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms
 from dar.batch import Batch, TokenOutputs, Weighted
-from dar.config.logits import AnyLogits, LCOSpec
+from dar.config.logits import LCOSpec
 from dar.objectives.logits import lco_kld_on_policy, lco_logcosh, lco_mse
 from dar.ops import masked_sum
 
@@ -35,8 +35,3 @@ class LCO(Algorithm):
             distance = lco_mse if spec.loss == "mse" else lco_logcosh
             per_token = distance(outputs.logits, outputs.logits.detach(), batch.advantages, mask, beta=spec.beta)
         return Terms(batch.weights * masked_sum(per_token, mask), {})
-
-
-def build(spec: AnyLogits) -> Algorithm:
-    """The method a spec stands for."""
-    return LCO(spec)

@@ -14,6 +14,7 @@ from dar.config.policy_gradient import (
     AnyPolicyGradient,
     BAPOSpec,
     BNPOSpec,
+    ClippedGroupSpec,
     DAOSpec,
     DAPOSpec,
     DrGRPOSpec,
@@ -104,12 +105,13 @@ class _GroupRelative(Algorithm):
     The mean is over all tokens of the batch, unless a subclass says otherwise.
     """
 
-    def __init__(self, *, beta: float, clip_low: float, clip_high: float, updates: int) -> None:
-        self.beta = beta
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.updates = updates
-        self.needs_reference = beta > 0
+    beta: float = 0.0
+
+    def __init__(self, spec: ClippedGroupSpec) -> None:
+        self.clip_low, self.clip_high, self.updates = spec.clip_low, spec.clip_high, spec.updates
+        if isinstance(spec, GRPOSpec | BNPOSpec | DrGRPOSpec):
+            self.beta = spec.beta
+        self.needs_reference = self.beta > 0
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         rows = self._standardized(batch)
@@ -149,9 +151,6 @@ class GRPO(_GroupRelative):
     Shao et al. 2024, arXiv:2402.03300, eq. 3 and 4. The sample standard deviation (ddof 1) and ε = 1e-4 are TRL's.
     """
 
-    def __init__(self, spec: GRPOSpec) -> None:
-        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
-
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         rows = self._standardized(batch)
         # The row's weight carries the 1/|y| of the objective.
@@ -164,9 +163,6 @@ class BNPO(_GroupRelative):
     TRL's loss_type "bnpo" takes this mean over a micro-batch; here it is the whole batch, whatever its parts.
     """
 
-    def __init__(self, spec: BNPOSpec) -> None:
-        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
-
 
 class DAPO(_GroupRelative):
     """DAPO: clip-higher, token mean over groups that are not tied, soft overlong penalty, no KL.
@@ -178,7 +174,7 @@ class DAPO(_GroupRelative):
     """
 
     def __init__(self, spec: DAPOSpec, *, max_completion_length: int) -> None:
-        super().__init__(beta=0.0, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+        super().__init__(spec)
         self.overlong_tokens = spec.overlong_tokens
         self.max_completion_length = max_completion_length
 
@@ -203,7 +199,7 @@ class DrGRPO(_GroupRelative):
     """
 
     def __init__(self, spec: DrGRPOSpec, *, max_completion_length: int) -> None:
-        super().__init__(beta=spec.beta, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
+        super().__init__(spec)
         self.max_completion_length = max_completion_length
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
@@ -218,9 +214,6 @@ class GSPO(_GroupRelative):
 
     Zheng et al. 2025, arXiv:2507.18071.
     """
-
-    def __init__(self, spec: GSPOSpec) -> None:
-        super().__init__(beta=0.0, clip_low=spec.clip_low, clip_high=spec.clip_high, updates=spec.updates)
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         rows = self._standardized(batch)
@@ -243,8 +236,8 @@ class BAPO(_GroupRelative):
     needs_ratios = True
 
     def __init__(self, spec: BAPOSpec) -> None:
-        super().__init__(beta=0.0, clip_low=1 - spec.low_start, clip_high=spec.high_start - 1, updates=spec.updates)
-        self.spec = spec
+        self.spec, self.updates = spec, spec.updates
+        self.clip_low, self.clip_high = 1 - spec.low_start, spec.high_start - 1
 
     def begin_update(self, tokens: UpdateTokens) -> Metrics:
         spec = self.spec

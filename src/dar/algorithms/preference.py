@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dar.advantages import is_tied
+from dar.advantages import first_best, is_tied
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
 from dar.batch import Batch, Role, TokenOutputs, Weighted
 from dar.config.preference import (
@@ -86,13 +86,8 @@ def pair_roles(rewards: Tensor) -> Tensor:
 
     A group whose best equals its worst, but for rounding, has no pair; a completion without a reward (NaN) is in none.
     """
-    absent = rewards.isnan()
-    highest = rewards.masked_fill(absent, -torch.inf).amax(1, keepdim=True)
-    lowest = rewards.masked_fill(absent, torch.inf).amin(1, keepdim=True)
-    best = (rewards == highest).to(torch.uint8).argmax(1, keepdim=True)
-    worst = (rewards == lowest).to(torch.uint8).argmax(1, keepdim=True)
     roles = torch.zeros(rewards.shape, dtype=torch.int64)
-    roles = roles.scatter(1, best, Role.CHOSEN).scatter(1, worst, Role.REJECTED)
+    roles = roles.scatter(1, first_best(rewards), Role.CHOSEN).scatter(1, first_best(-rewards), Role.REJECTED)
     return roles.masked_fill(is_tied(rewards), Role.NONE)
 
 

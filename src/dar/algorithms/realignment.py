@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
 from dar.batch import Batch, Role, TokenOutputs, Weighted
-from dar.config.realignment import AnyRealignment, TRACESpec
+from dar.config.realignment import TRACESpec
 from dar.objectives.realignment import Triage, conflict_losses, triage
 from dar.ops import Mean, masked_sum
 
@@ -108,8 +108,3 @@ class TRACE(Algorithm):
         if len(punished):
             means["trace/punish_log_ratio"] = Mean.of(punished)
         return means
-
-
-def build(spec: AnyRealignment) -> Algorithm:
-    """The method a spec stands for."""
-    return TRACE(spec)

@@ -39,10 +39,10 @@ def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algori
     if isinstance(spec, AnyActorCritic):
         return actor_critic.build(spec)
     if isinstance(spec, AnyLogits):
-        return logits.build(spec)
+        return logits.LCO(spec)
     if isinstance(spec, AnyPreference):
         return preference.build(spec)
-    return realignment.build(spec)
+    return realignment.TRACE(spec)
 
 
 def _own(spec: OwnAlgorithmSpec) -> Algorithm:

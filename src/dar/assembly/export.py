@@ -11,7 +11,7 @@ from peft import PeftConfig, TaskType
 from safetensors.torch import load_file, save_file
 
 from dar.config.model import ModelSourceSpec
-from dar.errors import CheckpointError, ConfigError
+from dar.errors import ConfigError
 from dar.files.atomic import written
 from dar.policies.saving import save_model
 from dar.policies.text.loading import followed, load_model, load_tokenizer, resolve_model
@@ -42,28 +42,24 @@ def export_model(path: Path, out: Path, *, merge: bool, dtype: str | None) -> st
     if len(adapters) > 1 and not merge:
         raise ConfigError(f"{source} is an adapter on top of another, which few programs can follow: add --merge")
     needs = resolve_model(base) if adapters and not merge else None
-    try:
-        with written(out) as scratch:
-            if adapters and merge:
-                is_classifier = PeftConfig.from_pretrained(adapters[-1]).task_type == TaskType.SEQ_CLS
-                model = load_classifier(spec) if is_classifier else load_model(spec)
-                card = source / "README.md"
-                text = card.read_text(encoding="utf-8") if card.is_file() else ""
-                save_model(model, load_tokenizer(spec), scratch, card=text)
-            else:
-                shutil.copytree(source, scratch)
-            settings = scratch / ("config.json" if needs is None else "adapter_config.json")
-            changes = {} if needs is None else {"base_model_name_or_path": needs}
-            if dtype is not None:
-                precision = torch.bfloat16 if dtype == "bf16" else torch.float32
-                changes |= {"dtype": str(precision).removeprefix("torch.")} if needs is None else {}
-                for file in scratch.glob("*.safetensors"):
-                    tensors = load_file(file).items()
-                    kept = {name: each.to(precision) if each.is_floating_point() else each for name, each in tensors}
-                    save_file(kept, file, metadata={"format": "pt"})
-                    shutil.copymode(settings, file)
-            found = json.loads(settings.read_text(encoding="utf-8"))
-            settings.write_text(json.dumps(found | changes, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"the model cannot be written to {out}: {error}") from error
+    with written(out) as scratch:
+        if adapters and merge:
+            is_classifier = PeftConfig.from_pretrained(adapters[-1]).task_type == TaskType.SEQ_CLS
+            model = load_classifier(spec) if is_classifier else load_model(spec)
+            card = source / "README.md"
+            text = card.read_text(encoding="utf-8") if card.is_file() else ""
+            save_model(model, load_tokenizer(spec), scratch, card=text)
+        else:
+            shutil.copytree(source, scratch)
+        settings = scratch / ("config.json" if needs is None else "adapter_config.json")
+        changes = {} if needs is None else {"base_model_name_or_path": needs}
+        if dtype is not None:
+            precision = torch.bfloat16 if dtype == "bf16" else torch.float32
+            changes |= {"dtype": str(precision).removeprefix("torch.")} if needs is None else {}
+            for file in scratch.glob("*.safetensors"):
+                tensors = load_file(file).items()
+                kept = {name: each.to(precision) if each.is_floating_point() else each for name, each in tensors}
+                save_file(kept, file, metadata={"format": "pt"})
+        found = json.loads(settings.read_text(encoding="utf-8"))
+        settings.write_text(json.dumps(found | changes, indent=2) + "\n", encoding="utf-8")
     return needs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from dar.console import Console
 from dar.errors import ConfigError
 from dar.shown import redacted
 
@@ -73,6 +74,17 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Start again in an output_dir that holds a run, of which nothing is kept."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of what people read.")]
+# Of several commands of `dar eval`.
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same completions and intervals.")
+]
+Out = Annotated[
+    Path, typer.Option(help="Folder of settings, completions and results. Run again to continue.", show_default=False)
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of a completion.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 = the likeliest token every time.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Use prompts as they are, without a chat template.")]
+NumPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prompts.", show_default=False)]
 
 
 def spec_of(kind: type[SpecT], values: dict[str, Any], settings: Sequence[str], *, command: str) -> SpecT:
@@ -103,6 +115,11 @@ def say_next(say: Callable[[str], object], *commands: Sequence[str | Path]) -> N
     """The commands worth typing now, written so that a shell reads them as they are."""
     for index, command in enumerate(commands):
         say(f"{'next:' if index == 0 else '     '} {shlex.join(['dar', *map(str, command)])}")
+
+
+def note(text: str) -> None:
+    """Progress is for people: results on standard output stay clean."""
+    Console(stderr=True).print(text, style="dim")
 
 
 def hide_file_progress() -> None:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json
+from dar.cli.common import AsJson, MaxTokens, NumPrompts, Plain, Seed, Temperature, hide_file_progress, note, print_json
 from dar.cli.evaluate_benchmarks import gsm8k, ifeval
-from dar.cli.evaluate_options import MaxTokens, NumPrompts, Plain, Seed, Temperature, note
 from dar.cli.mt_bench import mt_bench
 from dar.console import Console
 from dar.errors import ConfigError

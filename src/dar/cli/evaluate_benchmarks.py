@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar.cli.common import AsJson, ModelArgument, hide_file_progress, print_json
-from dar.cli.evaluate_options import MaxTokens, NumPrompts, Out, Plain, Seed, Temperature, note
+from dar.cli.common import (
+    AsJson,
+    MaxTokens,
+    ModelArgument,
+    NumPrompts,
+    Out,
+    Plain,
+    Seed,
+    Temperature,
+    hide_file_progress,
+    note,
+    print_json,
+)
 from dar.console import Console
 
 if TYPE_CHECKING:

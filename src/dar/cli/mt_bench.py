@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dar.cli.common import AsJson, hide_file_progress, print_json, spec_of
-from dar.cli.evaluate_options import MaxTokens, Out, Seed, note
+from dar.cli.common import AsJson, MaxTokens, Out, Seed, hide_file_progress, note, print_json, spec_of
 from dar.console import Console
 
 

@@ -9,7 +9,7 @@ import typer
 
 from dar.cli.common import AsJson, print_json
 from dar.console import Console
-from dar.errors import CheckpointError, ConfigError
+from dar.errors import ConfigError
 from dar.files.atomic import write_text
 from dar.files.paths import expanded
 
@@ -44,10 +44,7 @@ def report(
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: -o is the file to write, such as {target / 'report.html'}")
     page = render_page(found)
-    try:
-        write_text(target, page)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error}") from error
+    write_text(target, page)
     console = Console(stderr=as_json)
     console.print(f"{target} ({len(page.encode()) / 1e6:.1f} MB)", soft_wrap=True)
     if png is not None:

@@ -35,7 +35,6 @@ class PPOSpec(ActorCriticSpec):
     """Proximal policy optimization with a critic (Schulman et al. 2017, arXiv:1707.06347); KL to π₀ in the reward."""
 
     type: Literal["ppo"] = "ppo"
-    """`ppo`"""
     kl_coef: NotNegative = 0.05
     """Coefficient of the per-token KL to π₀ in the reward; 0 leaves the reference out."""
 
@@ -47,7 +46,6 @@ class DualPPOSpec(ActorCriticSpec):
     """
 
     type: Literal["dual_ppo"] = "dual_ppo"
-    """`dual_ppo`"""
     alpha: Fraction = 0.1
     """Share of the regularisation that goes to π₀."""
     beta: Positive = 0.05

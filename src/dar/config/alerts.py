@@ -30,7 +30,6 @@ class MissingEosAlertSpec(SampledAlertSpec):
     """Too many completions run out of room before they end by themselves (`completions/clipped_ratio`)."""
 
     type: Literal["missing_eos"] = "missing_eos"
-    """`missing_eos`"""
     max: Fraction = 0.5
     """Share of completions."""
 
@@ -39,7 +38,6 @@ class KLAlertSpec(SampledAlertSpec):
     """The policy is too far from π₀ (`kl/ref`)."""
 
     type: Literal["kl"] = "kl"
-    """`kl`"""
     max: Positive
     """Nats per completion."""
 
@@ -48,7 +46,6 @@ class LengthDriftAlertSpec(SampledAlertSpec):
     """Completions have become much longer or shorter than at the start (`completions/mean_length`)."""
 
     type: Literal["length_drift"] = "length_drift"
-    """`length_drift`"""
     max_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
     """Mean length / mean length at the start, or its inverse."""
 
@@ -57,7 +54,6 @@ class EntropyAlertSpec(SampledAlertSpec):
     """The policy's entropy has collapsed (`entropy`)."""
 
     type: Literal["entropy"] = "entropy"
-    """`entropy`"""
     min_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Entropy / entropy at the start."""
 
@@ -66,7 +62,6 @@ class RepetitionAlertSpec(SampledAlertSpec):
     """Completions repeat themselves (`completions/repetition`)."""
 
     type: Literal["repetition"] = "repetition"
-    """`repetition`"""
     max: Fraction = 0.5
     """Mean share of a completion's tokens that lie inside its longest repeated n-gram."""
 
@@ -75,7 +70,6 @@ class NoSignalAlertSpec(SampledAlertSpec):
     """Most groups have no difference in reward, so that nothing is learned from them (`frac_reward_zero_std`)."""
 
     type: Literal["no_signal"] = "no_signal"
-    """`no_signal`"""
     max: Fraction = 0.9
     """Share of groups."""
 
@@ -88,7 +82,6 @@ class OveroptimizationAlertSpec(AlertSpec):
     """
 
     type: Literal["overoptimization"] = "overoptimization"
-    """`overoptimization`"""
     window: Annotated[int, Field(ge=2)] = 3
     """How many evaluations, the last ones."""
     min_rise: NotNegative = 0.0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dar.config.base import Spec
+from dar.config.base import Spec, specs_below
 
 LoggedKind = Literal["demonstrations", "preferences", "verdicts", "rewards"]
 """`prompt` + `completion`, `prompt` + `chosen` + `rejected`, these with `chosen_complies` + `rejected_complies`, or
@@ -33,15 +32,8 @@ class AlgorithmSpec(Spec):
     def other_way(cls, key: str, type: object) -> str | None:
         """Names the methods that do have an option this one has not."""
         method = type or cls.model_fields["type"].default
-        owners = sorted(name for name, spec in concrete_specs(AlgorithmSpec) if key in spec.model_fields)
+        having = [spec.model_fields.get("type") for spec in specs_below(AlgorithmSpec) if key in spec.model_fields]
+        owners = sorted(kind.default for kind in having if kind and not kind.is_required())
         if not owners:
             return super().other_way(key, type)
         return f"{method} has no {key}; these methods do: {', '.join(owners)}"
-
-
-def concrete_specs(base: type[AlgorithmSpec]) -> Iterator[tuple[str, type[AlgorithmSpec]]]:
-    """(type, spec) of every method below a base, whichever module defines it."""
-    for spec in base.__subclasses__():
-        if "type" in spec.model_fields and isinstance(name := spec.model_fields["type"].default, str):
-            yield name, spec
-        yield from concrete_specs(spec)

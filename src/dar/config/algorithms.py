@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from dar.config.actor_critic import AnyActorCritic
 from dar.config.algorithm import AlgorithmSpec
-from dar.config.base import OwnSpec
+from dar.config.base import OwnSpec, by_type
 from dar.config.flow import AnyFlow
 from dar.config.logits import AnyLogits
 from dar.config.policy_gradient import AnyPolicyGradient
@@ -36,5 +36,6 @@ def _whose(value: Any) -> str:
 AnyAlgorithm = Annotated[
     Annotated[Annotated[Known, Field(discriminator="type")], Tag("known")] | Annotated[OwnAlgorithmSpec, Tag("own")],
     Discriminator(_whose),
+    by_type("dar"),
 ]
 ALGORITHM_SPECS: dict[str, type[AlgorithmSpec]] = {spec.model_fields["type"].default: spec for spec in get_args(Known)}

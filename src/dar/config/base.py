@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -65,8 +67,7 @@ class Spec(_Model):
         extra="forbid",
         strict=True,
         use_attribute_docstrings=True,
-        # In a JSON schema each field has its own description.
-        json_schema_extra=lambda schema: schema.update(description=str(schema["description"]).split(_FIELDS)[0]),
+        json_schema_extra=lambda schema: _describe(schema),
     )
 
     shorthand: ClassVar[str | None] = None
@@ -79,6 +80,8 @@ class Spec(_Model):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         fields = []
         for name, field in cls.model_fields.items():
+            if field.description is None and get_origin(field.annotation) is Literal:
+                field.description = f"`{get_args(field.annotation)[0]}`"  # a `type` says all there is to say
             default = "" if field.is_required() else f" = {_default(field)!r}"
             fields.append(f"  {name}{default}\n" + fill(field.description or "", 100, initial_indent=" " * 6))
         cls.__doc__ = cleandoc(cls.__doc__ or "") + _FIELDS + "\n".join(fields)
@@ -145,6 +148,14 @@ class Spec(_Model):
                 yield name, value
 
 
+def _describe(schema: dict[str, Any]) -> None:
+    """In a JSON schema each field has its own description."""
+    schema["description"] = schema["description"].split(_FIELDS)[0]
+    for field in schema.get("properties", {}).values():
+        if "const" in field:
+            field.setdefault("description", f"`{field['const']}`")
+
+
 def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True, validated_data={})
 
@@ -164,6 +175,35 @@ def keys_below(spec: type[Spec], prefix: str = "") -> Iterator[str]:
         if get_origin(field.annotation) is not list:
             for child in specs_in(field.annotation):
                 yield from keys_below(child, f"{prefix}{name}.")
+
+
+def specs_below(spec: type[Spec]) -> Iterator[type[Spec]]:
+    """Every spec that is derived from one, whichever module defines it."""
+    for each in spec.__subclasses__():
+        yield each
+        yield from specs_below(each)
+
+
+def by_type(default: str | None = None) -> BeforeValidator:
+    """For specs told apart by `type`: it may be given alone, as a string, and left out where there is a default."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"type": value}
+        return {"type": default, **value} if default and isinstance(value, dict) else value
+
+    return BeforeValidator(expanded)
+
+
+def _has_both_parts(value: str) -> str:
+    module, _, attribute = value.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"expected 'package.module:function', got '{value}'")
+    return value
+
+
+FunctionPath = Annotated[str, AfterValidator(_has_both_parts)]
+"""`package.module:function` or `file.py:function`."""
 
 
 class OwnSpec(Spec):

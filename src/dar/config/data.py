@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dar.config.base import Count, NotNegative, Positive, Rows, Seed, Spec
+from dar.config.base import Count, NotNegative, Positive, Rows, Seed, Spec, by_type
 
 
 class HHFormatSpec(Spec):
@@ -16,7 +16,6 @@ class HHFormatSpec(Spec):
     """
 
     type: Literal["hh"] = "hh"
-    """`hh`"""
     unusable: Literal["skip", "refuse"] = "skip"
     """Rows whose two transcripts differ before the last answer, or whose answer is empty: leave them out and say how
     many, or stop."""
@@ -27,7 +26,6 @@ class LabelledPairsFormatSpec(Spec):
     `rejected`."""
 
     type: Literal["labelled_pairs"] = "labelled_pairs"
-    """`labelled_pairs`"""
     label: str
     """Column with the label."""
     columns: dict[str, str]
@@ -49,7 +47,7 @@ class LabelledPairsFormatSpec(Spec):
         return value
 
 
-AnyFormat = Annotated[HHFormatSpec | LabelledPairsFormatSpec, Field(discriminator="type")]
+AnyFormat = Annotated[HHFormatSpec | LabelledPairsFormatSpec, Field(discriminator="type"), by_type()]
 
 
 class SplitByHashSpec(Spec):
@@ -84,11 +82,6 @@ class SourceSpec(Spec):
     """Use only a part of the rows: `train`, `validation` or `test`, or a mapping."""
     max_rows: Count | None = None
     """Of these, use only the first rows."""
-
-    @field_validator("format", mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
 
 
 class RowsSpec(Spec):

@@ -39,7 +39,6 @@ class FlowModelSpec(ModelSourceSpec):
     rank_schedule: ClassVar[None] = None
 
     type: Literal["flow"]
-    """`flow`"""
     path: str
     """A folder that diffusers saved, a run folder of such a policy, a Hub id, or `toy:digits`, which is made once."""
     sde: FlowSDESpec = Field(default_factory=FlowSDESpec)
@@ -65,7 +64,6 @@ class FlowGRPOSpec(GRPOSpec):
     """Flow-GRPO (Liu et al. 2025, arXiv:2505.05470): GRPO with a ratio for every denoising step."""
 
     type: Literal["flow_grpo"] = "flow_grpo"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """`flow_grpo`"""
     ratio: Ratio = "plain"
     """A step's ratio itself; without its mean below 0; or GRPO-Guard's RatioNorm, also of the same spread at any σ."""
     reweight: bool = False
@@ -84,7 +82,6 @@ class GRPOGuardSpec(FlowGRPOSpec):
     """GRPO-Guard (arXiv:2510.22319): Flow-GRPO with normalised ratios and reweighted steps."""
 
     type: Literal["grpo_guard"] = "grpo_guard"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """`grpo_guard`"""
     ratio: Ratio = "normalized"
     """As for `flow_grpo`."""
     reweight: bool = True

@@ -17,7 +17,6 @@ class LCOSpec(AlgorithmSpec):
     needs_group: ClassVar[bool] = True
 
     type: Literal["lco"] = "lco"
-    """`lco`"""
     loss: Literal["kld", "mse", "logcosh"] = "kld"
     """KL to the target distribution, or squared or log-cosh distance of the sampled token's logit from its target."""
     beta: Positive = 2.0

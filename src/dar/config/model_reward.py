@@ -23,7 +23,6 @@ class ModelRewardSpec(RewardSpec):
     template. Plain prompts are read with the completion right behind them."""
 
     type: Literal["model"] = "model"
-    """`model`"""
     model: ModelSourceSpec
     """The reward model: a Hub id or a folder, with safetensors weights."""
     device: str | None = None

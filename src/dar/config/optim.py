@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from dar.config.base import NotNegative, Positive, Spec
+from dar.config.base import NotNegative, Positive, Spec, by_type
 from dar.config.data import SourceSpec
 
 
@@ -47,7 +47,6 @@ class AdamWSpec(OptimSpec):
     """AdamW (Loshchilov & Hutter 2019)."""
 
     type: Literal["adamw"] = "adamw"
-    """`adamw`"""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the gradient's running mean."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -61,22 +60,12 @@ class AdamW8BitSpec(AdamWSpec):
     than 4096 numbers in fp32. By bitsandbytes (`dar-rlhf[bitsandbytes]`)."""
 
     type: Literal["adamw_8bit"] = "adamw_8bit"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """`adamw_8bit`"""
 
 
 class AdafactorSpec(OptimSpec):
     """Adafactor (Shazeer & Stern 2018): the second moment of a matrix kept as a row and a column."""
 
     type: Literal["adafactor"] = "adafactor"
-    """`adafactor`"""
 
 
-def _adamw_unless_said(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"type": value}
-    return {"type": "adamw", **value} if isinstance(value, dict) else value
-
-
-AnyOptim = Annotated[
-    AdamWSpec | AdamW8BitSpec | AdafactorSpec, Field(discriminator="type"), BeforeValidator(_adamw_unless_said)
-]
+AnyOptim = Annotated[AdamWSpec | AdamW8BitSpec | AdafactorSpec, Field(discriminator="type"), by_type("adamw")]

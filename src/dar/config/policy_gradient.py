@@ -17,7 +17,6 @@ class DAOSpec(AlgorithmSpec):
     """
 
     type: Literal["dao"] = "dao"
-    """`dao`"""
     alpha: Fraction = 0.1
     """Share of the regularisation that goes to π₀."""
     beta: Positive = 0.05
@@ -36,7 +35,6 @@ class RLOOSpec(AlgorithmSpec):
     needs_group: ClassVar[bool] = True
 
     type: Literal["rloo"] = "rloo"
-    """`rloo`"""
     beta: NotNegative = 0.05
     """Coefficient of the KL to π₀, subtracted from the reward; 0 leaves the reference out."""
     clip_low: Fraction = 0.2
@@ -64,7 +62,6 @@ class GRPOSpec(ClippedGroupSpec):
     """Group relative policy optimization as published (Shao et al. 2024, arXiv:2402.03300); KL to π₀ in the loss."""
 
     type: Literal["grpo"] = "grpo"
-    """`grpo`"""
     beta: NotNegative = 0.04
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
 
@@ -73,7 +70,6 @@ class BNPOSpec(ClippedGroupSpec):
     """GRPO averaged over all tokens of the batch instead of over completions, so that length carries no weight."""
 
     type: Literal["bnpo"] = "bnpo"
-    """`bnpo`"""
     beta: NotNegative = 0.0
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
 
@@ -85,7 +81,6 @@ class DAPOSpec(ClippedGroupSpec):
     """
 
     type: Literal["dapo"] = "dapo"
-    """`dapo`"""
     clip_high: ClipHigh = 0.28
     """Upper clip of the token ratio; `.inf` = none."""
     overlong_tokens: Count | None = None
@@ -96,7 +91,6 @@ class DrGRPOSpec(ClippedGroupSpec):
     """Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): no division by a group's deviation, nor by a row's own length."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
-    """`dr_grpo`"""
     beta: NotNegative = 0.0
     """Coefficient of the per-token k3 estimate of the KL to π₀; 0 leaves the reference out."""
 
@@ -105,7 +99,6 @@ class GSPOSpec(ClippedGroupSpec):
     """Group sequence policy optimization (Zheng et al. 2025, arXiv:2507.18071): one length-normalised ratio a row."""
 
     type: Literal["gspo"] = "gspo"
-    """`gspo`"""
     clip_low: Fraction = 3e-4
     """Lower clip of the completion's mean ratio; with one update the ratio is 1 and no clip is active."""
     clip_high: ClipHigh = 4e-4
@@ -118,7 +111,6 @@ class BAPOSpec(AlgorithmSpec):
     needs_group: ClassVar[bool] = True
 
     type: Literal["bapo"] = "bapo"
-    """`bapo`"""
     target: Positive = 0.4
     """What the contribution of positive tokens is to reach, as `criterion` measures it."""
     low_start: Positive = 0.6
@@ -158,7 +150,6 @@ class R2VPOSpec(AlgorithmSpec):
     needs_group: ClassVar[bool] = True
 
     type: Literal["r2vpo"] = "r2vpo"
-    """`r2vpo`"""
     max_variance: Positive = 0.04
     """δ, the bound of E[(ρ − 1)²] per token."""
     penalty: NotNegative = 2.5

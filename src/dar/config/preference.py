@@ -28,63 +28,53 @@ class OnlineDPOSpec(PairedSpec):
     """Online DPO (Guo et al. 2024, arXiv:2402.04792)."""
 
     type: Literal["online_dpo"] = "online_dpo"
-    """`online_dpo`"""
 
 
 class OnlineIPOSpec(PairedSpec):
     """IPO's loss on pairs of own samples."""
 
     type: Literal["online_ipo"] = "online_ipo"
-    """`online_ipo`"""
 
 
 class OnlineSLiCSpec(PairedSpec):
     """SLiC's hinge loss on pairs of own samples."""
 
     type: Literal["online_slic"] = "online_slic"
-    """`online_slic`"""
 
 
-class DPOSpec(AlgorithmSpec):
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+class LoggedPairsSpec(AlgorithmSpec):
+    """What methods on the data's pairs share."""
 
     logged: ClassVar[LoggedKind | None] = "preferences"
 
-    type: Literal["dpo"] = "dpo"
-    """`dpo`"""
     beta: Positive = 0.1
     """Scale of the log-ratio margin."""
 
 
-class IPOSpec(AlgorithmSpec):
+class DPOSpec(LoggedPairsSpec):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    type: Literal["dpo"] = "dpo"
+
+
+class IPOSpec(LoggedPairsSpec):
     """IPO (Azar et al. 2023, arXiv:2310.12036), on sums of log-probabilities."""
 
-    logged: ClassVar[LoggedKind | None] = "preferences"
-
     type: Literal["ipo"] = "ipo"
-    """`ipo`"""
     beta: Positive = 0.1
     """The margin is drawn to 1/(2β)."""
 
 
-class SLiCSpec(AlgorithmSpec):
+class SLiCSpec(LoggedPairsSpec):
     """The hinge loss of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) on the log-ratio margin."""
 
-    logged: ClassVar[LoggedKind | None] = "preferences"
-
     type: Literal["slic"] = "slic"
-    """`slic`"""
-    beta: Positive = 0.1
-    """Scale of the log-ratio margin."""
 
 
-class ChiPOSpec(AlgorithmSpec):
+class ChiPOSpec(LoggedPairsSpec):
     """χPO (Huang et al. 2024, arXiv:2407.13399): DPO with a link that also bounds the χ² divergence."""
 
-    logged: ClassVar[LoggedKind | None] = "preferences"
-
     type: Literal["chi_po"] = "chi_po"
-    """`chi_po`"""
     beta: Positive = 0.05
     """Scale of the margin."""
     max_reward: Annotated[float, Field(gt=0)] = math.inf

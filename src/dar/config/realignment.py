@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import field_validator
-
 from dar.config.algorithm import AlgorithmSpec, LoggedKind
-from dar.config.base import NotNegative, Positive
+from dar.config.base import FunctionPath, NotNegative, Positive
 from dar.config.data import SourceSpec
 
 
@@ -17,25 +15,16 @@ class TRACESpec(AlgorithmSpec):
     logged: ClassVar[LoggedKind | None] = "verdicts"
 
     type: Literal["trace"] = "trace"
-    """`trace`"""
     beta: Positive = 0.3
     """KL weight of DPO on inverted and of NPO on punished pairs."""
     kl_coef: NotNegative = 0.1
     """Weight of KL(π₀‖π_θ) on retained pairs."""
-    oracle: str | None = None
+    oracle: FunctionPath | None = None
     """`package.module:function`, called once with every completion, as a reward is: True where it complies with the new
     rules. Without one, the columns `chosen_complies` and `rejected_complies` say it."""
     gold: SourceSpec | None = None
     """Pairs that are right under the new rules (prompt, chosen, rejected): a conflicting pair weighs as much as its
     gradient agrees with theirs. Without them all weigh the same."""
-
-    @field_validator("oracle")
-    @classmethod
-    def _has_both_parts(cls, value: str | None) -> str | None:
-        module, _, attribute = (value or "").partition(":")
-        if value is not None and not (module and attribute):
-            raise ValueError(f"expected 'package.module:function', got '{value}'")
-        return value
 
 
 AnyRealignment = TRACESpec

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -59,15 +59,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 RecipeSpec = TypeVar("RecipeSpec", bound=Spec)
 
 
-@overload
-def load_recipe(path: str | Path, overrides: Sequence[str] = ...) -> RunSpec: ...
-
-
-@overload
-def load_recipe(path: str | Path, overrides: Sequence[str] = ..., *, kind: type[RecipeSpec]) -> RecipeSpec: ...
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Any] = RunSpec) -> Any:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[RecipeSpec] = RunSpec) -> RecipeSpec:
     """Reads a recipe file and applies `key.path=value` overrides.
 
     Args:
@@ -95,15 +87,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
         raise
 
 
-@overload
-def build_spec(raw: Mapping[str, Any], *, where: str) -> RunSpec: ...
-
-
-@overload
-def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[RecipeSpec]) -> RecipeSpec: ...
-
-
-def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[Any] = RunSpec) -> Any:
+def build_spec(raw: Mapping[str, Any], *, where: str, kind: type[RecipeSpec] = RunSpec) -> RecipeSpec:
     """A recipe's spec from plain data.
 
     Raises:

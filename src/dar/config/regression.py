@@ -44,7 +44,6 @@ class DARSpec(AlgorithmSpec):
     """Dual-regularized Advantage Regression (He et al. 2026, arXiv:2602.11523)."""
 
     type: Literal["dar"] = "dar"
-    """`dar`"""
     alpha: Fraction = 0.1
     """Share of the regularisation that goes to the initial model π₀; the rest goes to the current policy π_t."""
     beta: Beta = 0.05
@@ -97,7 +96,6 @@ class AWRSpec(AlgorithmSpec):
     """
 
     type: Literal["awr"] = "awr"
-    """`awr`"""
     beta: Beta = 0.05
     """Temperature of the weights, in reward units (batch standard deviations, when normalised); or as for `dar`."""
     w_clip: Annotated[float, Field(gt=0)] = 20.0
@@ -114,7 +112,6 @@ class BestOfNSpec(AlgorithmSpec):
     needs_group: ClassVar[bool] = True
 
     type: Literal["best_of_n"] = "best_of_n"
-    """`best_of_n`"""
     updates: Count = 1
     """Optimizer steps per batch of rollouts."""
 
@@ -125,7 +122,6 @@ class SFTSpec(AlgorithmSpec):
     logged: ClassVar[LoggedKind | None] = "demonstrations"
 
     type: Literal["sft"] = "sft"
-    """`sft`"""
 
 
 class VARSpec(AlgorithmSpec):
@@ -134,7 +130,6 @@ class VARSpec(AlgorithmSpec):
     logged: ClassVar[LoggedKind | None] = "rewards"
 
     type: Literal["var"] = "var"
-    """`var`"""
     temperature: Positive = 1.0
     """λ of the weights K · softmax(r/λ), in standard deviations of the batch's rewards when normalised."""
     normalize: Literal["batch", "none"] = "batch"

@@ -20,21 +20,18 @@ class FunctionRewardSpec(FunctionPathSpec):
     """A Python function, by import path."""
 
     type: Literal["function"] = "function"
-    """`function`"""
 
 
 class SentimentRewardSpec(RewardSpec):
     """VADER compound score of the completion, in [−1, 1] (Hutto & Gilbert 2014)."""
 
     type: Literal["sentiment"] = "sentiment"
-    """`sentiment`"""
 
 
 class LengthRewardSpec(RewardSpec):
     """−|tokens − target| / target: 0 at the target, −1 for an empty or a twice too long completion."""
 
     type: Literal["length"] = "length"
-    """`length`"""
     target: Count
     """Wanted completion length in tokens, EOS included."""
 
@@ -59,21 +56,18 @@ class RegexRewardSpec(PatternSpec):
     """1 where the pattern is found in the completion, 0 elsewhere."""
 
     type: Literal["regex"] = "regex"
-    """`regex`"""
 
 
 class PatternCountRewardSpec(PatternSpec):
     """How often the pattern is found in the completion: a longer completion has room for more."""
 
     type: Literal["pattern_count"] = "pattern_count"
-    """`pattern_count`"""
 
 
 class MissingEosPenaltySpec(RewardSpec):
     """−penalty for a completion that was cut off before it ended by itself, 0 for the others."""
 
     type: Literal["missing_eos_penalty"] = "missing_eos_penalty"
-    """`missing_eos_penalty`"""
     penalty: Positive = 1.0
     """What is subtracted, in reward units."""
 
@@ -82,7 +76,6 @@ class JudgeRewardSpec(RewardSpec):
     """AI feedback: a language model scores each completion, or compares the completions of a prompt."""
 
     type: Literal["judge"] = "judge"
-    """`judge`"""
     endpoint: JudgeEndpointSpec
     """Where the judge is and how it is asked."""
     mode: Literal["pointwise", "pairwise"] = "pointwise"
@@ -127,7 +120,6 @@ class LengthPenaltySpec(RewardSpec):
     down to −1 at `max_length`."""
 
     type: Literal["length_penalty"] = "length_penalty"
-    """`length_penalty`"""
     max_length: Count
     """Tokens, EOS included, at which the penalty is −1; as a rule `sampling.max_completion_length`."""
     buffer: Count
@@ -144,7 +136,6 @@ class TokenCostSpec(RewardSpec):
     """−cost for every token of the completion, EOS included."""
 
     type: Literal["token_cost"] = "token_cost"
-    """`token_cost`"""
     cost: NotNegative
     """Reward units per token."""
 
@@ -153,7 +144,6 @@ class DiversityRewardSpec(RewardSpec):
     """The share of a completion's different word n-grams that no other completion of its prompt has, in [0, 1]."""
 
     type: Literal["diversity"] = "diversity"
-    """`diversity`"""
     ngram: Count = 2
     """Words per n-gram."""
 

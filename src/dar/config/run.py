@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dar.config.alerts import AnyAlerts, why_blind, why_silent
 from dar.config.algorithms import AnyAlgorithm
-from dar.config.base import Count, Positive, Rows, Seed, Spec
+from dar.config.base import Count, Positive, Rows, Seed, Spec, by_type
 from dar.config.cluster import ClusterSpec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
 from dar.config.engine import AnyEngine, InProcessSpec
@@ -127,7 +127,7 @@ class RunSpec(Spec):
     except that offline methods use them for held-out prompts only."""
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     """How completions are drawn."""
-    engine: AnyEngine = Field(default_factory=InProcessSpec)
+    engine: Annotated[AnyEngine, by_type()] = Field(default_factory=InProcessSpec)
     """What draws them: a name, or a mapping with `type`."""
     optim: AnyOptim = Field(default_factory=AdamWSpec)
     """The optimizer: a name, or a mapping with `type`."""
@@ -153,16 +153,6 @@ class RunSpec(Spec):
     """Where and how it runs."""
     cluster: ClusterSpec | None = None
     """Who takes part on a Ray cluster; by default all happens in this process (and its ranks)."""
-
-    @field_validator("algorithm", "engine", mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
-
-    @field_validator("algorithm", mode="before")
-    @classmethod
-    def _dar_unless_said(cls, value: Any) -> Any:
-        return {"type": "dar", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:

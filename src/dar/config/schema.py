@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dar.config.base import OwnSpec, Spec
+from dar.config.base import OwnSpec, Spec, specs_below
 
 
 def recipe_schema(kind: type[Spec]) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe; what several keys demand of each other is not in it."""
     schema = kind.model_json_schema()
     found = schema["$defs"]
-    for spec in _below(Spec):
+    for spec in specs_below(Spec):
         if issubclass(spec, OwnSpec) and spec.__name__ in found:
             found[spec.__name__]["properties"]["type"]["pattern"] = ":"
         elif spec.shorthand not in (None, "type") and spec.__name__ in found:
@@ -58,9 +58,3 @@ def _alternatives(schema: dict[str, Any], node: dict[str, Any]) -> Iterator[dict
     yield node
     for each in node.get("anyOf", ()):
         yield from _alternatives(schema, each)
-
-
-def _below(spec: type[Spec]) -> Iterator[type[Spec]]:
-    for each in spec.__subclasses__():
-        yield each
-        yield from _below(each)

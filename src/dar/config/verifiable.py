@@ -7,23 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dar.config.base import Positive, Spec
+from dar.config.base import FunctionPath, Positive, Spec
 from dar.config.reward import RewardSpec
 
 
 class FunctionPathSpec(RewardSpec):
     """What rewards that are a Python function share."""
 
-    function: str
+    function: FunctionPath
     """`package.module:function`, looked for in the working directory too, or `file.py:function`."""
-
-    @field_validator("function")
-    @classmethod
-    def _has_both_parts(cls, value: str) -> str:
-        module, _, attribute = value.partition(":")
-        if not module or not attribute:
-            raise ValueError(f"expected 'package.module:function', got '{value}'")
-        return value
 
 
 class SandboxSpec(Spec):
@@ -44,14 +36,12 @@ class SandboxedRewardSpec(SandboxSpec, FunctionPathSpec):
     blow-up or an exception costs that completion's score (`on_failure`), never the run."""
 
     type: Literal["sandboxed"] = "sandboxed"
-    """`sandboxed`"""
 
 
 class MathRewardSpec(SandboxSpec, RewardSpec):
     """1 where the completion's final answer equals the gold answer as mathematics, 0 where not (math-verify)."""
 
     type: Literal["math"] = "math"
-    """`math`"""
     column: str = "answer"
     """Column with the gold answer: a number, LaTeX, words, or a solution that ends in `#### number` (GSM8K)."""
 
@@ -60,14 +50,12 @@ class ReasoningGymRewardSpec(SandboxSpec, RewardSpec):
     """The score reasoning-gym gives an answer to one of its tasks; for data from `reasoning_gym:TASK`."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
-    """`reasoning_gym`"""
 
 
 class IFEvalRewardSpec(RewardSpec):
     """IFEval's verifiable instructions (arXiv:2311.07911), from the columns `instruction_id_list` and `kwargs`."""
 
     type: Literal["ifeval"] = "ifeval"
-    """`ifeval`"""
     strictness: Literal["strict", "loose"] = "strict"
     """`loose` forgives a first line, a last line and asterisks."""
     credit: Literal["share", "all"] = "share"
@@ -78,7 +66,6 @@ class JsonSchemaRewardSpec(RewardSpec):
     """1 where the completion is JSON (in a code fence or not) that a schema allows, 0 elsewhere."""
 
     type: Literal["json_schema"] = "json_schema"
-    """`json_schema`"""
     path: str
     """JSON or YAML file with the schema."""
 
@@ -87,7 +74,6 @@ class FormatRewardSpec(RewardSpec):
     """The share of tags in their place: `<tag>…</tag>` opened once, closed once, not empty, in the order given."""
 
     type: Literal["format"] = "format"
-    """`format`"""
     tags: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["think", "answer"])
     """Their names."""
 

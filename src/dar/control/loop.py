@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dar.config.control import AdaptiveRankSpec, ControlSpec, VariationSpec
 from dar.control.dynamics import UncertainDynamics, make_environment
 from dar.control.layers import factor, merge, spectra, truncate
-from dar.errors import CheckpointError
 from dar.files.atomic import written
 from dar.learn.checkpoint import TrainState
 from dar.learn.optim import learning_rate_factor
@@ -60,9 +59,6 @@ class ControlLoop(Steps):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {}  # weights whose shapes change are among the extras
-
-    def begin(self) -> None:
-        """Nothing is prepared."""
 
     def advance(self, step: int) -> None:
         self._is_whole, rank, rate = False, self.spec.rank, learning_rate(self.spec, step)
@@ -136,12 +132,9 @@ class ControlLoop(Steps):
     def save_model(self) -> None:
         """Writes model/policy.zip, which `SAC.load` of stable-baselines3 reads; the loop takes no step after it."""
         merge(self.model.policy)
-        try:
-            with written(self.folder.model) as scratch:
-                scratch.mkdir()
-                self.model.save(scratch / "policy.zip", exclude=["lr_schedule"])
-        except OSError as error:
-            raise CheckpointError(f"the controller cannot be written to {self.folder.model}: {error}") from error
+        with written(self.folder.model) as scratch:
+            scratch.mkdir()
+            self.model.save(scratch / "policy.zip", exclude=["lr_schedule"])
 
 
 def learning_rate(spec: ControlSpec, step: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShuffledOrder:
     """Every epoch a new permutation of `num_rows` rows, `per_step` of them a step; nothing is drawn twice in an epoch.
 
@@ -25,13 +25,11 @@ class ShuffledOrder:
         for position in range(first, first + self.per_step):
             epoch, index = divmod(position, self.num_rows)
             if epoch != order_epoch:
-                order, order_epoch = self._permutation(epoch), epoch
+                generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+                order, order_epoch = generator.permutation(self.num_rows), epoch
             drawn.append(int(order[index]))
         return drawn
 
     def epoch(self, step: int) -> float:
         """Passes over the rows completed when step `step` begins."""
         return step * self.per_step / self.num_rows
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.num_rows)

@@ -84,31 +84,23 @@ def prepare_prompts(
     return PromptSet(tuple(kept), len(too_long))
 
 
-class PromptStream:
+class PromptStream(ShuffledOrder):
     """An endless, seeded order of prompts: every epoch a new permutation, nothing drawn twice in an epoch.
 
     The stream has no state: a step's prompts follow from its number, so resuming means asking for the next step.
     """
 
     def __init__(self, prompts: PromptSet, *, prompts_per_step: int, seed: int) -> None:
+        super().__init__(len(prompts), per_step=prompts_per_step, seed=seed)
         self.prompts = prompts.prompts
-        self.order = ShuffledOrder(len(prompts), per_step=prompts_per_step, seed=seed)
 
     def at(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of step `step` (from 0); `position` counts draws since the start of the run."""
-        first = step * self.order.per_step
+        first = step * self.per_step
         return tuple(
             dataclasses.replace(self.prompts[index], position=first + offset)
-            for offset, index in enumerate(self.order.indices(step))
+            for offset, index in enumerate(self.indices(step))
         )
-
-    def indices(self, step: int) -> list[int]:
-        """Which of the prompts are drawn in step `step` (from 0)."""
-        return self.order.indices(step)
-
-    def epoch(self, step: int) -> float:
-        """Passes over the data completed when step `step` begins."""
-        return self.order.epoch(step)
 
 
 def prompt_content(row: Row, spec: RowsSpec, index: int, where: str) -> str | list[Message]:

@@ -169,7 +169,7 @@ def annotators(pairs: Sequence[LabeledPair]) -> Annotators | None:
 
 def orders(pairs: Sequence[LabeledPair], judged: Sequence[JudgedPair]) -> Orders | None:
     """Each order by itself, or None where no pair was answered in both."""
-    both = {pair.key: pair for pair in judged if pair.orders_agree is not None}
+    both = {pair.one.pair: pair for pair in judged if pair.orders_agree is not None}
     group = [pair for pair in pairs if pair.key in both]
     if not group:
         return None
@@ -186,7 +186,7 @@ def orders(pairs: Sequence[LabeledPair], judged: Sequence[JudgedPair]) -> Orders
 
 def choices_of(judged: Sequence[JudgedPair]) -> dict[str, Choice]:
     """The choices of a judge whose "model" is each pair's first completion; failed pairs have none."""
-    return {pair.key: _CHOICES[pair.outcome] for pair in judged if pair.outcome is not None}
+    return {pair.one.pair: _CHOICES[pair.outcome] for pair in judged if pair.outcome is not None}
 
 
 def read_choices(path: Path) -> tuple[dict[str, Choice], list[JudgedPair] | None]:

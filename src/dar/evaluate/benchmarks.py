@@ -48,8 +48,13 @@ def ifeval(rows: Sequence[Row], completions: Sequence[str]) -> IFEval:
     Raises:
         DataError: a row has no instructions, or one that is not known.
     """
-    strict = [_followed(row, text, loose=False) for row, text in zip(rows, completions, strict=True)]
-    loose = [_followed(row, text, loose=True) for row, text in zip(rows, completions, strict=True)]
+    strict, loose = (
+        [
+            check_instructions(text, row["instruction_id_list"], row.get("kwargs"), loose=is_loose)
+            for row, text in zip(rows, completions, strict=True)
+        ]
+        for is_loose in (False, True)
+    )
     kinds: dict[str, list[bool]] = {}
     for row, followed in zip(rows, strict, strict=True):
         for name, value in zip(as_list(row["instruction_id_list"], "instruction_id_list"), followed, strict=True):
@@ -61,10 +66,6 @@ def ifeval(rows: Sequence[Row], completions: Sequence[str]) -> IFEval:
         instruction_loose=Share.of([value for row in loose for value in row]),
         kinds={name: Share.of(values) for name, values in sorted(kinds.items())},
     )
-
-
-def _followed(row: Row, text: str, *, loose: bool) -> list[bool]:
-    return check_instructions(text, row["instruction_id_list"], row.get("kwargs"), loose=loose)
 
 
 def require_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], where: str) -> None:

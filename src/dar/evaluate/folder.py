@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dar.errors import ConfigError, DataError
+from dar.errors import CheckpointError, ConfigError, DataError
 from dar.files.atomic import write_text
 from dar.files.intake import parse_json, read_text, sha256_of
 from dar.files.paths import expanded
@@ -48,8 +48,8 @@ class EvaluationFolder:
             )
         try:
             self._write(_SETTINGS, wanted)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}. Choose another --out.") from error
+        except CheckpointError as error:
+            raise ConfigError(f"{error}. Choose another --out.") from error
 
     def lines(self, name: str, *, key: tuple[str, ...]) -> Lines:
         """The rows of one of its files, which begins empty."""

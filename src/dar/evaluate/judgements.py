@@ -50,20 +50,9 @@ class JudgedPair:
     judgements: tuple[Judgement, ...]
 
     @property
-    def key(self) -> str:
-        return self.judgements[0].pair
-
-    @property
-    def category(self) -> str | None:
-        return self.judgements[0].category
-
-    @property
-    def model_length(self) -> int:
-        return self.judgements[0].model_length
-
-    @property
-    def baseline_length(self) -> int:
-        return self.judgements[0].baseline_length
+    def one(self) -> Judgement:
+        """Any of them: they have the key, the category and the lengths in common."""
+        return self.judgements[0]
 
     @property
     def preference(self) -> float | None:

@@ -133,11 +133,11 @@ class _Design:
 
     @classmethod
     def of(cls, pairs: Sequence[JudgedPair], difficulty: Difficulty | None) -> _Design:
-        differences = np.array([pair.baseline_length - pair.model_length for pair in pairs], dtype=np.float64)
+        differences = np.array([pair.one.baseline_length - pair.one.model_length for pair in pairs], dtype=np.float64)
         return cls(
             scaled=differences / differences.std(ddof=1) if np.ptp(differences) > 0 else np.zeros(len(pairs)),
             preferences=np.array([math.nan if pair.preference is None else pair.preference for pair in pairs]),
-            difficulties=None if difficulty is None else difficulty.of([pair.key for pair in pairs]),
+            difficulties=None if difficulty is None else difficulty.of([pair.one.pair for pair in pairs]),
             gamed=None if difficulty is None else difficulty.gamed,
         )
 

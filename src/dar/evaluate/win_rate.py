@@ -113,13 +113,13 @@ def win_rate(pairs: Sequence[JudgedPair], *, resamples: int, seed: int) -> WinRa
         raise DataError(f"none of the {len(pairs)} pairs has a judgement that could be read")
     preferences = preferences_of(judged)
     interval, _ = bootstrap(lambda drawn: float(preferences[drawn].mean()), len(judged), resamples=resamples, seed=seed)
-    names = sorted({pair.category for pair in judged if pair.category is not None})
+    names = sorted({pair.one.category for pair in judged if pair.one.category is not None})
     return WinRate(
         overall=tally(judged),
         standard_error=100 * standard_error(preferences.tolist()) if len(judged) > 1 else None,
         bootstrap=interval.scaled(100),
         num_failed=len(pairs) - len(judged),
-        categories={name: tally([pair for pair in judged if pair.category == name]) for name in names},
+        categories={name: tally([pair for pair in judged if pair.one.category == name]) for name in names},
         position=position_bias(pairs),
         length=length_bias(judged),
     )
@@ -166,7 +166,7 @@ def position_bias(pairs: Sequence[JudgedPair]) -> PositionBias | None:
 
 def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:
     """Of pairs that were judged. Association only: longer completions may have won because they were better."""
-    differences = np.array([pair.model_length - pair.baseline_length for pair in pairs])
+    differences = np.array([pair.one.model_length - pair.one.baseline_length for pair in pairs])
     preferences = preferences_of(pairs)
     longer = [
         (pair.outcome == "win") == (difference > 0)
@@ -186,8 +186,8 @@ def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:
     ]
     share, interval = percent(longer)
     return LengthBias(
-        model_length=float(np.mean([pair.model_length for pair in pairs])),
-        baseline_length=float(np.mean([pair.baseline_length for pair in pairs])),
+        model_length=float(np.mean([pair.one.model_length for pair in pairs])),
+        baseline_length=float(np.mean([pair.one.baseline_length for pair in pairs])),
         num_decided=len(longer),
         longer_wins=share,
         longer_wins_wilson=interval,

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dar.errors import CheckpointError
+
 _WRITING, _REMOVING, _REPLACED = ".writing-", ".removing-", ".replaced-"
 
 
@@ -22,20 +24,25 @@ def written(target: Path) -> Iterator[Path]:
     what was there stays as it was. A link is followed, and a folder that lacks is made.
 
     Raises:
-        OSError: it cannot be written.
+        CheckpointError: it cannot be written; an OSError of the block's says so, too.
     """
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(target, _WRITING) as scratch:
-        yield scratch
-        usual = scratch.with_name(f"{scratch.name}.usual")
-        usual.touch()  # with the mode that the umask gives, where some libraries' files are their owner's alone
-        for path in (*scratch.rglob("*"), scratch):
-            if path.is_file():
-                path.chmod(usual.stat().st_mode)
-            _sync(path)
-        _take_place(scratch, target)
-        _sync(target.parent)
+    real = Path(os.path.realpath(target))
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(real, _WRITING) as scratch:
+            yield scratch
+            usual = scratch.with_name(f"{scratch.name}.usual")
+            usual.touch()  # with the mode that the umask gives, where some libraries' files are their owner's alone
+            for path in (*scratch.rglob("*"), scratch):
+                if path.is_file():
+                    path.chmod(usual.stat().st_mode)
+                _sync(path)
+            _take_place(scratch, real)
+            _sync(real.parent)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
 
 
 def write_text(target: Path, text: str) -> None:

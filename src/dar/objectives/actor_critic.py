@@ -5,13 +5,11 @@ Advantages come from `dar.advantages.gae`, the actor's loss from `dar.objectives
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dar.advantages import batch_standardized
-from dar.ops import require_same_shape
+from dar.ops import require_not_negative, require_positive, require_same_shape
 
 
 @torch.no_grad()
@@ -39,8 +37,7 @@ def token_rewards(
     """
     require_same_shape(old_logprobs=old_logprobs, mask=mask)
     require_same_shape(rewards=rewards, rows=mask[:, 0])
-    if not 0 <= kl_coef < math.inf:
-        raise ValueError(f"kl_coef must be ≥ 0 and finite, got {kl_coef}")
+    require_not_negative(kl_coef=kl_coef)
     # Counted from the right, the first kept token is the last one sampled.
     is_last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     per_token = torch.where(is_last, rewards.unsqueeze(1), 0.0)
@@ -101,8 +98,7 @@ def clipped_value_loss(
     As in TRL's PPO trainer (ε_v = .2, and a coefficient of .1 on the mean).
     """
     require_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    if not clip_value > 0:
-        raise ValueError(f"clip_value must be > 0, got {clip_value}")
+    require_positive(clip_value=clip_value)
     # Padding may hold anything; filling before the square keeps NaN out of the backward pass too.
     values = values.masked_fill(~mask, 0.0)
     old_values = old_values.detach().masked_fill(~mask, 0.0)

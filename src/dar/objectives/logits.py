@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from dar.ops import at_least_fp32, require_same_shape
+from dar.ops import at_least_fp32, require_positive, require_same_shape
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def lco_target(old_logits: Tensor, advantages: Tensor, actions: Tensor, *, beta:
 
     arXiv:2603.00963, the authors' code ("sparse" advantages); π*(a) derived.
     """
-    _require_positive_beta(beta)
+    require_positive(beta=beta)
     require_same_shape(advantages=advantages, actions=actions, rows=old_logits[:, 0])
     logits = at_least_fp32(old_logits)
     bonus = (at_least_fp32(advantages) / beta).to(logits.dtype)
@@ -101,7 +101,7 @@ def lco_kld_on_policy(logprobs: Tensor, advantages: Tensor, mask: Tensor, *, bet
     arXiv:2603.00963, the authors' code, for `lco_kld`; this form is derived. Finite for any finite A/β: 1 − p is taken
     to be at least the machine epsilon of `logprobs`, because where log p is rounded to 0 its true size is lost.
     """
-    _require_positive_beta(beta)
+    require_positive(beta=beta)
     require_same_shape(logprobs=logprobs, mask=mask)
     require_same_shape(advantages=advantages, rows=mask[:, 0])
     kept = at_least_fp32(logprobs).masked_fill(~mask, 0.0)
@@ -163,7 +163,7 @@ def lco_logcosh(
 
 def _residual(logits: Tensor, old_logits: Tensor, advantages: Tensor, mask: Tensor, beta: float) -> Tensor:
     """z_θ − z_t − A/β, 0 where the mask is False, which both losses turn into a loss of 0 without gradient."""
-    _require_positive_beta(beta)
+    require_positive(beta=beta)
     require_same_shape(logits_of_actions=logits, old_logits_of_actions=old_logits, mask=mask)
     require_same_shape(advantages=advantages, rows=mask[:, 0])
     target = at_least_fp32(old_logits.detach()) + (at_least_fp32(advantages.detach()) / beta).unsqueeze(1)
@@ -181,8 +181,3 @@ def _kl_and_coefficient(log_p: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     # |e^x − 1| = e^max(x, 0) (1 − e^−|x|): the factor that may overflow stays in the exponent with p and D.
     size = (log_p + shift.clamp(min=0) - log_d).exp() * -torch.expm1(-shift.abs())
     return value, shift.sign() * size
-
-
-def _require_positive_beta(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"beta must be > 0, got {beta}")

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from dar.ops import masked_sum, require_same_shape
+from dar.ops import masked_sum, require_not_negative, require_same_shape
 
 MAX_LOG_RATIO = 20.0
 """DAO exponentiates a log-ratio no further than this from 0: e^20 = 4.85e8 is finite in every float type but fp16."""
@@ -207,7 +207,7 @@ def _drift(old_logprobs: Tensor, ref_logprobs: Tensor | None, alpha: float) -> T
 def _dual_kl_surrogate(log_ratio: Tensor, drift: Tensor, advantages: Tensor, alpha: float, beta: float) -> Tensor:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a share and must lie in [0, 1], got {alpha}")
-    _require_non_negative(beta=beta)
+    require_not_negative(beta=beta)
     # log(π_θ/π₀) = log ρ + drift: the two penalties are β ρ (log ρ + α·drift).
     ratio = log_ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO).exp()
     return ratio * (beta * (log_ratio + alpha * drift) - advantages)
@@ -238,7 +238,7 @@ def r2vpo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tens
     and their choice between token and sequence ratio were not seen.
     """
     log_ratio = _token_log_ratio(logprobs, old_logprobs, mask)
-    _require_non_negative(penalty=penalty)
+    require_not_negative(penalty=penalty)
     excess = torch.expm1(log_ratio)
     losses = penalty * excess.square() - (1 + excess) * _token_advantages(advantages, mask)
     return losses.masked_fill(~mask, 0.0)
@@ -279,7 +279,7 @@ def dual_step(penalty: float, variance: float, *, target: float, rate: float) ->
     Derived: projected gradient ascent on the Lagrangian of `r2vpo`; the authors' update was not seen.
     """
     # max(0, NaN) is 0: a broken batch must not switch the penalty off unseen.
-    _require_non_negative(penalty=penalty, variance=variance, target=target, rate=rate)
+    require_not_negative(penalty=penalty, variance=variance, target=target, rate=rate)
     return max(0.0, penalty + rate * (variance - target))
 
 
@@ -321,9 +321,3 @@ def _token_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
         advantages = advantages.unsqueeze(1).expand_as(mask)
     require_same_shape(advantages=advantages, mask=mask)
     return advantages.detach()
-
-
-def _require_non_negative(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name} must be ≥ 0 and finite, got {number}")

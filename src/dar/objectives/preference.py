@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dar.ops import at_least_fp32, require_same_shape
+from dar.ops import at_least_fp32, require_positive, require_same_shape
 
 # e^89 leaves fp32, and e^−88 is already a subnormal number. The bounds are those of another implementation of χPO; the
 # paper's own were not seen.
@@ -68,7 +68,7 @@ def dpo(
 
     arXiv:2305.18290; online: arXiv:2402.04792.
     """
-    _require_positive(beta=beta)
+    require_positive(beta=beta)
     margin = log_ratio_margin(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
     return -logsigmoid(beta * margin)
 
@@ -98,7 +98,7 @@ def ipo(
 
     arXiv:2310.12036.
     """
-    _require_positive(beta=beta)
+    require_positive(beta=beta)
     margin = log_ratio_margin(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
     return (margin - 1 / (2 * beta)).square()
 
@@ -128,7 +128,7 @@ def slic(
 
     arXiv:2305.10425, in TRL's form.
     """
-    _require_positive(beta=beta)
+    require_positive(beta=beta)
     margin = log_ratio_margin(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
     return torch.relu(1 - beta * margin)
 
@@ -164,7 +164,7 @@ def chi_po(
     arXiv:2407.13399; formulas from a summary and another implementation, the identities derived. The exponent is
     clipped to [−88, 20], where the exponential then has no gradient; the linear ℓ is not clipped and keeps its own.
     """
-    _require_positive(beta=beta, max_reward=max_reward)
+    require_positive(beta=beta, max_reward=max_reward)
     chosen, rejected = _log_ratios(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
     # Term by term, not φ(z_w) − φ(z_l): next to e^20 the linear ℓ is lost in fp32, even where the exponentials cancel.
     margin = (_bounded_exp(chosen) - _bounded_exp(rejected)) + (chosen - rejected)
@@ -190,7 +190,7 @@ def npo(logprobs: Tensor, ref_logprobs: Tensor, *, beta: float) -> Tensor:
 
     As TRACE uses it, arXiv:2511.02623 and its official code.
     """
-    _require_positive(beta=beta)
+    require_positive(beta=beta)
     _require_sequences(logprobs=logprobs, ref_logprobs=ref_logprobs)
     return -logsigmoid(-beta * _log_ratio(logprobs, ref_logprobs))
 
@@ -221,9 +221,3 @@ def _require_sequences(**logprobs: Tensor) -> None:
     # Token log-probabilities [B, T] would give a loss of their own per token, and no error further on.
     if len(shape) != 1:
         raise ValueError(f"log-probabilities must be [N], one sum per completion, got {list(shape)}")
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from dar.ops import masked_sum, require_same_shape
+from dar.advantages import first_best
+from dar.ops import masked_sum, require_positive, require_same_shape
 
 
 @torch.no_grad()
@@ -43,8 +44,7 @@ def dar_log_weights(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a share and must lie in [0, 1], got {alpha}")
-    if not beta > 0:
-        raise ValueError(f"beta must be > 0, got {beta}")
+    require_positive(beta=beta)
     require_same_shape(advantages=advantages, rows=mask[:, 0])
     log_w_adv = advantages.float() / beta
     if alpha == 0:
@@ -69,8 +69,7 @@ def clip_log_weights(log_weights: Tensor, w_clip: float) -> Tensor:
 
     He et al. 2026, arXiv:2602.11523 (w_clip = 20). To count clipped rows use `is_clipped`, not `w >= w_clip`.
     """
-    if not w_clip > 0:
-        raise ValueError(f"w_clip must be > 0, got {w_clip}")
+    require_positive(w_clip=w_clip)
     # exp(log w_clip) can be an ulp above w_clip; the bound is a promise.
     return log_weights.float().clamp(max=math.log(w_clip)).exp().clamp(max=w_clip)
 
@@ -102,8 +101,7 @@ def var_weights(rewards: Tensor, *, temperature: float) -> Tensor:
 
     arXiv:2502.11026 (case y ~ π₀; the per-prompt normaliser is derived, the paper's in-batch one was not seen).
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    require_positive(temperature=temperature)
     return rewards.shape[1] * torch.softmax(rewards.float() / temperature, dim=1)
 
 
@@ -117,12 +115,8 @@ def best_of_n_weights(rewards: Tensor) -> Tensor:
     Returns:
         [P, K] fp32 of zeros and ones, one 1 per row that has a reward.
     """
-    absent = rewards.isnan()
     weights = torch.zeros_like(rewards, dtype=torch.float32)
-    highest = rewards.masked_fill(absent, -torch.inf).amax(dim=1, keepdim=True)
-    # argmax does not promise which of several maxima it returns; the first equal to the maximum is well defined.
-    first_best = (rewards == highest).to(torch.uint8).argmax(dim=1, keepdim=True)
-    return weights.scatter_(1, first_best, 1.0).masked_fill(absent, 0.0)
+    return weights.scatter_(1, first_best(rewards), 1.0).masked_fill(rewards.isnan(), 0.0)
 
 
 def weighted_nll(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:

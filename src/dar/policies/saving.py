@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dar.errors import CheckpointError, NonFiniteError
+from dar.errors import NonFiniteError
 from dar.files.atomic import written
 
 
@@ -28,14 +27,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Ma
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise NonFiniteError(f"the model is not saved to {folder}: {name} is not finite. Lower optim.learning_rate")
-    try:
-        with written(folder) as scratch:
-            for part in filter(None, (model, tokenizer)):
-                part.save_pretrained(scratch)
-            for name, text in {"README.md": card, **(notes or {})}.items():
-                (scratch / name).write_text(text, encoding="utf-8")
-            for file in scratch.glob("*.safetensors"):
-                # The library makes weights its owner's alone, which no server or colleague could read.
-                shutil.copymode(scratch / "README.md", file)
-    except OSError as error:
-        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+    with written(folder) as scratch:
+        for part in filter(None, (model, tokenizer)):
+            part.save_pretrained(scratch)
+        for name, text in {"README.md": card, **(notes or {})}.items():
+            (scratch / name).write_text(text, encoding="utf-8")

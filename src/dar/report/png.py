@@ -12,7 +12,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dar.errors import CheckpointError
 from dar.files.atomic import written
 from dar.report.page import panels_of
 from dar.report.plots import PALETTE, Axis, Number, Plot, Series
@@ -23,15 +22,8 @@ _DASHES, _MARKERS = ("-", "--", ":", "-."), "oDs^vPX"
 
 
 def write_pictures(runs: AnyRuns, folder: Path) -> list[Path]:
-    """Writes every plot of the report as FOLDER/<name>.png.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-    try:
-        return [write_picture(plot, folder / f"{plot.name}.png") for panel in panels_of(runs) for plot in panel.plots]
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+    """Writes every plot of the report as FOLDER/<name>.png. Raises as `dar.files.atomic.written`."""
+    return [write_picture(plot, folder / f"{plot.name}.png") for panel in panels_of(runs) for plot in panel.plots]
 
 
 # A name that holds two dollar signs is no formula.
@@ -65,7 +57,7 @@ def picture(plot: Plot) -> Figure:
 
 
 def write_picture(plot: Plot, file: Path) -> Path:
-    """Writes one plot, and returns where. Raises OSError."""
+    """Writes one plot, and returns where. Raises as `dar.files.atomic.written`."""
     with written(file) as scratch:
         picture(plot).savefig(scratch, dpi=200)
     return file

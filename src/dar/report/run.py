@@ -15,8 +15,7 @@ from dar.config.control import ControlSpec
 from dar.config.recipe import load_recipe, read_yaml
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
-from dar.errors import CheckpointError, ConfigError, DataError
-from dar.files.intake import parse_json, read_text
+from dar.errors import CheckpointError, ConfigError
 from dar.run.alerts import Alert
 from dar.run.folder import RunFolder
 from dar.run.measures import evaluations
@@ -207,21 +206,12 @@ def _recorded(folder: RunFolder) -> dict[str, Any]:
     return {
         "name": one_line(folder.path.resolve().name, 100),
         "path": folder.path,
-        "environment": _json(folder.path / "environment.json"),
+        "environment": folder.environment(),
         "steps": [row for row in rows if not evaluations([row])],
         "evaluations": evaluations(rows),
         "alerts": [_alert(folder, row) for row in folder.alerts()],
         "completions": _completion_files(folder.path / "completions"),
     }
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return parse_json(read_text(file), str(file))
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _alert(folder: RunFolder, row: dict[str, Any]) -> Alert:

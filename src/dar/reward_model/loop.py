@@ -72,9 +72,6 @@ class RewardModelLoop(Steps):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def begin(self) -> None:
-        """Nothing is prepared."""
-
     def advance(self, step: int) -> None:
         metrics = self.step(step)
         with failing_together():

@@ -146,6 +146,10 @@ class RunFolder:
         """Writes evaluation.json."""
         self._write("evaluation.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
 
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty where there is none."""
+        return self._json("environment.json")
+
     def evaluation(self) -> dict[str, Any]:
         """What evaluation.json holds; empty where there is none."""
         return self._json("evaluation.json")
@@ -175,12 +179,7 @@ class RunFolder:
 
     def best_record(self) -> dict[str, Any] | None:
         """What `best/` holds: its `step`, `metric`, `mode` and `value`; None where there is none."""
-        try:
-            return json.loads((self.best / "best.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.best / 'best.json'}: {error}; remove {self.best}") from error
+        return self._json("best/best.json") or None
 
     def is_evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the held-out evaluation after `step`."""
@@ -225,12 +224,11 @@ class RunFolder:
             raise CheckpointError(f"{file} cannot be read: {error}. Start a new run in another output_dir.") from error
 
     def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
         try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return {}
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {self.path / name}: {error}; remove it") from error
+            return dict(parse_json(read_text(file), "it")) if file.is_file() else {}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}; repair or remove it") from error
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         try:
@@ -251,19 +249,12 @@ class RunFolder:
             raise CheckpointError(str(error)) from error
 
     def _write(self, name: str, text: str) -> None:
-        try:
-            write_text(self.path / name, redacted(text))
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path / name}: {error}") from error
+        write_text(self.path / name, redacted(text))
 
     def _write_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         table = pa.table({name: _shown(values) for name, values in columns.items()})
-        file = self.path / name
-        try:
-            with written(file) as scratch:
-                pyarrow.parquet.write_table(table, scratch)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {file.name} into {file.parent}: {error}") from error
+        with written(self.path / name) as scratch:
+            pyarrow.parquet.write_table(table, scratch)
 
 
 def _shown(values: Sequence[Any]) -> Sequence[Any]:

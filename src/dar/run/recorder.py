@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Message, Rollouts, TokenGroups, Weighted
-from dar.files.png import encode_png
 from dar.rewards import RewardTable
 from dar.run.display import Display
 from dar.run.folder import RunFolder
@@ -160,9 +160,14 @@ def token_columns(
 
 def pngs(images: Tensor) -> list[bytes]:
     """Each image of [B, C, H, W] in [−1, 1] as a PNG: in color where C is 3, else its channels' mean in grey."""
+    from PIL import Image  # noqa: PLC0415 - comes with diffusers, whose models make images
+
     images = images if images.shape[1] == 3 else images.mean(1, keepdim=True)
     pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [encode_png(each.numpy().tobytes(), width=each.shape[1], channels=each.shape[2]) for each in pixels]
+    files = [io.BytesIO() for _ in pixels]
+    for file, each in zip(files, pixels, strict=True):
+        Image.fromarray(each.squeeze(2).numpy()).save(file, "PNG")
+    return [file.getvalue() for file in files]
 
 
 def prompt_text(content: str | list[Message]) -> str:

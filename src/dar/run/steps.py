@@ -52,8 +52,7 @@ class Steps(ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
 
-    @abstractmethod
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 - few prepare anything
         """Before the first step of a run that is not resumed."""
 
     @abstractmethod

@@ -226,10 +226,8 @@ class _FlashSharedPrefix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: PackedGroups, scale: float) -> Tensor:
-        heads = query.shape[1]
-        flat = [_on_heads(states.float(), heads) for states in (query, key, value)]
-        prompt = [packed.prompts.pad(states).transpose(1, 2) for states in flat]
-        rows = [packed.completions.pad(states).transpose(1, 2) for states in flat]
+        flat = [_on_heads(states.float(), query.shape[1]) for states in (query, key, value)]
+        prompt, rows = ([part.pad(each).transpose(1, 2) for each in flat] for part in packed.parts)
         prompt_out, prompt_lse = _flash(*prompt, causal=True, scale=scale)
         has_rows = packed.completions.gather.shape[1] > 0
         row_out, row_lse = _flash(*rows, causal=True, scale=scale) if has_rows else (rows[0], rows[0][..., 0])
@@ -252,30 +250,23 @@ class _FlashSharedPrefix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, output, prompt_lse, row_lse = ctx.saved_tensors
-        packed, scale, heads = ctx.packed, ctx.scale, query.shape[1]
-        grad = grads[0].float()
-        flat = [_on_heads(states.float(), heads) for states in (query, key, value)]
-        prompt = [packed.prompts.pad(states).transpose(1, 2) for states in flat]
-        rows = [packed.completions.pad(states).transpose(1, 2) for states in flat]
-        prompt_out, row_out = (s.pad(output).transpose(1, 2) for s in (packed.prompts, packed.completions))
+        packed, scale, grad = ctx.packed, ctx.scale, grads[0].float()
+        flat = [_on_heads(states.float(), query.shape[1]) for states in (query, key, value)]
+        prompt, rows = ([part.pad(each).transpose(1, 2) for each in flat] for part in packed.parts)
+        prompt_out, row_out = (part.pad(output).transpose(1, 2) for part in packed.parts)
         # What stands in the padding is some other token's gradient: it must not flow.
-        prompt_grad = (packed.prompts.pad(grad) * packed.prompts.valid[..., None, None]).transpose(1, 2)
-        row_grad = (packed.completions.pad(grad) * packed.completions.valid[..., None, None]).transpose(1, 2)
-        grads_prompt = list(
-            _flash_backward(
-                prompt_grad, prompt[0], prompt[1], prompt[2], prompt_out, prompt_lse, causal=True, scale=scale
-            )
+        prompt_grad, row_grad = (
+            (part.pad(grad) * part.valid[..., None, None]).transpose(1, 2) for part in packed.parts
         )
+        grads_prompt = _flash_backward(prompt_grad, prompt, prompt_out, prompt_lse, causal=True, scale=scale)
         grads_rows = None
         if packed.completions.gather.shape[1] > 0:
-            grads_rows = list(
-                _flash_backward(row_grad, rows[0], rows[1], rows[2], row_out, row_lse, causal=True, scale=scale)
-            )
+            grads_rows = _flash_backward(row_grad, rows, row_out, row_lse, causal=True, scale=scale)
             for index, (start, stop, prefix_key, prefix_value) in enumerate(_prefixes(packed, prompt)):
-                part = [_stack(states[start:stop]) for states in (row_grad, rows[0], row_out)]
-                lse = _stack(row_lse[start:stop].unsqueeze(-1)).squeeze(-1)
+                upstream, queries, out = (_stack(states[start:stop]) for states in (row_grad, rows[0], row_out))
+                lse, states = _stack(row_lse[start:stop].unsqueeze(-1)).squeeze(-1), [queries, prefix_key, prefix_value]
                 grad_query, grad_key, grad_value = _flash_backward(
-                    part[0], part[1], prefix_key, prefix_value, part[2], lse, causal=False, scale=scale
+                    upstream, states, out, lse, causal=False, scale=scale
                 )
                 grads_rows[0][start:stop] += _unstack(grad_query, stop - start)
                 length = prefix_key.shape[2]
@@ -299,10 +290,11 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: fl
 
 
 def _flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *, causal: bool, scale: float
+    grad: Tensor, states: list[Tensor], output: Tensor, lse: Tensor, *, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, key and value, which `states` are."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, output, lse.contiguous(), 0.0, causal, scale=scale
+        grad, *states, output, lse.contiguous(), 0.0, causal, scale=scale
     )
 
 

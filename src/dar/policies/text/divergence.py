@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from dar.policies.text.head import logits_of, portions
+from dar.policies.text.head import in_chunks, logits_of
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,7 @@ def forward_kl(
             ref_logprobs = (ref_logits(ref_state) / temperature).log_softmax(-1)
         return _ForwardKL.apply(logits_of(model, state) / temperature, ref_logprobs)
 
-    parts = []
-    size = portions(states.device)[2]
-    for state, ref_state in zip(states.split(size), ref_states.split(size), strict=True):
-        part = checkpoint(chunk_kl, state, ref_state, use_reentrant=False)
-        assert part is not None
-        parts.append(part)
-    return torch.cat(parts)
+    return in_chunks(chunk_kl, states, ref_states)
 
 
 class _ForwardKL(torch.autograd.Function):

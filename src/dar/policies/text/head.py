@@ -7,7 +7,8 @@ at a time. The backward pass computes the logits again, so what is kept between 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,20 +48,22 @@ def head_logprobs(model: Any, states: Tensor, targets: Tensor, *, temperature: f
     head = model.get_output_embeddings()
     scale, cap = _logit_scale(model), _logit_cap(model)
     if is_linear(head) and head.bias is None and cap is None:
-        dtype = _compute_dtype(states)
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         return _LinearHeadLogprobs.apply(states, head.weight, targets, scale / temperature, dtype)
 
     def chunk_logprobs(state: Tensor, target: Tensor) -> Tensor:
         logits = logits_of(model, state) / temperature
         return logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
-    parts = []
-    size = portions(states.device)[2]
-    for state, target in zip(states.split(size), targets.split(size), strict=True):
-        part = checkpoint(chunk_logprobs, state, target, use_reentrant=False)
-        assert part is not None
-        parts.append(part)
-    return torch.cat(parts)
+    return in_chunks(chunk_logprobs, states, targets)
+
+
+def in_chunks(compute: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: Tensor) -> Tensor:
+    """What is computed of each position of two tensors, some at a time, and once more in the backward pass."""
+    size = portions(one.device)[2]
+    chunks = zip(one.split(size), other.split(size), strict=True)
+    return torch.cat([cast(Tensor, checkpoint(compute, *chunk, use_reentrant=False)) for chunk in chunks])
 
 
 def head_logits(model: Any, states: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -185,11 +188,6 @@ def _logit_cap(model: Any) -> float | None:
 def _scaled(logits: Tensor, scale: float) -> Tensor:
     """Multiplied unless by 1: a pass over the vocabulary is worth an `if`."""
     return logits if scale == 1.0 else logits * scale
-
-
-def _compute_dtype(states: Tensor) -> torch.dtype:
-    device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def look_up_sparsely(model: Any) -> None:

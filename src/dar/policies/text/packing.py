@@ -70,6 +70,10 @@ class PackedGroups(Rows):
     seen: dict[tuple[Any, Sight | None], Any] = field(default_factory=dict, compare=False)
 
     @property
+    def parts(self) -> tuple[Segments, Segments]:
+        return self.prompts, self.completions
+
+    @property
     def num_tokens(self) -> int:
         return len(self.ids)
 
