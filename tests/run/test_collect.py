@@ -23,6 +23,7 @@ from dar.policies.precision import Precision
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
 from dar.rewards import Reward, RewardSet, RewardTable
+from dar.run.ahead import Ahead
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 
 ROWS = [
@@ -43,13 +44,15 @@ def online(*, seed: int = 3, progress: Any = None) -> OnlineCollector:
         make_model(), tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=1.0, with_reference=False
     )
     prompts = prepare_prompts(ROWS, partial(prompt_ids, tokenizer), SPEC, max_prompt_length=None, where="rows.jsonl")
+    spec = make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed)
     return OnlineCollector(
-        spec=make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed),
+        spec=spec,
         policy=policy,
         engine=engine_of(policy, max_tokens=1000),
         rewards=RewardSet([Reward("even", even_share, RewardSpec(weight=2.0))]),
         stream=PromptStream(prompts, prompts_per_step=3, seed=seed),
         progress=progress or (lambda tokens: None),
+        ahead=Ahead(spec),
     )
 
 

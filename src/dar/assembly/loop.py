@@ -29,6 +29,7 @@ from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
 from dar.rollout.protocol import Engine
+from dar.run.ahead import Ahead
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
@@ -106,12 +107,13 @@ def build_loop(
         accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
 
     models = calibrated(spec.rewards, rewards) | calibrated(spec.evaluation.rewards, gold, prefix="gold.")
-    watch = Watch(spec.alerts)
+    watch, ahead = Watch(spec.alerts), Ahead(spec)
     return Loop(
         spec=spec,
         learner=Learner(updater, algorithm, display.tokens),
         engine=engine,
-        collector=_collector(spec, data, rewards, policy, engine, display),
+        collector=_collector(spec, data, rewards, policy, engine, display, ahead),
+        ahead=ahead,
         heldout=_heldout(spec, data, rewards, gold, policy, engine),
         known=_known(spec, data, policy, algorithm),
         accelerator=accelerator,
@@ -124,14 +126,13 @@ def build_loop(
     )
 
 
-def _collector(
-    spec: RunSpec, data: RunData, rewards: Sequence[Reward], policy: Policy, engine: Engine, display: Display
-) -> Collector:
+def _collector(spec: RunSpec, data: RunData, rewards: Sequence[Reward], policy: Policy, engine: Engine,
+               display: Display, ahead: Ahead) -> Collector:  # fmt: skip
     """Where batches come from: the data's completions of an offline method, or the policy's own."""
     stream = PromptStream(data.train, prompts_per_step=spec.prompts_per_step, seed=spec.seed)
     if data.logged is not None:
         return LoggedCollector(data.logged, stream)
-    return OnlineCollector(spec, policy, engine, RewardSet(rewards), stream, display.tokens)
+    return OnlineCollector(spec, policy, engine, RewardSet(rewards), stream, display.tokens, ahead)
 
 
 def _heldout(

@@ -10,7 +10,6 @@ import torch
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import build_data
 from dar.assembly.device import build_precision
-from dar.assembly.engine import build_engine
 from dar.assembly.memory import ModelShape, StepShape, memory_of, shape_of
 from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
@@ -68,7 +67,7 @@ def make_plan(spec: RunSpec) -> Plan:
     parts = TextParts(spec, spec.model, NOTHING)
     data = build_data(spec, NOTHING, parts)
     before = build_before(spec)
-    build_engine(spec.engine).close()
+    parts.engine().close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)

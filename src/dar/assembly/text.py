@@ -28,7 +28,7 @@ from dar.policies.text.head import check_head, look_up_sparsely
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
-from dar.rollout.protocol import Engine
+from dar.rollout.protocol import BackgroundEngine, Engine
 
 
 class TextParts:
@@ -57,7 +57,13 @@ class TextParts:
             raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
 
     def engine(self) -> Engine:
-        return build_engine(self.spec.engine)
+        engine = build_engine(self.spec.engine)
+        if self.spec.sampling.max_staleness and not isinstance(engine, BackgroundEngine):
+            raise ConfigError(
+                f"sampling.max_staleness has completions sampled while the policy learns, but {self.spec.engine.type} "
+                "has no `submit` (see dar.rollout.protocol.BackgroundEngine): add one, or leave max_staleness at 0"
+            )
+        return engine
 
     def build(self, precision: Precision, *, with_reference: bool) -> Policy:
         """Makes the policy, with a reference if asked for, and the critic of a method that has one.

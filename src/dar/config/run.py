@@ -174,6 +174,12 @@ class RunSpec(Spec):
             raise ValueError("reference_sync needs a reference of its own, but with model.lora the base model is π₀")
         if isinstance(self.model, FlowModelSpec):
             self._check_flow()
+        elif self.sampling.max_staleness and isinstance(self.engine, InProcessSpec) and self.cluster is None:
+            raise ValueError(
+                "sampling.max_staleness has completions sampled while the policy learns, but engine.type in_process "
+                "samples with the trainer's own weights: take engine.type vllm, an engine of yours that has `submit`, "
+                "or a cluster, or leave max_staleness at 0"
+            )
         elif self.runtime.compile_layers and self.model.rank_schedule is not None:
             raise ValueError("runtime.compile_layers needs layers of one rank: give model.lora.rank a number")
         if self.runtime.sharding == "full":
@@ -268,7 +274,8 @@ class RunSpec(Spec):
         method = self.algorithm.type
         if self.evaluation.rewards and not self.rewards:
             raise ValueError("evaluation.rewards stand beside rewards, but rewards is empty: name those, too")
-        if self.sampling.mask_truncated or self.sampling.correction != "none":
+        if self.sampling.mask_truncated or self.sampling.correction != "none" or self.sampling.max_staleness:
             raise ValueError(
-                f"{method} learns from the data's completions: sampling.mask_truncated and correction do nothing"
+                f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
+                "do nothing"
             )

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dar.algorithms.base import Algorithm, Metrics, UpdateTokens, kl_metrics
-from dar.batch import TokenGroups, Weighted
+from dar.batch import TokenGroups, Weighted, joined
 from dar.collective import gathered
 from dar.learn.optim import set_learning_rate
 from dar.learn.ranks import own_groups
 from dar.learn.replay import ReplayBuffer
 from dar.learn.update import Updater, idle
+from dar.ops import effective_sample_size, masked_sum
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the step."""
@@ -105,8 +106,10 @@ class Learner:
         self.policy.trained = getattr(self.policy.trained, "module", self.policy.trained)
         self.accelerator.free_memory()
 
-    def learn(self, step: int, weighted: Weighted) -> Metrics:
+    def learn(self, step: int, weighted: Weighted, *, is_stale: bool = False) -> Metrics:
         """All updates of a step; rows of no weight, or of next to none, are left out.
+
+        Where earlier weights than those that learn sampled the batch, it `is_stale`: its `old_logprobs` are theirs.
 
         Raises:
             NonFiniteError: a loss or the gradient is NaN or infinite, and the weights are as after the last update; or
@@ -114,14 +117,14 @@ class Learner:
             RolloutError: the trainer's log-probabilities are not the sampler's; the weights are untouched.
         """
         where = f"step {step}"
-        # A correction scales tokens' gradients by factors that only the trainer's pass will know.
-        is_known = self.spec.sampling.correction == "none" and weighted.groups.is_discrete
+        # A correction scales tokens' gradients by factors that only the trainer's pass will know, and so does a ratio.
+        is_known = self.spec.sampling.correction == "none" and weighted.groups.is_discrete and not is_stale
         loads = self.algorithm.loads(weighted) if is_known else None
         carrying = weighted.carries_weight(loads, self.spec.runtime.negligible_share)
         # Of all that the batch had, those without a reward among them.
         num_rows = weighted.rewards.numel()
         metrics: Metrics = {"rows/skipped_fraction": float((num_rows - carrying.sum()) / num_rows)}
-        metrics |= self._update(step, self._own_rows(weighted, carrying), where)
+        metrics |= self._update(step, self._own_rows(weighted, carrying), where, is_stale=is_stale)
         for earlier in self.replay.batches:
             metrics |= self._replayed(earlier, where)
         self.replay.add(weighted)
@@ -130,22 +133,46 @@ class Learner:
             self.updater.follow_parameters()
         return metrics
 
-    def _update(self, step: int, own: Weighted, where: str) -> Metrics:
+    def _update(self, step: int, own: Weighted, where: str, *, is_stale: bool) -> Metrics:
         updates = self.algorithm.updates
+        # A correction stands for the distance to what sampled a stale batch; without, the ratios have to.
+        is_proximal = not is_stale or self.spec.sampling.correction != "none"
         losses, norms, rate, means = [], [], 0.0, dict[str, float]()
         for update in range(updates):
             index, total = (step - 1) * updates + update, self.spec.steps * updates
             restarted = self.updater.ranks.cut_at * updates if self.updater.ranks else 0
             rate = set_learning_rate(self.updater.optimizer, self.spec.optim, index, total, restarted)
-            begun = self._begun(own, is_first=update == 0)
             # The first forward pass is of π_t itself.
-            result = self.updater.step(self.algorithm, own, on_policy=update == 0, where=where, progress=self.progress)
-            if update == 0:
+            on_policy = update == 0 and is_proximal
+            begun = self._begun(own, on_policy=on_policy)
+            result = self.updater.step(
+                self.algorithm, own, on_policy=on_policy, is_stale=is_stale, where=where, progress=self.progress
+            )
+            if update == 0 and is_stale:
+                means |= self._staleness(own, result.logprobs)
+            if on_policy:
                 own = replace(own, old_logprobs=result.logprobs)
             losses.append(result.loss)
             norms.append(result.grad_norm)
             means |= begun | result.means | self.algorithm.finish_update(result.means)
         return {"loss": sum(losses) / updates, "grad_norm": sum(norms) / updates, "learning_rate": rate, **means}
+
+    def _staleness(self, own: Weighted, current: Tensor) -> Metrics:
+        """KL(π_b‖π_t) on the rows that are trained on, sampled by π_b, and (Σρ)²/(N·Σρ²) of their ρ = π_t/π_b.
+
+        Args:
+            own: this rank's rows, their `old_logprobs` still log π_b.
+            current: [b, T] log π_t.
+        """
+        rows = (own.old_logprobs, current, own.mask) if own.weights.any() else None
+        if not (found := [*filter(None, gathered(rows))]):
+            return {}
+        behaviour, current, mask = map(joined, zip(*found))
+        log_ratios = masked_sum(current - behaviour, mask)
+        # The share does not depend on the ratios' scale, which may be beyond any number.
+        ratios = (log_ratios - log_ratios.max()).exp()
+        share = float(effective_sample_size(ratios)) / len(ratios)
+        return {"rollout/ess_fraction": share, **kl_metrics(behaviour, current, mask, name="stale")}
 
     def _replayed(self, earlier: Weighted, where: str) -> Metrics:
         """One more update on a batch of an earlier step, its old log-probabilities those of its own time."""
@@ -156,11 +183,11 @@ class Learner:
         means = result.means | self.algorithm.finish_update(result.means)
         return {"loss/replay": result.loss} | {f"replay/{name}": value for name, value in means.items()}
 
-    def _begun(self, own: Weighted, *, is_first: bool) -> Metrics:
+    def _begun(self, own: Weighted, *, on_policy: bool) -> Metrics:
         """Tells a method that asks for it how far the policy has come from π_t on every token of the batch."""
         if not self.algorithm.needs_ratios:
             return {}
-        current = own.old_logprobs if is_first else self.policy.logprobs(own.groups, max_tokens=self._max_tokens)
+        current = own.old_logprobs if on_policy else self.policy.logprobs(own.groups, max_tokens=self._max_tokens)
         mask = own.mask & (own.weights != 0).unsqueeze(1)
         parts = (
             (current - own.old_logprobs)[mask],

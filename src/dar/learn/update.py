@@ -89,6 +89,7 @@ class Updater:
         batch: Weighted,
         *,
         on_policy: bool,
+        is_stale: bool = False,
         where: str,
         progress: Callable[[int], None] = lambda _: None,
     ) -> UpdateResult:
@@ -99,6 +100,7 @@ class Updater:
             batch: this rank's groups of the global batch, with the global denominator.
             on_policy: the weights are still π_t's, so this pass's own log-probabilities are the old ones and every
                 ratio is exactly 1; the sampler's, equal but for rounding, would make a bf16 sequence ratio noisy.
+            is_stale: earlier weights sampled the batch: what the sampler said of those is nothing to agree with.
             where: for messages, such as `step 7`.
             progress: told the tokens of each finished micro-batch.
 
@@ -110,7 +112,7 @@ class Updater:
         """
         with self.policy.training(compiled=self.spec.runtime.compile_layers):
             total, means, logprobs, error = self._accumulate(algorithm, batch, on_policy, where, progress)
-        if on_policy and self.max_gap is not None and batch.weights.any():
+        if on_policy and not is_stale and self.max_gap is not None and batch.weights.any():
             means[GAP] = Mean.of((logprobs - batch.old_logprobs).abs(), batch.mask)
         total, means, error = self._over_ranks(total, means, error)
         if error is not None:

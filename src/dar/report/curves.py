@@ -86,6 +86,13 @@ CURVES = (
         Axis("correlation"),
         "Pearson's, over the batch. High from the start means that the reward itself pays for length.",
     ),
+    Curve(
+        "rollout/ess_fraction",
+        "ess",
+        "Samples of earlier weights",
+        Axis("effective sample size", is_share=True),
+        "Of the completions' ratios between the weights that learn and those that sampled, as a share of them.",
+    ),
     Curve("images/group_distance", "group_distance", "Variety", Axis("distance of a prompt's images")),
     Curve("images/brightness", "brightness", "Brightness", Axis("mean of the pixels, from −1 to 1")),
     Curve(

@@ -10,6 +10,7 @@ from dar.report.run import Training
 PHASES = {
     "rollout": "sampling", "reward": "scoring", "reference": "reference", "critic": "critic", "update": "update",
     "diagnostics": "diagnostics", "heldout": "held-out evaluation", "rest": "rest of the steps",
+    "idle": "waiting for samples",
 }  # fmt: skip
 """What people are shown for `time/<phase>`, in the order of a step; the place of a phase is its color everywhere."""
 
@@ -22,7 +23,7 @@ class Spending:
     seconds: all training steps and held-out evaluations.
     steps: the seconds of the training steps alone.
     prompt_tokens, completion_tokens: trained on, each prompt counted once.
-    rollout_speed: completion tokens per second of sampling, or None where nothing is sampled.
+    rollout_speed: completion tokens per second of sampling, or None where nothing is sampled, or beside the learning.
     peak_gb: peak resident memory, 10⁹ bytes.
     """
 
@@ -50,7 +51,7 @@ def spending(run: Training) -> Spending | None:
         seconds["heldout"] = evaluation
     whole = steps + evaluation
     completion = sum(row.get("tokens/completion", 0) for row in run.steps)
-    rollout = seconds.get("rollout")
+    rollout = None if "idle" in seconds else seconds.get("rollout")
     return Spending(
         phases=sorted(
             ((name, value, value / whole if whole else 0.0) for name, value in seconds.items()),

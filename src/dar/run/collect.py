@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from dar.data.prompts import PromptStream
 from dar.learn.learner import Phase
 from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable, Scoring
-from dar.rollout.protocol import Engine
+from dar.rollout.protocol import BackgroundEngine, Engine, Progress
 from dar.rollout.sampling import SamplingKey
+from dar.run.ahead import Ahead
+
+Answer = TypeVar("Answer")
 
 
 class PendingRewards(Protocol):
@@ -67,27 +70,46 @@ class Collector(Kept, Protocol):
 
 @dataclass(frozen=True)
 class OnlineCollector:
-    """Samples from the current policy and asks the rewards."""
+    """Samples from the policy and asks the rewards.
+
+    The completions of step s are of the weights after max(0, s − 1 − n) steps, n being `sampling.max_staleness`.
+    Whoever is faster, sampler or learner, waits for the other, so that no result depends on who it is.
+    """
 
     spec: RunSpec
     policy: Policy
     engine: Engine
     rewards: RewardSet
     stream: PromptStream
-    progress: Callable[[int], None]
+    progress: Progress
+    ahead: Ahead
 
     def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Asked]:
+        engine = self.engine
         with phase("rollout"):
-            self.engine.sync(self.policy, step - 1)
-            rollouts = self.engine.generate(
-                self.stream.at(step - 1)[first:stop],
-                self.spec.num_generations,
-                max_completion_length=self.spec.sampling.max_completion_length,
-                key=SamplingKey(self.spec.seed, "train", step),
-                progress=self.progress,
-            )
+            engine.sync(self.policy, step - 1)
+            if self.ahead.lag == 0:
+                rollouts = self._answer(engine.generate, step, first, stop, self.progress)
+            else:
+                assert isinstance(engine, BackgroundEngine)
+                self.ahead.fill(step, lambda each: self._answer(engine.submit, each, first, stop))
+                rollouts = None
+        if rollouts is None:
+            with phase("idle"):
+                rollouts = self.ahead.take(step)
         with phase("reward"):
             return rollouts, _Asked(self.rewards.start(rollouts, where=f"step {step}"), phase)
+
+    def _answer(
+        self, ask: Callable[..., Answer], step: int, first: int, stop: int, progress: Progress | None = None
+    ) -> Answer:
+        return ask(
+            self.stream.at(step - 1)[first:stop],
+            self.spec.num_generations,
+            max_completion_length=self.spec.sampling.max_completion_length,
+            key=SamplingKey(self.spec.seed, "train", step),
+            progress=progress,
+        )
 
     def state(self) -> dict[str, float]:
         return self.rewards.state()

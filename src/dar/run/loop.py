@@ -31,6 +31,7 @@ from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.rewards import RewardTable
 from dar.rollout.protocol import Engine
+from dar.run.ahead import Ahead
 from dar.run.alerts import Alert
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, Kept
@@ -62,6 +63,7 @@ class Loop(Steps):
     learner: Learner
     engine: Engine
     collector: Collector
+    ahead: Ahead
     heldout: HeldoutEvaluation | None
     known: HeldoutCompletions | None
     accelerator: Accelerator
@@ -131,8 +133,10 @@ class Loop(Steps):
         weighted, weight_metrics = self.algorithm.weigh(batch.rewarded())
         weighted = self._adjusted(weighted)
         metrics = self._batch_metrics(step, rollouts, rewards, ref_logprobs) | weight_metrics
+        metrics |= self.ahead.metrics(step, rollouts)
+        is_stale = metrics.get("rollout/staleness", 0) > 0
         with self._phase("update"):
-            metrics |= self.learner.learn(step, weighted)
+            metrics |= self.learner.learn(step, weighted, is_stale=is_stale)
         with self._phase("diagnostics"):
             metrics |= self.learner.moved(probe)
         self.learner.sync_reference(step)
@@ -169,6 +173,7 @@ class Loop(Steps):
 
     def end(self) -> None:
         """Closes the engine and finishes the trackers; the loop takes no step after this."""
+        self.ahead.cancel()
         self.engine.close()
         self.learner.release()
         for tracker in self.accelerator.trackers:
@@ -207,7 +212,7 @@ class Loop(Steps):
             self.learner.updater.follow_parameters()
 
     def extras(self) -> dict[str, Tensor]:
-        return self.learner.extras()
+        return self.learner.extras() | self.ahead.state(self._done)
 
     def restore(self, state: TrainState, extras: Mapping[str, Tensor]) -> None:
         if self.engine.reproduces == "nothing":
@@ -217,6 +222,7 @@ class Loop(Steps):
         self.collector.restore(state.rewards)
         self.calibration.restore(state.calibration)
         self.learner.restore(extras)
+        self.ahead.restore(state.step, extras, self.collector.stream)
         if self.is_main:
             rows = [row for row in self.folder.metrics() if row["step"] <= state.step]
             self.recorder.watch.restore(rows)
