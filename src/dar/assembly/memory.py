@@ -95,26 +95,27 @@ def memory_of(model: ModelShape, step: StepShape) -> dict[str, float]:
     weights = (4 * step.trained + (step.base_bytes * model.total if step.rank else 0) + step.reference) / step.shards
     # Of weights in fewer bytes than the states have, one layer's are raised while it computes.
     raised = 4 * model.hidden * model.inner if step.rank and step.base_bytes < step.compute else 0
-    held = weights + step.moments * step.trained / step.shards + raised
+    # Of sharded ones whole at once: those of no layer, one layer's, and twice the next's as they arrive.
+    whole = model.total - model.linear + 3 * model.linear / model.layers if step.shards > 1 else 0
+    held, base = weights + step.moments * step.trained / step.shards + raised, step.base_bytes if step.rank else 4
     return {
         "weights": weights,
         "rollout": held + _rollout(model, step),
-        "reference": held + _gathered(model, step) + _forward(model, step),
-        "update": held + _gathered(model, step) + _update(model, step),
+        "reference": held + whole * (step.reference / model.total or base) + _forward(model, step),
+        "update": held + whole * base + _update(model, step),
     }
 
 
-def _gathered(model: ModelShape, step: StepShape) -> float:
-    """Of sharded weights what is whole at once: those of no layer, one layer's, and twice the next's as they arrive."""
-    base = step.base_bytes if step.rank else 4
-    return base * (model.total - model.linear + 3 * model.linear / model.layers) if step.shards > 1 else 0
+def cache_bytes(model: ModelShape, tokens: float, itemsize: int = 4) -> float:
+    """Of the keys and values of so many tokens, in all layers."""
+    return 2 * itemsize * model.keys * model.layers * tokens
 
 
 def _rollout(model: ModelShape, step: StepShape) -> float:
     copies = 0 if step.is_in_place else step.compute * (model.linear + model.head)
-    cache = 2 * 4 * model.keys * (step.prompts + step.rows * step.length)
+    cache = cache_bytes(model, step.prompts + step.rows * step.length)
     # A layer's cache is made anew while the old one is there; logits, their softmax and the draw's rows.
-    return copies + cache * (model.layers + 1) + 3 * 4 * step.rows * model.vocabulary
+    return copies + cache * (1 + 1 / model.layers) + 3 * 4 * step.rows * model.vocabulary
 
 
 def _forward(model: ModelShape, step: StepShape) -> float:
