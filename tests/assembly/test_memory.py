@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_tokenizer
+from support.builders import make_groups
+from support.ranks import as_if_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from dar.assembly.loop import build_loop
+from dar.assembly.memory import StepShape, memory_of, shape_of
 from dar.assembly.plan import make_plan
 from dar.batch import Weighted
 from dar.config.recipe import load_recipe
+from dar.policies.precision import Precision
+from dar.policies.protocol import Wants
+from dar.policies.text.loading import checkpoint_layers
+from dar.policies.text.policy import Policy
 
 WIDE: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "vocab_size": 4096}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -72,6 +80,37 @@ def test_plan_predicts_the_peak_of_every_phase(
     found = {name: measured[name] / 1e9 for name in predicted if name != "libraries"}
     expected = {name: predicted[name] for name in found}
     assert expected == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_rank_of_sharded_weights_holds_its_part_and_three_layers(dtype: torch.dtype, is_checkpointed: bool):
+    model: Any = make_model(**WIDE | {"num_hidden_layers": 8, "vocab_size": 261}, initializer_range=0.02)
+    if is_checkpointed:
+        checkpoint_layers(model)
+    shape = shape_of(model.config)
+    groups = make_groups([3, 5], [2], [4])
+    groups = replace(groups, completion_ids=groups.completion_ids.clamp(min=0))
+    step = StepShape(tokens=12, last=12, microbatches=1, rows=0, length=0, prompts=0, trained=shape.total,
+                     compute=dtype.itemsize, is_checkpointed=is_checkpointed)  # fmt: skip
+    with as_if_of(4):
+        policy = Policy(model, make_tokenizer(), Precision(torch.device("cpu"), dtype), temperature=1.0,
+                        with_reference=False)  # fmt: skip
+        policy.share("full")
+        found = {}
+        for phase in ("reference", "update"):
+            with (
+                policy.training(),
+                torch.set_grad_enabled(phase == "update"),
+                profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
+            ):
+                logprobs = policy.outputs(groups, Wants()).logprobs.sum()
+                if phase == "update":
+                    logprobs.backward()
+            found[phase] = 12 * shape.total / 4 + most_at_once(seen)
+    predicted = memory_of(shape, replace(step, shards=4))
+    assert predicted["weights"] == 4 * shape.total / 4
+    assert {phase: predicted[phase] for phase in found} == pytest.approx(found, rel=0.1)
 
 
 def allocated(tensors: Iterable[Tensor]) -> int:

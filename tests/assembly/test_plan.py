@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import make_model
 from support.compilers import no_compiler
 
 from dar.assembly.plan import Plan, make_plan
+from dar.config.hardware import HardwareSpec
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError, DataError
 
@@ -171,3 +173,34 @@ def test_plan_counts_what_a_method_adds(write_recipe: Write):
     assert "1 × forward pass of the policy to set its bounds" in plan(write_recipe, algorithm="bapo").passes
     replayed = plan(write_recipe, algorithm={"type": "r2vpo", "replay": 2})
     assert "2 × forward and backward pass on earlier batches" in replayed.passes
+
+
+def test_plan_of_a_cluster_says_who_takes_part_and_what_moves(write_recipe: Write):
+    cluster = {"address": "ray://nowhere:1", "learners": 2, "samplers": 3, "reward_workers": 4}
+    found = plan(write_recipe, cluster=cluster, prompts_per_step=6, runtime={"device": "cpu", "sharding": "full"})
+    learner, sampler, worker = found.cluster
+    assert learner.startswith("2 × learner: at most 3 prompts")
+    assert re.fullmatch(r"3 × sampler: about 2 prompts a step, engine in_process, [\d.]+ GB", sampler)
+    assert worker == "4 × reward worker: length"
+    weights, tokens = 4 * found.num_parameters / 1e6, 6 * 4 * 8
+    assert found.moved_mb["weights, into the object store and to each sampler"] == weights
+    assert found.moved_mb["rewards, back"] == 6 * 4 * 8 / 1e6
+    assert found.moved_mb["completions, from all samplers"] == 17 * tokens / 1e6
+    # Sharded: weights gathered twice (those of no layer once), gradients added up, half of each by each of two.
+    assert 2 * weights / 2 < found.moved_mb["weights and gradients, by each learner"] < 3 * weights / 2
+
+
+def test_plan_on_paper_takes_the_model_of_the_file(write_recipe: Write, tmp_path: Path):
+    make_model(num_hidden_layers=7).config.save_pretrained(tmp_path / "other")
+    hardware = HardwareSpec(devices=2, memory_gb=1, bf16_tflops=1, memory_gb_per_s=1, link_gb_per_s=1,
+                            network_gb_per_s=1, model=str(tmp_path / "other" / "config.json"))  # fmt: skip
+    spec = load_recipe(write_recipe(algorithm={"type": "grpo", "beta": 0.1, "updates": 3}))
+    found = make_plan(spec, hardware)
+    paper = found.on_paper
+    assert paper is not None
+    assert paper.num_parameters == sum(p.numel() for p in make_model(num_hidden_layers=7).parameters())
+    assert found.num_parameters < paper.num_parameters
+    assert (paper.learners, paper.samplers, paper.rows_at_once) == (2, 2, 4)
+    assert paper.sampled_per_second == pytest.approx(2 * 4 * 8 / paper.seconds)
+    # Three updates read and write 28 bytes of each weight and its moments, at 0.6 GB/s.
+    assert paper.phases["optimizer"].seconds == pytest.approx(3 * 28 * paper.num_parameters / 0.6e9)

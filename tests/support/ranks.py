@@ -6,10 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 def on_ranks(*command: str, cwd: Path, num_ranks: int = 2) -> subprocess.CompletedProcess[bytes]:
@@ -31,3 +35,13 @@ def on_ranks(*command: str, cwd: Path, num_ranks: int = 2) -> subprocess.Complet
             output, _ = process.communicate(timeout=60)
             pytest.fail(f"the ranks did not end:\n{output.decode(errors='replace')}")
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+@contextmanager
+def as_if_of(num_ranks: int) -> Iterator[None]:
+    """This process as the first of so many ranks, the others of which send nothing: for counting, not for numbers."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num_ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

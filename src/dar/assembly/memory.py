@@ -69,6 +69,7 @@ class StepShape:
     rank: of adapters; 0 trains all weights. moments: the optimizer's bytes per trained parameter.
     compute: bytes of a number in matrix products. reference: bytes of a reference of its own.
     trunks: decoders that an update goes through: two with a critic's own.
+    shards: ranks of which each holds a part of every weight, gradient and moment (`runtime.sharding: full`).
     """
 
     tokens: int
@@ -86,27 +87,35 @@ class StepShape:
     trunks: int = 1
     is_checkpointed: bool = False
     is_in_place: bool = False
+    shards: int = 1
 
 
 def memory_of(model: ModelShape, step: StepShape) -> dict[str, float]:
     """Most bytes at once in each phase, under the name of its time in metrics.jsonl; `weights`: what no phase frees."""
-    weights = 4 * step.trained + (step.base_bytes * model.total if step.rank else 0) + step.reference
+    weights = (4 * step.trained + (step.base_bytes * model.total if step.rank else 0) + step.reference) / step.shards
     # Of weights in fewer bytes than the states have, one layer's are raised while it computes.
     raised = 4 * model.hidden * model.inner if step.rank and step.base_bytes < step.compute else 0
-    held = weights + step.moments * step.trained + raised
+    # Of sharded ones whole at once: those of no layer, one layer's, and twice the next's as they arrive.
+    whole = model.total - model.linear + 3 * model.linear / model.layers if step.shards > 1 else 0
+    held, base = weights + step.moments * step.trained / step.shards + raised, step.base_bytes if step.rank else 4
     return {
         "weights": weights,
         "rollout": held + _rollout(model, step),
-        "reference": held + _forward(model, step),
-        "update": held + _update(model, step),
+        "reference": held + whole * (step.reference / model.total or base) + _forward(model, step),
+        "update": held + whole * base + _update(model, step),
     }
+
+
+def cache_bytes(model: ModelShape, tokens: float, itemsize: int = 4) -> float:
+    """Of the keys and values of so many tokens, in all layers."""
+    return 2 * itemsize * model.keys * model.layers * tokens
 
 
 def _rollout(model: ModelShape, step: StepShape) -> float:
     copies = 0 if step.is_in_place else step.compute * (model.linear + model.head)
-    cache = 2 * 4 * model.keys * (step.prompts + step.rows * step.length)
+    cache = cache_bytes(model, step.prompts + step.rows * step.length)
     # A layer's cache is made anew while the old one is there; logits, their softmax and the draw's rows.
-    return copies + cache * (model.layers + 1) + 3 * 4 * step.rows * model.vocabulary
+    return copies + cache * (1 + 1 / model.layers) + 3 * 4 * step.rows * model.vocabulary
 
 
 def _forward(model: ModelShape, step: StepShape) -> float:
@@ -116,7 +125,8 @@ def _forward(model: ModelShape, step: StepShape) -> float:
 
 
 def _update(model: ModelShape, step: StepShape) -> float:
-    gradients = 4 * step.trained
+    # Of sharded weights a layer's gradient is whole until it has been added up over ranks.
+    gradients = 4 * step.trained * (1 / step.shards + (1 / model.layers if step.shards > 1 else 0))
     later = gradients + _passes(model, step, step.tokens if step.microbatches > 2 else step.last)
     return max(_passes(model, step, step.tokens), gradients, later if step.microbatches > 1 else 0)
 
@@ -125,6 +135,8 @@ def _passes(model: ModelShape, step: StepShape, tokens: int) -> float:
     """Forward and backward pass of a micro-batch, its own gradients left out but the head's."""
     layer = tokens * _kept(model, step)
     cast = 2 * model.linear if step.compute == 2 and (not step.rank or step.base_bytes != 2) else 0
+    if step.shards > 1 and step.is_checkpointed:
+        cast /= model.layers  # made again for the backward pass, layer by layer
     kept = step.trunks * model.layers * (4 * tokens * model.hidden if step.is_checkpointed else layer) + cast
     tile = 3 * step.compute * min(ENTRIES, model.vocabulary) + 4 * 4 * model.hidden
     head = 4 * (0 if step.rank else model.head) + min(POSITIONS, tokens) * tile

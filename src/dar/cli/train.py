@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,19 +37,27 @@ def plan(
     is_tried: Annotated[
         bool, typer.Option("--try", help="Also load the model and take one step: samples, rewards, seconds.")
     ] = False,
+    cluster: Annotated[str | None, typer.Option(help="Also who sits where on a Ray cluster; it is not asked.")] = None,
+    hardware: Annotated[
+        Path | None,
+        typer.Option("--cluster-spec", exists=True, help="Also the step, on paper, on the hardware of this YAML file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what one step of a recipe will do — rows, tokens, passes, memory — without loading any weights.
 
     (A .gguf model is converted into the cache on first use.) Nothing is left behind, by --try neither.
     """
+    from dar.config.hardware import HardwareSpec
     from dar.config.recipe import load_recipe
 
-    spec = load_recipe(recipe, overrides or [])
+    changes = [*(overrides or []), *([f"cluster.address={cluster}"] if cluster else [])]
+    spec = load_recipe(recipe, changes)
+    there = load_recipe(hardware, kind=HardwareSpec) if hardware else None
     from dar.assembly.plan import make_plan
 
     hide_file_progress()
-    found = make_plan(spec)
+    found = make_plan(spec, there)
     console = Console()
     if not as_json:
         console.print(_plan_table(str(recipe), spec, found))
@@ -64,7 +73,7 @@ def plan(
         return
     if trial:
         show_trial(console, spec, trial)
-    say_next(partial(console.print, soft_wrap=True), ["train", recipe, *(overrides or [])])
+    say_next(partial(console.print, soft_wrap=True), ["train", recipe, *changes])
 
 
 def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
@@ -88,10 +97,10 @@ def _plan_table(title: str, spec: RunSpec, found: Plan) -> Table:
         ),
         ("passes", "; ".join(found.passes)),
         ("run", f"{spec.steps} steps = {found.epochs:.2f} epochs"),
-        (
-            "memory (estimate)",
-            f"{found.peak_gb:.3g} GB at most; by phase: {memory}",
-        ),
+        ("memory (estimate)", f"{found.peak_gb:.3g} GB at most; by phase: {memory}"),
+        *(("cluster", line) for line in found.cluster),
+        *(("moved", f"{size:,.4g} MB of {name}") for name, size in found.moved_mb.items()),
+        *(("on paper", line) for line in (found.on_paper.lines() if found.on_paper else ())),
         *(("alerts", notice) for notice in spec.silent_alerts),
         ("run folder", spec.output_dir),
     ):

@@ -83,6 +83,7 @@ class Sharded:
         for layer in module.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer, mesh=self.mesh)
+                layer.register_forward_hook(lambda *_: torch.clear_autocast_cache())  # else kept, whole, to the end
         fully_shard(module, mesh=self.mesh)
         module.register_forward_hook(_let_go)
         return module
