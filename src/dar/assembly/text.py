@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,8 +58,8 @@ class TextParts:
         if isinstance(algorithm, FlowGRPO):
             raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
 
-    def engine(self) -> Engine:
-        return build_engine(self.spec.engine)
+    def engine(self, say: Callable[[str], None]) -> Engine:
+        return build_engine(self.spec.engine, log_file=Path(self.spec.output_dir) / "vllm.log", say=say)
 
     def build(self, precision: Precision, *, with_reference: bool) -> Policy:
         """Makes the policy, with a reference if asked for, and the critic of a method that has one.
