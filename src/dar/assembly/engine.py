@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
 
-from dar.config.engine import AnyEngine, InProcessSpec
+from dar.config.engine import AnyEngine, InProcessSpec, VLLMSpec
 from dar.errors import ConfigError
 from dar.rewards import load_function
 from dar.rewards.foreign import ForeignCode
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.rollout.protocol import Engine
+from dar.rollout.vllm.engine import VLLMEngine
+
+log = logging.getLogger(__name__)
 
 
-def build_engine(spec: AnyEngine) -> Engine:
+def build_engine(
+    spec: AnyEngine, *, log_file: Path = Path("vllm.log"), say: Callable[[str], None] = log.info
+) -> Engine:
     """The engine; it has no weights before its first `sync`.
+
+    Args:
+        spec: which.
+        log_file: of a server that it starts.
+        say: told what there is to wait for.
 
     Raises:
         ConfigError: its class cannot be imported, does not take the arguments, or has not the methods of an engine.
     """
     if isinstance(spec, InProcessSpec):
         return InProcessEngine(max_tokens=spec.max_cache_tokens, in_place=spec.in_place)
+    if isinstance(spec, VLLMSpec):
+        return VLLMEngine(spec, log_file=log_file, say=say)
     kind = load_function(spec.type, what="engine")
     with ForeignCode(lambda kind, said: ConfigError(f"engine {spec.type} cannot be made: {kind}: {said}")):
         inspect.signature(kind).bind(**spec.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dar.algorithms.base import Algorithm
@@ -36,10 +37,10 @@ class FlowParts:
         if algorithm.needs_logits or algorithm.needs_values:
             raise ConfigError(f"{self.spec.algorithm.type} reads logits or a critic, which no flow-matching policy has")
 
-    def engine(self) -> Engine:
+    def engine(self, say: Callable[[str], None]) -> Engine:
         if isinstance(self.spec.engine, InProcessSpec):
             return FlowEngine(max_rows=self.spec.runtime.max_tokens_per_microbatch)
-        return build_engine(self.spec.engine)
+        return build_engine(self.spec.engine, say=say)
 
     def build(self, precision: Precision, *, with_reference: bool) -> FlowPolicy:
         reference = load_flow(self.spec.reference) if self.spec.reference and with_reference else None

@@ -77,7 +77,8 @@ def build_loop(
     if data.logged is None:  # an offline method scores held-out ones alone
         check_calls(rewards, data.train, parts.offered)
     check_calls([*rewards, *gold], data.heldout, parts.offered)
-    engine = parts.engine()
+    display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
+    engine = parts.engine(display.note)
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
@@ -86,7 +87,6 @@ def build_loop(
     parts.require(algorithm)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
     policy = parts.build(precision, with_reference=with_reference)
-    display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     for notice in spec.silent_alerts:
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
@@ -102,7 +102,9 @@ def build_loop(
     def start(resume: bool) -> None:
         if accelerator.is_main_process:
             if not resume:
-                folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
+                found = describe_environment(precision, world_size=accelerator.num_processes)
+                sampler = {"reproduces": engine.reproduces, **getattr(engine, "software", {})}
+                folder.start(spec, {**found, "engine": {"type": spec.engine.type, **sampler}})
             before.keep(folder)
         accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
 

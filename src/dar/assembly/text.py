@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,6 @@ from dar.policies.text.head import check_head, look_up_sparsely
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
-from dar.rollout.protocol import BackgroundEngine, Engine
 
 
 class TextParts:
@@ -56,14 +57,8 @@ class TextParts:
         if isinstance(algorithm, FlowGRPO):
             raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
 
-    def engine(self) -> Engine:
-        engine = build_engine(self.spec.engine)
-        if self.spec.sampling.max_staleness and not isinstance(engine, BackgroundEngine):
-            raise ConfigError(
-                f"sampling.max_staleness has completions sampled while the policy learns, but {self.spec.engine.type} "
-                "has no `submit` (see dar.rollout.protocol.BackgroundEngine): add one, or leave max_staleness at 0"
-            )
-        return engine
+    def engine(self, say: Callable[[str], None]) -> Engine:
+        return build_engine(self.spec.engine, log_file=Path(self.spec.output_dir) / "vllm.log", say=say)
 
     def build(self, precision: Precision, *, with_reference: bool) -> Policy:
         """Makes the policy, with a reference if asked for, and the critic of a method that has one.

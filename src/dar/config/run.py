@@ -13,7 +13,7 @@ from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec, by_type
 from dar.config.cluster import ClusterSpec
 from dar.config.data import DataSpec, SamplingSpec, TruncationSpec
-from dar.config.engine import AnyEngine, InProcessSpec
+from dar.config.engine import AnyEngine, InProcessSpec, VLLMSpec
 from dar.config.flow import ALERTS_OF_TEXT, TEXT_ONLY, AnyModel, FlowModelSpec
 from dar.config.model import ModelSourceSpec, ReferenceSyncSpec
 from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, AnyOptim
@@ -267,6 +267,7 @@ class RunSpec(Spec):
         readers = [f"the reward {reward_name(each)}" for each in rewards if not isinstance(each, FunctionRewardSpec)]
         readers += [f"the alert {alert.type}" for alert in self.alerts if alert.type in ALERTS_OF_TEXT]
         readers += [self.algorithm.type] if self.algorithm.logged else []
+        readers += ["engine.type vllm"] if isinstance(self.engine, VLLMSpec) else []
         if readers:
             raise ValueError(f"{readers[0]} reads texts, but model.type is flow")
 

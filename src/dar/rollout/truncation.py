@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dar.config.data import DecodingSpec
+from dar.rollout.sampling import draw
 
 _USUALLY_ENOUGH = 1024
 """Likeliest tokens among which a nucleus is looked for before a whole row is sorted."""
@@ -38,6 +39,33 @@ def constrained(decoding: DecodingSpec, logits: Tensor, positions: Tensor, eos_t
         without_eos = logits.index_fill(1, torch.tensor(eos_token_ids, device=logits.device), float("-inf"))
         logits = torch.where(early, without_eos, logits)
     return truncate(logits, top_k=1 if decoding.greedy else decoding.top_k, top_p=decoding.top_p)
+
+
+def draw_constrained(
+    logits: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    temperature: float,
+    decoding: DecodingSpec,
+    eos_token_ids: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability under the distribution that it was drawn from.
+
+    Args:
+        logits: [R, V].
+        seeds: [R] int64, as for `draw`.
+        positions, decoding, eos_token_ids: as for `constrained`.
+        temperature: divides the logits.
+
+    Returns:
+        [R] int64 and [R] fp32 nats; NaN where logits are not finite.
+    """
+    if temperature != 1.0:
+        logits = logits / temperature
+    probabilities = torch.softmax(constrained(decoding, logits, positions, eos_token_ids), dim=-1)
+    tokens = draw(probabilities, seeds)
+    # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
+    return tokens, probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
 
 
 def first_stop(decoding: DecodingSpec, text: str) -> int | None:

@@ -10,19 +10,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dar.batch import FinishReason, Prompt, Rollouts, Rows, TokenGroups
+from dar.batch import FinishReason, Prompt, Rollouts, Rows
 from dar.config.data import DecodingSpec
-from dar.errors import RolloutError
 from dar.policies.text.head import logits_of
 from dar.policies.text.logprobs import LogprobModel, unwrapped
 from dar.policies.text.policy import Policy
-from dar.policies.text.rendering import control_token_ids, opened_tag
 from dar.policies.text.rotary import require_fixed
+from dar.rollout.completions import Completions, not_finite
 from dar.rollout.in_process.decode import PaddedDecoder, SharedPrefixDecoder
 from dar.rollout.in_process.weights import sampling_weights
 from dar.rollout.protocol import Progress
-from dar.rollout.sampling import SamplingKey, draw
-from dar.rollout.truncation import PLAIN, constrained, first_stop
+from dar.rollout.sampling import SamplingKey
+from dar.rollout.truncation import PLAIN, draw_constrained, first_stop
 
 
 def look_every(device: torch.device) -> int:
@@ -48,7 +47,7 @@ class InProcessEngine:
     def sync(self, policy: Policy, version: int) -> None:
         """The weights are the policy's own, and so only named."""
         self.policy, self.version = policy, version
-        self.control = control_token_ids(policy.tokenizer)
+        self.completions = Completions(policy.tokenizer)
 
     def decoder(self, module: LogprobModel) -> SharedPrefixDecoder | PaddedDecoder:
         """What decodes with a module of that architecture."""
@@ -83,11 +82,7 @@ class InProcessEngine:
         def look() -> None:
             nonlocal told
             if not written.is_finite:
-                raise RolloutError(
-                    "the policy's logits are not finite, so nothing can be sampled from it. The weights have probably "
-                    "diverged: continue from an earlier checkpoint with a lower optim.learning_rate, or use "
-                    "runtime.precision=fp32."
-                )
+                raise not_finite()
             if progress is not None:
                 total = int(written.lengths.sum())
                 progress(total - told)
@@ -115,52 +110,21 @@ class InProcessEngine:
         ):
             self.decoder(self.module).run(prompts, num_generations, max_completion_length, sample)
         look()
-        return self._rollouts(prompts, num_generations, written.to(torch.device("cpu")), decoding)
+        written = written.to(torch.device("cpu"))
+        return self.completions.rollouts(
+            prompts, written.ids, written.lengths, written.logprobs, written.finish_reasons(), decoding, self.version
+        )
 
     def _draw(self, states: Tensor, seeds: Tensor, positions: Tensor, decoding: DecodingSpec) -> tuple[Tensor, Tensor]:
         """One token per row and its log-probability."""
         module = self.module
         logits = logits_of(unwrapped(module.model), states)
-        if module.temperature != 1.0:
-            logits = logits / module.temperature
-        logits = constrained(decoding, logits, positions, self.policy.eos_token_ids)
-        probabilities = torch.softmax(logits, dim=-1)
-        tokens = draw(probabilities, seeds)
-        # A drawn token's probability is above 0, so its logarithm is as good as a log-softmax of all.
-        return tokens, probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
+        return draw_constrained(logits, seeds, positions, module.temperature, decoding, self.policy.eos_token_ids)
 
     def _texts(self, written: _Written, rows: Tensor) -> list[str]:
-        """What rows say so far, control tokens removed (an EOS is none of the text, whatever the tokenizer says)."""
-        lengths = (written.lengths - written.has_eos.long())[rows].tolist()
-        contents = [
-            [token for token in ids[:length] if token not in self.control]
-            for ids, length in zip(written.ids[rows].tolist(), lengths, strict=True)
-        ]
-        return self.policy.tokenizer.batch_decode(contents)
-
-    def _rollouts(
-        self, prompts: Sequence[Prompt], num_generations: int, written: _Written, decoding: DecodingSpec
-    ) -> Rollouts:
-        width = int(written.lengths.max())
-        texts = self._texts(written, torch.arange(len(written.ids)))
-        groups = TokenGroups(
-            prompt_ids=tuple(prompt.token_ids for prompt in prompts),
-            group_sizes=(num_generations,) * len(prompts),
-            completion_ids=written.ids[:, :width],
-            mask=torch.arange(width) < written.lengths.unsqueeze(1),
-        )
-        return Rollouts(
-            prompts=tuple(prompts),
-            groups=groups,
-            texts=tuple(
-                opened_tag(self.policy.tokenizer, prompts[row // num_generations].token_ids, text)
-                + text[: first_stop(decoding, text)]
-                for row, text in enumerate(texts)
-            ),
-            logprobs=written.logprobs[:, :width],
-            finish_reasons=written.finish_reasons(),
-            versions=(self.version,) * len(texts),
-        )
+        """What rows say so far (an EOS is none of the text, whatever the tokenizer says)."""
+        ends = (written.lengths - written.has_eos.long())[rows].tolist()
+        return self.completions.texts([row[:end] for row, end in zip(written.ids[rows].tolist(), ends, strict=True)])
 
 
 @dataclass(frozen=True)
