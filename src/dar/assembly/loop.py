@@ -28,6 +28,7 @@ from dar.policies.protocol import Policy
 from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
+from dar.rollout.portions import in_portions
 from dar.rollout.protocol import Engine
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
@@ -68,15 +69,14 @@ def build_loop(
     settle_heap()
     precision = build_precision(spec)
     accelerator = build_accelerator(spec, precision)
-    model = spec.model
-    parts = FlowParts(spec, model) if isinstance(model, FlowModelSpec) else TextParts(spec, model, objects)
+    parts = build_parts(spec, objects)
     data, before = build_data(spec, objects, parts), build_before(spec)
     rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
-    gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
+    gold = [build_reward(reward, objects.gold, spec.runtime) for reward in spec.evaluation.rewards]
     if data.logged is None:  # an offline method scores held-out ones alone
         check_calls(rewards, data.train, parts.offered)
     check_calls([*rewards, *gold], data.heldout, parts.offered)
-    engine = parts.engine()
+    engine = objects.engine or in_portions(parts.engine(), spec.sampling.prompts_per_request)
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
@@ -101,7 +101,8 @@ def build_loop(
     def start(resume: bool) -> None:
         if accelerator.is_main_process:
             if not resume:
-                folder.start(spec, describe_environment(precision, world_size=accelerator.num_processes))
+                facts = describe_environment(precision, world_size=accelerator.num_processes)
+                folder.start(spec, {**facts, **objects.facts()})
             before.keep(folder)
         accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
 
@@ -122,6 +123,12 @@ def build_loop(
         best=BestPolicy(spec, policy, folder),
         calibration=Calibration(spec, models, data.train.prompts, engine),
     )
+
+
+def build_parts(spec: RunSpec, objects: Objects) -> TextParts | FlowParts:
+    """What is particular to the recipe's kind of policy. Raises ConfigError where it cannot be had."""
+    model = spec.model
+    return FlowParts(spec, model) if isinstance(model, FlowModelSpec) else TextParts(spec, model, objects)
 
 
 def _collector(

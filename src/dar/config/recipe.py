@@ -189,6 +189,7 @@ _SHORTHANDS = {
     "engine": "type",
     "optim": "type",
     "checkpoint.best": "metric",
+    "cluster": "address",
 }
 
 

@@ -33,7 +33,15 @@ _WRITTEN = (
     *("data.json", "environment.json", "config.yaml"),
 )
 """All that is ever written here, what makes it a run's folder last."""
-_FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap", "runtime.rank_timeout")
+_FREE_TO_CHANGE = (
+    "output_dir",
+    "alerts",
+    "checkpoint.",
+    "logging.",
+    "runtime.max_logprob_gap",
+    "runtime.rank_timeout",
+    "cluster",
+)
 """Keys that change nothing a resumed run computes."""
 
 
@@ -145,6 +153,10 @@ class RunFolder:
     def write_evaluation(self, found: Mapping[str, Any]) -> None:
         """Writes evaluation.json."""
         self._write("evaluation.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty where there is none."""
+        return self._json("environment.json")
 
     def evaluation(self) -> dict[str, Any]:
         """What evaluation.json holds; empty where there is none."""
