@@ -38,6 +38,7 @@ FLOORS = (
     ("run",),
     ("report", "reward_model", "control"),
     ("assembly",),
+    ("cluster",),
     ("evaluate",),
     ("arguments",),
     ("compare", "trainer"),

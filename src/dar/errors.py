@@ -20,6 +20,7 @@ EXTRAS = {
     "vaderSentiment": "sentiment",
     "gguf": "gguf",
     "bitsandbytes": "bitsandbytes",
+    "ray": "ray",
 }
 """Packages that not everybody needs, with the extra that brings them."""
 
@@ -67,6 +68,10 @@ class NonFiniteError(DarError, ArithmeticError):
 
 class RankError(DarError, RuntimeError):
     """Another rank of the run has ended, or not answered in time."""
+
+
+class ClusterError(DarError, RuntimeError):
+    """Processes of a run on a cluster have died, and none is there in their place."""
 
 
 class CheckpointError(DarError, OSError):

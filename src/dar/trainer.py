@@ -7,11 +7,10 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -21,59 +20,23 @@ from dar.arguments import GivenModel, GivenReward, GivenRows, Problems, describe
 from dar.assembly.engine import build_engine
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
+from dar.assembly.training import TrainResult, run_loop, save_policy
+from dar.cluster.start import train_on_cluster
 from dar.collective import from_main
 from dar.config.algorithm import AlgorithmSpec
 from dar.config.algorithms import ALGORITHM_SPECS, OwnAlgorithmSpec
 from dar.config.base import Spec, keys_below
 from dar.config.recipe import build_spec
 from dar.config.run import LoggingSpec
-from dar.errors import CheckpointError, ConfigError, DarError, require_package
-from dar.files.atomic import write_text
+from dar.errors import ConfigError, DarError
 from dar.files.hints import nearest_hint
 from dar.files.hub import upload
 from dar.policies.text.loading import load_tokenizer
 from dar.policies.text.policy import Policy
-from dar.run.alerts import Alert
-from dar.run.card import model_card
 from dar.run.loop import Loop
-from dar.run.measures import evaluations
 from dar.run.recorder import Callback
 from dar.run.trainer_callbacks import callback_problems
 from dar.training_config import DARConfig, FlatConfig, TrainingConfig
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    steps: completed; fewer than asked for after Ctrl-C, or where an alert stopped the run.
-    metrics: the lines of metrics.jsonl.
-    output_dir: the run folder.
-    stopped_by: the alert that asked for the end of the run, if one did.
-    """
-
-    steps: int
-    metrics: list[dict[str, Any]] = field(repr=False)
-    output_dir: str
-    stopped_by: Alert | None = None
-
-    @property
-    def model_dir(self) -> str:
-        """The trained model's folder, once the run is finished."""
-        return str(Path(self.output_dir) / "model")
-
-    def report(self, path: str | Path | None = None) -> Path:
-        """Writes the report of the run, by default `report.html` in its folder, and returns where it is."""
-        require_package("plotly", "the report of a run")
-        from dar.report.page import render_page  # noqa: PLC0415 - an extra
-        from dar.report.run import load_runs  # noqa: PLC0415
-
-        target = Path(path or Path(self.output_dir) / "report.html")
-        try:
-            write_text(target, render_page(load_runs([self.output_dir])))
-        except OSError as error:
-            raise CheckpointError(f"the report cannot be written to {target}: {error}") from error
-        return target
 
 
 class SavesModel(ABC):
@@ -253,11 +216,15 @@ class Trainer(SavesModel):
                 "this trainer has trained its model already, and a run begins with the initial weights: make another "
                 "trainer with the model loaded anew, or give the model by its path"
             )
+        command = f"{type(self).__name__}(…).train()"
         with python_words(self.config_class):
+            if self.spec.cluster is not None:
+                settings: dict[str, Any] = {"allow_changed_recipe": allow_changed_recipe, "overwrite": overwrite}
+                return train_on_cluster(self.spec, objects=self._objects, resume=resume, command=command, **settings)
             self.loop = build_loop(
                 self.spec, self._objects, resume=resume, allow_changed_recipe=allow_changed_recipe, overwrite=overwrite
             )
-            return run_loop(self.loop, resume=resume, command=f"{type(self).__name__}(…).train()")
+            return run_loop(self.loop, resume=resume, command=command)
 
     def evaluate(self) -> dict[str, float]:
         """Measures the policy as it is on the held-out rows: `eval/…`, as in metrics.jsonl.
@@ -382,58 +349,12 @@ def python_words(config: type[FlatConfig]) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
-    """Runs a loop, saves the model when it is finished, and shows the before/after table.
-
-    Args:
-        loop: from `dar.assembly.loop.build_loop`.
-        resume: continue from the newest checkpoint.
-        command: for the model card.
-    """
-    try:
-        done = loop.run(resume=resume)
-    finally:
-        loop.end()
-    metrics = loop.folder.metrics()
-    if done == loop.spec.steps:
-        save_policy(loop, loop.folder.model, command=command)
-        if loop.is_main:
-            show_before_after(loop, metrics)
-    return TrainResult(done, metrics, str(loop.folder.path), from_main(lambda: loop.stopped_by))
-
-
 def measured(loop: Loop, step: int) -> dict[str, float]:
     """What a held-out evaluation finds now, as in metrics.jsonl; nothing is written."""
     found = {} if loop.known is None else loop.known.run()
     if loop.heldout is not None:
         found |= replace(loop.heldout, engine=build_engine(loop.spec.engine)).run(step).metrics
     return {f"eval/{name}": value for name, value in found.items()}
-
-
-def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
-    """Saves a loop's policy with its card, on every rank; `command` is what was run. Raises as `Policy.save`."""
-    card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
-    loop.learner.policy.save(folder, card=card)
-
-
-def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
-    """The held-out table and three completions side by side, read from the run folder."""
-    found = evaluations(metrics)
-    if loop.display.quiet or len(found) < 2:
-        return
-    before, after = found[0], found[-1]
-    loop.display.before_after(before, after, title=str(loop.folder.path))
-    if "reward" not in after or loop.spec.model.library == "diffusers":
-        return  # nothing was sampled, or images
-    tables = [
-        pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
-        for row in (before, after)
-    ]
-    stride = max(1, len(tables[0]) // 3)
-    loop.display.side_by_side(
-        [(row["prompt"], row["completion"], tables[1][index]["completion"])
-         for index, row in list(enumerate(tables[0]))[::stride][:3]]
-    )  # fmt: skip
 
 
 def _model_of(loop: Loop) -> Any:

@@ -22,13 +22,15 @@ from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
 from dar.data.prompts import PromptStream
+from dar.errors import ConfigError
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
 from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
-from dar.rollout.protocol import Engine
+from dar.rollout.portions import in_portions
+from dar.rollout.protocol import BackgroundEngine, Engine
 from dar.run.ahead import Ahead
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
@@ -69,16 +71,20 @@ def build_loop(
     settle_heap()
     precision = build_precision(spec)
     accelerator = build_accelerator(spec, precision)
-    model = spec.model
-    parts = FlowParts(spec, model) if isinstance(model, FlowModelSpec) else TextParts(spec, model, objects)
+    parts = build_parts(spec, objects)
     data, before = build_data(spec, objects, parts), build_before(spec)
     rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]
-    gold = [build_reward(reward, {}, spec.runtime) for reward in spec.evaluation.rewards]
+    gold = [build_reward(reward, objects.gold, spec.runtime) for reward in spec.evaluation.rewards]
     if data.logged is None:  # an offline method scores held-out ones alone
         check_calls(rewards, data.train, parts.offered)
     check_calls([*rewards, *gold], data.heldout, parts.offered)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
-    engine = parts.engine(display.note)
+    engine = objects.engine or in_portions(parts.engine(display.note), spec.sampling.prompts_per_request)
+    if spec.sampling.max_staleness and not isinstance(engine, BackgroundEngine):
+        raise ConfigError(
+            f"sampling.max_staleness has completions sampled while the policy learns, but {spec.engine.type} has no "
+            "`submit` (see dar.rollout.protocol.BackgroundEngine): add one, or leave max_staleness at 0"
+        )
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
@@ -104,7 +110,7 @@ def build_loop(
             if not resume:
                 found = describe_environment(precision, world_size=accelerator.num_processes)
                 sampler = {"reproduces": engine.reproduces, **getattr(engine, "software", {})}
-                folder.start(spec, {**found, "engine": {"type": spec.engine.type, **sampler}})
+                folder.start(spec, {**found, "engine": {"type": spec.engine.type, **sampler}, **objects.facts()})
             before.keep(folder)
         accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
 
@@ -126,6 +132,12 @@ def build_loop(
         best=BestPolicy(spec, policy, folder),
         calibration=Calibration(spec, models, data.train.prompts, engine),
     )
+
+
+def build_parts(spec: RunSpec, objects: Objects) -> TextParts | FlowParts:
+    """What is particular to the recipe's kind of policy. Raises ConfigError where it cannot be had."""
+    model = spec.model
+    return FlowParts(spec, model) if isinstance(model, FlowModelSpec) else TextParts(spec, model, objects)
 
 
 def _collector(spec: RunSpec, data: RunData, rewards: Sequence[Reward], policy: Policy, engine: Engine,

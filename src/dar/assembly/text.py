@@ -30,6 +30,7 @@ from dar.policies.text.head import check_head, look_up_sparsely
 from dar.policies.text.logprobs import hidden_states, unwrapped
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
+from dar.rollout.protocol import Engine
 
 
 class TextParts:

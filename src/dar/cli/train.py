@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -117,6 +117,14 @@ def train(
         bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe has changed.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Run on a Ray cluster: local (started on this machine for the run), auto (the one that this machine "
+            "is part of) or ray://host:port. Who takes part: cluster.samplers=2 and the like.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy as a recipe says; Ctrl-C finishes the step and saves.
@@ -125,43 +133,49 @@ def train(
     """
     from dar.config.recipe import load_recipe
 
-    spec = load_recipe(recipe, overrides or [])
+    spec = load_recipe(recipe, [*(overrides or []), *([f"cluster.address={cluster}"] if cluster else [])])
     # Only a recipe that makes sense is worth waiting for torch.
-    from dar.assembly.loop import build_loop
+    from dar.collective import own_rank
     from dar.report.record import run_record
     from dar.report.run import load_run
-    from dar.trainer import run_loop
+    from dar.run.display import Display
+    from dar.run.folder import RunFolder
 
     hide_file_progress()
     # With --json only the result goes to standard output.
     console = Console(stderr=as_json)
-    loop = build_loop(
-        spec,
-        resume=resume,
-        allow_changed_recipe=allow_changed_recipe,
-        overwrite=overwrite,
-        quiet=quiet,
-        console=console,
-    )
-    result = run_loop(loop, resume=resume, command=shlex.join(["dar", *sys.argv[1:]]))
-    if as_json and loop.is_main:
-        print_json(run_record(load_run(loop.folder.path)))
+    command = shlex.join(["dar", *sys.argv[1:]])
+    settings: dict[str, Any] = {"resume": resume, "allow_changed_recipe": allow_changed_recipe, "overwrite": overwrite}
+    if spec.cluster is None:
+        from dar.assembly.loop import build_loop
+        from dar.assembly.training import run_loop
+
+        loop = build_loop(spec, quiet=quiet, console=console, **settings)
+        result = run_loop(loop, resume=resume, command=command)
+    else:
+        from dar.cluster.start import train_on_cluster
+
+        result = train_on_cluster(spec, quiet=quiet, console=console, command=command, **settings)
+    is_main, folder = own_rank() == 0, RunFolder(spec.output_dir)
+    display = Display(num_steps=spec.steps, quiet=quiet or not is_main, console=console)
+    if as_json and is_main:
+        print_json(run_record(load_run(folder.path)))
     if result.steps < spec.steps and result.stopped_by is not None:
         # Whoever asked for quiet still wants to know why there is no model.
         reason = f"the alert {result.stopped_by.rule}: {result.stopped_by.message}"
         text = (
             f"dar: stopped after step {result.steps} of {spec.steps} by {reason}. Continue all the same with --resume."
         )
-        if loop.is_main:
+        if is_main:
             Console(stderr=True).print(text, soft_wrap=True)
         raise typer.Exit(3)
     if result.steps < spec.steps:
-        loop.display.note(f"stopped after step {result.steps} of {spec.steps}; continue with --resume")
+        display.note(f"stopped after step {result.steps} of {spec.steps}; continue with --resume")
         raise typer.Exit(130)
-    loop.display.note(f"the trained model is in {loop.folder.model}")
+    display.note(f"the trained model is in {folder.model}")
     if not as_json:
-        plain = [] if loop.recorder.tokenizer.chat_template else ["--plain"]
+        plain = [] if (folder.model / "chat_template.jinja").is_file() else ["--plain"]
         length = ["--max-tokens", str(spec.sampling.max_completion_length)]  # the model may read no more
-        sample = ["sample", loop.folder.model, "How was your day?", *plain, *length]
+        sample = ["sample", folder.model, "How was your day?", *plain, *length]
         is_text = spec.model.library == "transformers"
-        say_next(loop.display.note, ["report", loop.folder.path], *([sample] if is_text else []))
+        say_next(display.note, ["report", folder.path], *([sample] if is_text else []))

@@ -130,8 +130,8 @@ class SamplingSpec(Spec):
     """Steps by which the weights that sample may be behind those that learn. 0: sampling waits for learning. More: both
     go on at once, which needs an engine with weights of its own (`vllm`, or any on a cluster)."""
     prompts_per_request: Rows | None = None
-    """Prompts that are sampled together. The same number gives the same rounding, wherever a run samples; by default all
-    of a step's on one machine, and an equal share for each sampler of a cluster."""
+    """Prompts that are sampled together. The same number gives the same rounding, wherever a run samples; by default
+    all of a step's on one machine, and an equal share for each sampler of a cluster."""
 
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:

@@ -173,6 +173,7 @@ _SHORTHANDS = {
     "engine": "type",
     "optim": "type",
     "checkpoint.best": "metric",
+    "cluster": "address",
 }
 
 

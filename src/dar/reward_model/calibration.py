@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dar.batch import Prompt
 from dar.config.model_reward import CalibrationSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError
-from dar.reward_model.reward import ModelReward
 from dar.rewards.combine import completion_arguments
+from dar.rewards.function import Call
 from dar.rollout.protocol import Engine
 from dar.rollout.sampling import SamplingKey
 
@@ -20,12 +21,12 @@ class Calibration:
     """Shifts and scales of the reward models whose recipe asks for them.
 
     spec: the recipe.
-    rewards: by name in the checkpoint, with their settings.
+    rewards: `Calibrated` functions by their name in the checkpoint, with their settings.
     prompts: of the training data, in its order.
     """
 
     spec: RunSpec
-    rewards: Mapping[str, tuple[ModelReward, CalibrationSpec]]
+    rewards: Mapping[str, tuple[Any, CalibrationSpec]]
     prompts: Sequence[Prompt]
     engine: Engine
 
@@ -45,9 +46,10 @@ class Calibration:
             key=SamplingKey(self.spec.seed, "calibration"),
         )
         arguments = completion_arguments(rollouts)
-        for reward, spec in self.rewards.values():
+        for name, (reward, spec) in self.rewards.items():
             first = slice(spec.num_prompts)
-            scores = reward(arguments["prompts"][first], arguments["completions"][first])
+            asked = {name: arguments[name][first] for name in ("prompts", "completions", "group_ids")}
+            scores = Call(name, reward, asked, where="the calibration").result()
             reward.calibrate(scores, with_scale=spec.scale)
 
     def state(self) -> dict[str, float]:

@@ -19,43 +19,13 @@ from dar.reward_model.score_model import ScoreModel, TokenRow
 from dar.rewards import Reward
 
 
-class ModelReward:
-    """Scores completions with a sequence classifier, under its own tokenizer and chat template.
+class Calibrated:
+    """Scores with another zero and another unit.
 
-        r = (score − shift) / scale
-
-    Args:
-        module: the classifier, frozen.
-        tokenizer: its own.
-        precision: device and compute precision.
-        spec: of the reward.
-        context: most tokens the model reads, or None where it does not say.
+    r = (score − shift) / scale
     """
 
-    def __init__(
-        self, module: ScoreModel, tokenizer: Any, precision: Precision, spec: ModelRewardSpec, context: int | None
-    ) -> None:
-        self.module = module
-        self.tokenizer = tokenizer
-        self.precision = precision
-        self.spec = spec
-        self.max_length = min(filter(None, (spec.max_length, context)), default=None)
-        self.shift, self.scale = 0.0, 1.0
-
-    def __call__(
-        self, prompts: Sequence[str | list[Message]], completions: Sequence[str | list[Message]]
-    ) -> list[float]:
-        """One score per completion. Completions of one prompt that stand together share its computation.
-
-        Raises:
-            RewardError: a conversation is too long for the model.
-            ConfigError: prompts are messages, and the model has no chat template.
-        """
-        rows = [self._row(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        pairs = zip(prompts, rows, strict=True)
-        units = [[row for _, row in unit] for _, unit in itertools.groupby(pairs, key=lambda pair: pair[0])]
-        found = self.module.score(units, self.precision, max_tokens=self.spec.max_tokens_per_batch)
-        return [(score - self.shift) / self.scale for scores in found for score in scores]
+    shift, scale = 0.0, 1.0
 
     def calibrate(self, scores: Sequence[float], *, with_scale: bool) -> None:
         """Takes the mean of these scores for 0, and (`with_scale`) their sample standard deviation for 1.
@@ -73,6 +43,45 @@ class ModelReward:
                     "there is nothing to scale by: set calibrate.scale: false, or take more prompts"
                 )
             self.scale = spread
+
+    def calibrated(self, score: float) -> float:
+        return (score - self.shift) / self.scale
+
+
+class ModelReward(Calibrated):
+    """Scores completions with a sequence classifier, under its own tokenizer and chat template.
+
+    Args:
+        module: the classifier, frozen.
+        tokenizer: its own.
+        precision: device and compute precision.
+        spec: of the reward.
+        context: most tokens the model reads, or None where it does not say.
+    """
+
+    def __init__(
+        self, module: ScoreModel, tokenizer: Any, precision: Precision, spec: ModelRewardSpec, context: int | None
+    ) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self.spec = spec
+        self.max_length = min(filter(None, (spec.max_length, context)), default=None)
+
+    def __call__(
+        self, prompts: Sequence[str | list[Message]], completions: Sequence[str | list[Message]]
+    ) -> list[float]:
+        """One score per completion. Completions of one prompt that stand together share its computation.
+
+        Raises:
+            RewardError: a conversation is too long for the model.
+            ConfigError: prompts are messages, and the model has no chat template.
+        """
+        rows = [self._row(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, rows, strict=True)
+        units = [[row for _, row in unit] for _, unit in itertools.groupby(pairs, key=lambda pair: pair[0])]
+        found = self.module.score(units, self.precision, max_tokens=self.spec.max_tokens_per_batch)
+        return [self.calibrated(score) for scores in found for score in scores]
 
     def _row(self, prompt: str | list[Message], completion: str | list[Message]) -> TokenRow:
         row = render(self.tokenizer, prompt, completion)
@@ -122,12 +131,12 @@ def build_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec, given: Class
 
 def calibrated(
     specs: Sequence[AnyReward], rewards: Sequence[Reward], *, prefix: str = ""
-) -> dict[str, tuple[ModelReward, CalibrationSpec]]:
+) -> dict[str, tuple[Any, CalibrationSpec]]:
     """The reward models among some rewards that are to be calibrated, by name."""
     return {
         f"{prefix}{reward.name}": (reward.function, spec.calibrate)
         for spec, reward in zip(specs, rewards, strict=True)
-        if isinstance(spec, ModelRewardSpec) and spec.calibrate and isinstance(reward.function, ModelReward)
+        if isinstance(spec, ModelRewardSpec) and spec.calibrate and isinstance(reward.function, Calibrated)
     }
 
 

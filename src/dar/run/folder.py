@@ -33,7 +33,15 @@ _WRITTEN = (
     *("data.json", "environment.json", "config.yaml"),
 )
 """All that is ever written here, what makes it a run's folder last."""
-_FREE_TO_CHANGE = ("output_dir", "alerts", "checkpoint.", "logging.", "runtime.max_logprob_gap", "runtime.rank_timeout")
+_FREE_TO_CHANGE = (
+    "output_dir",
+    "alerts",
+    "checkpoint.",
+    "logging.",
+    "runtime.max_logprob_gap",
+    "runtime.rank_timeout",
+    "cluster",
+)
 """Keys that change nothing a resumed run computes."""
 
 

@@ -30,6 +30,7 @@ from dar.learn.ranks import gather_scored, leave_ranks, own_groups
 from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS
 from dar.rewards import RewardTable
+from dar.rewards.combine import Reporting
 from dar.rollout.protocol import Engine
 from dar.run.ahead import Ahead
 from dar.run.alerts import Alert
@@ -144,6 +145,8 @@ class Loop(Steps):
             with failing_together():
                 self.recorder.completions(step, rollouts, rewards, ref_logprobs, weighted)
         self.num_tokens = int(metrics["num_tokens"])
+        if isinstance(self.engine, Reporting):
+            metrics |= {f"cluster/{name}": value for name, value in self.engine.metrics().items()}
         # Taken last, so that the parts and the rest add up to the whole.
         metrics["step_time"] = time.perf_counter() - started
         return metrics | {f"time/{phase}": seconds for phase, seconds in self._timings.items()}

@@ -117,7 +117,7 @@ class Steps(ABC):
             self.begin()
         self.start(resume)
         lost = lost_ranks_named(self.spec.runtime)
-        with self.display.live(self._done), signals_handled(self._ask_to_stop), lost:
+        with self.display.live(self._done), signals_handled(self.ask_to_stop), lost:
             try:
                 self._train()
             except Exception as error:  # what a method or an engine of the user's own raises too
@@ -193,7 +193,7 @@ class Steps(ABC):
         """The optimizer steps: until this step is finished, what is in memory is none that could be continued from."""
         self._is_whole = False
 
-    def _ask_to_stop(self, name: str) -> None:
+    def ask_to_stop(self, name: str) -> None:
         """A signal came: this step is finished first."""
         self.control.is_stopping = True
         self.display.note(f"{name}: finishing this step, then saving (again to stop at once)")

@@ -1,0 +1,97 @@
+"""A loop that runs to its end: the trained model saved, and what training changed shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from dar.collective import from_main
+from dar.errors import CheckpointError, require_package
+from dar.files.atomic import write_text
+from dar.run.alerts import Alert
+from dar.run.card import model_card
+from dar.run.loop import Loop
+from dar.run.measures import evaluations
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    steps: completed; fewer than asked for after Ctrl-C, or where an alert stopped the run.
+    metrics: the lines of metrics.jsonl.
+    output_dir: the run folder.
+    stopped_by: the alert that asked for the end of the run, if one did.
+    """
+
+    steps: int
+    metrics: list[dict[str, Any]] = field(repr=False)
+    output_dir: str
+    stopped_by: Alert | None = None
+
+    @property
+    def model_dir(self) -> str:
+        """The trained model's folder, once the run is finished."""
+        return str(Path(self.output_dir) / "model")
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes the report of the run, by default `report.html` in its folder, and returns where it is."""
+        require_package("plotly", "the report of a run")
+        from dar.report.page import render_page  # noqa: PLC0415 - an extra
+        from dar.report.run import load_runs  # noqa: PLC0415
+
+        target = Path(path or Path(self.output_dir) / "report.html")
+        try:
+            write_text(target, render_page(load_runs([self.output_dir])))
+        except OSError as error:
+            raise CheckpointError(f"the report cannot be written to {target}: {error}") from error
+        return target
+
+
+def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
+    """Runs a loop, saves the model when it is finished, and shows the before/after table.
+
+    Args:
+        loop: from `dar.assembly.loop.build_loop`.
+        resume: continue from the newest checkpoint.
+        command: for the model card.
+    """
+    try:
+        done = loop.run(resume=resume)
+    finally:
+        loop.end()
+    metrics = loop.folder.metrics()
+    if done == loop.spec.steps:
+        save_policy(loop, loop.folder.model, command=command)
+        if loop.is_main:
+            show_before_after(loop, metrics)
+    return TrainResult(done, metrics, str(loop.folder.path), from_main(lambda: loop.stopped_by))
+
+
+def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
+    """Saves a loop's policy with its card, on every rank; `command` is what was run. Raises as `Policy.save`."""
+    card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
+    loop.learner.policy.save(folder, card=card)
+
+
+def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
+    """The held-out table and three completions side by side, read from the run folder."""
+    found = evaluations(metrics)
+    if loop.display.quiet or len(found) < 2:
+        return
+    before, after = found[0], found[-1]
+    loop.display.before_after(before, after, title=str(loop.folder.path))
+    if "reward" not in after or loop.spec.model.library == "diffusers":
+        return  # nothing was sampled, or images
+    tables = [
+        pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
+        for row in (before, after)
+    ]
+    stride = max(1, len(tables[0]) // 3)
+    loop.display.side_by_side(
+        [(row["prompt"], row["completion"], tables[1][index]["completion"])
+         for index, row in list(enumerate(tables[0]))[::stride][:3]]
+    )  # fmt: skip

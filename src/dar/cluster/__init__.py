@@ -1,0 +1,1 @@
+"""A run on a Ray cluster: its learners, samplers and reward workers as actors."""

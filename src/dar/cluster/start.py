@@ -1,0 +1,32 @@
+"""Beginning a run on a cluster: what must be so before Ray is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from dar.config.run import RunSpec
+from dar.errors import ConfigError, require_package
+
+if TYPE_CHECKING:
+    from dar.assembly.training import TrainResult
+
+
+def train_on_cluster(spec: RunSpec, **settings: Any) -> TrainResult:
+    """`dar.cluster.driver.train`, where it can be had.
+
+    Raises:
+        ConfigError: Ray is not installed, or a launcher has started this process.
+        DarError: as that.
+    """
+    require_package("ray", "a run on a cluster")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("a run on a cluster starts its ranks itself (cluster.learners): start it without a launcher")
+    if spec.cluster is not None and spec.cluster.address == "local":
+        # Whoever reaches Ray's ports can run what they like. This, made for other systems, has them on the loopback
+        # interface alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from dar.cluster.driver import train  # noqa: PLC0415 - an extra, which reads these variables
+
+    return train(spec, **settings)
