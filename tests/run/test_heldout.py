@@ -70,7 +70,7 @@ def test_gold_without_heldout_prompts_is_refused():
 
 def test_gold_rewards_need_their_own_names():
     data = {"train": "a.jsonl", "heldout": "b.jsonl"}
-    with pytest.raises(ConfigError, match=r"evaluation: rewards share a name \(sentiment\)"):
+    with pytest.raises(ConfigError, match=r"evaluation.rewards: rewards share a name \(sentiment\)"):
         make_spec(data=data, evaluation={"rewards": ["sentiment", "sentiment"]})
     # The same name as a training reward is no clash: their metrics stand apart.
     make_spec(data=data, evaluation={"rewards": ["sentiment"]})

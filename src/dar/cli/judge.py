@@ -16,6 +16,8 @@ from dar.errors import DataError
 
 if TYPE_CHECKING:
     from dar.config.rewards import JudgeRewardSpec
+    from dar.judge import Preference, Score
+    from dar.rewards import Failed
 
 
 class JudgeMode(StrEnum):
@@ -95,38 +97,31 @@ def _require(rows: Sequence[Mapping[str, Any]], texts: Sequence[str], rubric: st
 def _judged(spec: JudgeRewardSpec, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """One result per row: what a machine may want to know of it."""
     from dar.judge import Judge, PairItem, ScoreItem
-    from dar.rewards import Failed
     from dar.rewards.builtin import completion_text
 
-    judge = Judge(spec)
-    rubrics = [None if spec.rubric_column is None else row[spec.rubric_column] for row in rows]
-    others = [{name: value for name, value in row.items() if name not in ("prompt", *columns)} for row in rows]
-    texts = [[completion_text(row[name]) for name in columns] for row in rows]
-    parts = zip(rows, texts, rubrics, others, strict=True)
-    if spec.mode == "pointwise":
-        scores = judge.score(
-            [ScoreItem(row["prompt"], *text, rubric=rubric, row=other) for row, text, rubric, other in parts]
+    judge, is_pointwise = Judge(spec), spec.mode == "pointwise"
+    items: list[Any] = [
+        (ScoreItem if is_pointwise else PairItem)(
+            row["prompt"],
+            *(completion_text(row[name]) for name in columns),
+            rubric=None if spec.rubric_column is None else row[spec.rubric_column],
+            row={name: value for name, value in row.items() if name not in ("prompt", *columns)},
         )
-        return [
-            {"failed": score.reason}
-            if isinstance(score, Failed)
-            else {"score": score.value, "mass": score.mass, "answer": score.text}
-            for score in scores
-        ]
-    pairs = judge.compare(
-        [PairItem(row["prompt"], *text, rubric=rubric, row=other) for row, text, rubric, other in parts]
-    )
-    return [
-        {"failed": pair.reason}
-        if isinstance(pair, Failed)
-        else {
-            "winner": pair.winner,
-            "share_a": pair.share,
-            "agrees": pair.agrees,
-            "answers": [pair.forward.text, pair.backward.text],
-        }
-        for pair in pairs
+        for row in rows
     ]
+    return [_shown(found) for found in (judge.score(items) if is_pointwise else judge.compare(items))]
+
+
+def _shown(found: Score | Preference | Failed) -> dict[str, Any]:
+    from dar.judge import Score
+    from dar.rewards import Failed
+
+    if isinstance(found, Failed):
+        return {"failed": found.reason}
+    if isinstance(found, Score):
+        return {"score": found.value, "mass": found.mass, "answer": found.text}
+    answers = [found.forward.text, found.backward.text]
+    return {"winner": found.winner, "share_a": found.share, "agrees": found.agrees, "answers": answers}
 
 
 def _summary(results: Sequence[Mapping[str, Any]], file: Path) -> Table:

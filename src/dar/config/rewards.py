@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from dar.config.base import Count, Fraction, NotNegative, Positive
 from dar.config.judge import JudgeBudgetSpec, JudgeEndpointSpec, JudgePriceSpec
@@ -173,12 +172,13 @@ def reward_name(spec: RewardSpec) -> str:
     return spec.type  # pyright: ignore[reportAttributeAccessIssue] - every concrete spec has it
 
 
-def require_distinct_names(rewards: Sequence[RewardSpec]) -> None:
-    """Raises ValueError where two rewards would share their metrics."""
+def _distinct(rewards: list[AnyReward]) -> list[AnyReward]:
+    """The rewards. Raises ValueError where two would share their metrics."""
     names = [reward_name(reward) for reward in rewards]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"rewards share a name ({', '.join(repeated)}): give each its own with the key 'name'")
+    return rewards
 
 
 def expand_rewards(value: Any) -> Any:
@@ -204,4 +204,4 @@ def expand_reward(item: Any) -> Any:
     return item
 
 
-AnyRewards = Annotated[list[AnyReward], BeforeValidator(expand_rewards)]
+AnyRewards = Annotated[list[AnyReward], BeforeValidator(expand_rewards), AfterValidator(_distinct)]

@@ -21,7 +21,7 @@ from dar.config.preference import PairedSpec
 from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
 from dar.config.regression import DARSpec
-from dar.config.rewards import AnyRewards, FunctionRewardSpec, require_distinct_names, reward_name
+from dar.config.rewards import AnyRewards, FunctionRewardSpec, reward_name
 from dar.files.paths import expanded
 
 
@@ -36,11 +36,6 @@ class EvaluationSpec(TruncationSpec):
     """Use only the first held-out prompts."""
     rewards: AnyRewards = Field(default_factory=list)
     """Held-out rewards, written as in `rewards`: measured on held-out completions (`eval/gold`), never trained on."""
-
-    @model_validator(mode="after")
-    def _rewards_have_their_own_names(self) -> EvaluationSpec:
-        require_distinct_names(self.rewards)
-        return self
 
 
 class BestSpec(Spec):
@@ -189,7 +184,6 @@ class RunSpec(Spec):
             raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
         if self.prompts_per_step * self.num_generations > 10**7:
             raise ValueError("prompts_per_step × num_generations is more than ten million completions a step")
-        require_distinct_names(self.rewards)
         if self.evaluation.rewards and self.data.heldout is None:
             raise ValueError("evaluation.rewards measure held-out completions, but data.heldout names no prompts")
         return self

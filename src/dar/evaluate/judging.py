@@ -97,14 +97,12 @@ def score_pairs(pairs: Sequence[PairToJudge], reward: Reward) -> list[Judgement]
 
 def _preference(model: RewardValue, baseline: RewardValue) -> tuple[float | None, str]:
     """The preference, and what it comes from."""
-    for score in (model, baseline):
-        if isinstance(score, Failed):
-            return None, score.reason
-        if score is None:
-            return None, "the reward does not apply"
-    assert isinstance(model, float)
-    assert isinstance(baseline, float)
-    return (1.0 + (model > baseline) - (model < baseline)) / 2, f"{model:.6g} : {baseline:.6g}"
+    match model, baseline:
+        case (Failed(reason=reason), _) | (_, Failed(reason=reason)):
+            return None, reason
+        case float(), float():
+            return (1.0 + (model > baseline) - (model < baseline)) / 2, f"{model:.6g} : {baseline:.6g}"
+    return None, "the reward does not apply"
 
 
 def _judgement(pair: PairToJudge, preference: float | None, verdict: str, model_first: bool | None) -> Judgement:

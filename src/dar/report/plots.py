@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6A00", "#6A6A6A")
 """Okabe and Ito's colors, told apart by people of every color vision, their yellow and black darkened and lightened."""
 
@@ -93,17 +95,11 @@ class Plot:
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """The mean of each value and up to width − 1 before it."""
-    found, total = [], 0.0
-    for index, value in enumerate(values):
-        total += value
-        if index >= width:
-            total -= values[index - width]
-        found.append(total / min(index + 1, width))
-    return found
+    ends, sums = np.arange(1, len(values) + 1), np.cumsum([0.0, *values])
+    starts = np.maximum(ends - width, 0)
+    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
 
 
 def thinned(length: int, limit: int) -> list[int]:
     """At most `limit` indices of `length`, evenly spread, the first and the last among them."""
-    if length <= limit:
-        return list(range(length))
-    return sorted({round(index * (length - 1) / (limit - 1)) for index in range(limit)})
+    return np.linspace(0, length - 1, min(length, limit)).round().astype(int).tolist()

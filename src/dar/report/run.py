@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from dar.config.base import Spec
 from dar.config.control import ControlSpec
 from dar.config.recipe import load_recipe, read_yaml
 from dar.config.reward_model import RewardModelSpec
@@ -57,6 +58,8 @@ class Training:
     name: of its folder, as it is shown.
     steps, evaluations: the lines of metrics.jsonl, in order; an evaluation's keys without `eval/`, `step` apart.
     completions: training steps and evaluations whose completions were recorded, in order.
+    spec: its recipe.
+    evaluation: what evaluation.json holds, which runs of policies do not have.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Training:
     evaluations: list[dict[str, Any]]
     alerts: list[Alert]
     completions: list[CompletionFile]
+    evaluation: dict[str, Any]
+    spec: Any
 
     @property
     def last_step(self) -> int:
@@ -101,10 +106,9 @@ class Run(Training):
 
 @dataclass(frozen=True)
 class RewardModelRun(Training):
-    """One training of a reward model. evaluation: what evaluation.json holds: `before` and, at the end, `after`."""
+    """One training of a reward model, with its evaluation `before` and, at the end, `after`."""
 
     spec: RewardModelSpec
-    evaluation: dict[str, Any]
 
     @property
     def is_finished(self) -> bool:
@@ -113,10 +117,9 @@ class RewardModelRun(Training):
 
 @dataclass(frozen=True)
 class ControlRun(Training):
-    """One training of a controller. evaluation: what evaluation.json holds of the last evaluation."""
+    """One training of a controller, with its last evaluation."""
 
     spec: ControlSpec
-    evaluation: dict[str, Any]
     stopped_by: None = None
 
     @property
@@ -128,35 +131,26 @@ AnyRuns = Sequence[Run] | Sequence[ControlRun] | RewardModelRun
 """What a page, pictures or figures are of."""
 
 
-def load_run(path: str | Path) -> Run:
-    """Reads a run folder; a run that is still going on is read as far as it is.
+_SPECS: dict[type[Training], type[Spec]] = {Run: RunSpec, RewardModelRun: RewardModelSpec, ControlRun: ControlSpec}
+Kind = TypeVar("Kind", bound=Training)
+
+
+def load_run(path: str | Path, kind: type[Kind] = Run) -> Kind:
+    """Reads the run folder of a kind of training; a run that is still going on is read as far as it is.
 
     Raises:
         ConfigError: the folder holds no run, or its recipe is not one.
         CheckpointError: a file of it is damaged.
     """
     folder = _run_folder(path)
-    return Run(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml"))
-
-
-def load_control_run(path: str | Path) -> ControlRun:
-    """Reads the run folder of a controller. Raises as `load_run`."""
-    folder = _run_folder(path)
-    spec = load_recipe(folder.path / "config.yaml", kind=ControlSpec)
-    return ControlRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
+    return kind(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml", kind=_SPECS[kind]))
 
 
 def load_training(path: str | Path) -> Run | RewardModelRun | ControlRun:
     """Reads a run folder, of a policy, a reward model or a controller. Raises as `load_run`."""
-    folder = _run_folder(path)
-    file = folder.path / "config.yaml"
-    raw = read_yaml(file)
-    if isinstance(raw, dict) and "environment" in raw:
-        return load_control_run(path)
-    if not isinstance(raw, dict) or "pairs_per_step" not in raw:
-        return load_run(path)
-    spec = load_recipe(file, kind=RewardModelSpec)
-    return RewardModelRun(**_recorded(folder), spec=spec, evaluation=folder.evaluation())
+    raw = read_yaml(_run_folder(path).path / "config.yaml")
+    keys = raw if isinstance(raw, dict) else ()
+    return load_run(path, ControlRun if "environment" in keys else RewardModelRun if "pairs_per_step" in keys else Run)
 
 
 def load_trainings(paths: Sequence[str | Path]) -> list[Run] | list[ControlRun] | RewardModelRun:
@@ -165,20 +159,20 @@ def load_trainings(paths: Sequence[str | Path]) -> list[Run] | list[ControlRun] 
     first = next((load_training(path) for path in (here, *here.glob("*")) if RunFolder(path).is_run), None)
     if isinstance(first, RewardModelRun) and len(paths) == 1 and first.path == here:
         return first
-    return load_runs(paths, load_control_run) if isinstance(first, ControlRun) else load_runs(paths, load_run)
+    return load_runs(paths, ControlRun) if isinstance(first, ControlRun) else load_runs(paths)
 
 
-def load_runs(paths: Sequence[str | Path], load: Callable[[str | Path], Any] = load_run) -> list[Any]:
+def load_runs(paths: Sequence[str | Path], kind: type[Kind] = Run) -> list[Kind]:
     """Reads run folders; a folder of `dar compare` stands for the runs in it, in the order in which they were started.
 
     Raises:
         ConfigError: a folder holds neither, or a run is given twice.
         CheckpointError: a file of one is damaged.
     """
-    found: list[Any] = []
+    found: list[Kind] = []
     for path in (RunFolder(path).path for path in paths):
         inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
-        runs = [load(file.parent) for file in inside] or [load(path)]
+        runs = [load_run(file.parent, kind) for file in inside] or [load_run(path, kind)]
         found += sorted(runs, key=lambda run: run.environment.get("started", ""))
     places = [run.path.resolve() for run in found]
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):
@@ -211,6 +205,7 @@ def _recorded(folder: RunFolder) -> dict[str, Any]:
         "evaluations": evaluations(rows),
         "alerts": [_alert(folder, row) for row in folder.alerts()],
         "completions": _completion_files(folder.path / "completions"),
+        "evaluation": folder.evaluation(),
     }
 
 

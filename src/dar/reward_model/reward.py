@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from dar.batch import Message
@@ -33,16 +34,14 @@ class Calibrated:
         Raises:
             RewardError: they are all the same, so there is no scale to be had.
         """
-        mean = sum(scores) / len(scores)
-        self.shift, self.scale = mean, 1.0
+        self.shift, self.scale = fmean(scores), 1.0
         if with_scale:
-            spread = (sum((score - mean) ** 2 for score in scores) / max(1, len(scores) - 1)) ** 0.5
-            if not spread > 0:
+            self.scale = stdev(scores) if len(scores) > 1 else 0.0
+            if not self.scale > 0:
                 raise RewardError(
                     f"the reward model gives all {len(scores)} completions of the initial policy the same score, so "
                     "there is nothing to scale by: set calibrate.scale: false, or take more prompts"
                 )
-            self.scale = spread
 
     def calibrated(self, score: float) -> float:
         return (score - self.shift) / self.scale

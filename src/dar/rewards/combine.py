@@ -168,18 +168,15 @@ class Scoring:
     def _require_few(self, reward: Reward, values: Sequence[RewardValue]) -> None:
         failures = [(row, value.reason) for row, value in enumerate(values) if isinstance(value, Failed)]
         row, reason = failures[0]
-        share = len(failures) / len(values)
-        first = f"The first, row {row}: {reason}. Its completion was: {self.rollouts.texts[row][:300]}"
-        if reward.spec.on_failure == "raise":
-            raise RewardError(
-                f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where} "
-                f"(on_failure: drop would leave them out). {first}"
-            )
-        if share > reward.spec.max_failed_share:
-            raise RewardError(
-                f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where}, more "
-                f"than max_failed_share {reward.spec.max_failed_share:g} allows. {first}"
-            )
+        advice, most = " (on_failure: drop would leave them out)", reward.spec.max_failed_share
+        if reward.spec.on_failure == "drop":
+            if len(failures) / len(values) <= most:
+                return
+            advice = f", more than max_failed_share {most:g} allows"
+        raise RewardError(
+            f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where}{advice}. "
+            f"The first, row {row}: {reason}. Its completion was: {self.rollouts.texts[row][:300]}"
+        )
 
 
 def keyword_arguments(

@@ -88,7 +88,8 @@ class Sandbox:
                 for worker in self._workers:
                     if worker.is_ready and worker.row is None and waiting:
                         row, request = waiting.popleft()
-                        worker.ask(row, self._accepted(request), self.spec.timeout_seconds)
+                        named = request.keys() if self.parameters is None else request.keys() & self.parameters
+                        worker.ask(row, {name: request[name] for name in named}, self.spec.timeout_seconds)
                         busy += 1
                 for row, result in self._progress():
                     results[row] = result
@@ -101,10 +102,6 @@ class Sandbox:
     def close(self) -> None:
         """Ends every process. The next call starts new ones."""
         self._end(self._workers)
-
-    def _accepted(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        names = self.parameters
-        return {name: value for name, value in request.items() if names is None or name in names}
 
     def _staff(self, wanted: int) -> None:
         while len(self._workers) < wanted:

@@ -26,11 +26,6 @@ def toy_folder() -> Path:
 
 
 def _make(folder: Path) -> None:
-    _model().save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-
-
-def _model() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=5,
         hidden_size=32,
@@ -45,12 +40,10 @@ def _model() -> LlamaForCausalLM:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
+        LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE(vocab={"<eos>": 0, "a": 1, "b": 2, "c": 3, "d": 4}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.add_special_tokens(["<eos>"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    fast.save_pretrained(folder)
