@@ -42,7 +42,7 @@ def measure_engine(job: dict[str, Any]) -> None:
             Prompt(index, text, tuple(parts.tokenizer(text)["input_ids"]), {})
             for index, text in enumerate(job["prompts"])
         ]
-        engine = parts.engine()
+        engine = parts.engine(lambda _: None)
         try:
 
             def ask(prompts: list[Prompt], count: int, length: int, step: int) -> int:

@@ -195,6 +195,11 @@ WITH_SETTINGS: dict[str, dict[str, Any]] = {
     "adaptive": {"algorithm": {"type": "dar", "beta": {"target_kl": 0.1}}},
     "overlong": {"algorithm": {"type": "dapo", "overlong_tokens": 8}},
     "replay": {"algorithm": {"type": "r2vpo", "replay": 1}, "steps": 2},
+    "stale": {
+        "sampling": {"max_completion_length": 32, "max_staleness": 1},
+        "engine": {"type": "support.engines:ThreadedEngine"},
+        "steps": 2,
+    },
     "ranks": {"model": {"lora": {"rank": {"start": 4, "every": 1}}}},
 }
 HELD_OUT = ("dar", "awr", "sft")

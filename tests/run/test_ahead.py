@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import logging
 import shutil
@@ -22,7 +23,7 @@ from dar.assembly.loop import build_loop
 from dar.assembly.plan import make_plan
 from dar.batch import Weighted
 from dar.config.recipe import load_recipe
-from dar.errors import ConfigError, RolloutError
+from dar.errors import ConfigError, RewardError, RolloutError
 from dar.ops import masked_sum
 from dar.trainer import run_loop
 
@@ -97,8 +98,10 @@ def test_samples_are_so_many_steps_old_whoever_is_faster(write_recipe: WriteReci
 # --- what is learned -------------------------------------------------------------------------------------------------
 
 
-def stale_run(recipe: Path, steps: int, *overrides: str) -> tuple[list[Any], list[Weighted], dict[str, Tensor]]:
-    """Of so many steps the model before each, the batches, and the last gradient."""
+def stale_run(
+    recipe: Path, steps: int, *overrides: str
+) -> tuple[list[Any], list[Weighted], dict[str, Tensor], dict[str, float]]:
+    """Of so many steps the model before each, the batches, and the last one's gradient and metrics."""
     settings = ("optim.learning_rate=1e-2", "optim.max_grad_norm=1e9", "sampling.max_staleness=1", *overrides)
     loop = build_loop(load_recipe(recipe, [*OWN_WEIGHTS, *settings]), quiet=True)
     models, batches, gradients = [], list[Weighted](), dict[str, Tensor]()
@@ -117,10 +120,9 @@ def stale_run(recipe: Path, steps: int, *overrides: str) -> tuple[list[Any], lis
     loop.learner.learn = noted
     loop.optimizer.register_step_pre_hook(note_gradients)
     loop.begin()
-    for step in range(1, steps + 1):
-        loop.step(step)
+    metrics = [loop.step(step) for step in range(1, steps + 1)]
     loop.end()
-    return models, batches, gradients
+    return models, batches, gradients, metrics[-1]
 
 
 @pytest.mark.parametrize("correction", ["none", "token", "sequence"])
@@ -128,7 +130,7 @@ def test_gradient_on_a_stale_batch_is_that_of_its_own_ratios(write_recipe: Write
     """Without correction ρ = π_θ/π_b; with it ρ = π_θ/π_t = 1, times the constant min(π_t/π_b, cap)."""
     grpo = {"type": "grpo", "beta": 0.0, "clip_low": 0.2, "clip_high": 0.2}
     recipe = write_recipe(algorithm=grpo, rewards=REWARDS, num_generations=8)
-    models, batches, gradients = stale_run(
+    models, batches, gradients, metrics = stale_run(
         recipe, 3, f"sampling.correction={correction}", "sampling.correction_cap=1.1"
     )
     batch, mask = batches[2], batches[2].mask
@@ -148,12 +150,18 @@ def test_gradient_on_a_stale_batch_is_that_of_its_own_ratios(write_recipe: Write
     expected = {name: each.grad for name, each in models[2].named_parameters()}
     torch.testing.assert_close(gradients, expected, rtol=2e-3, atol=1e-5)
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-2
+    changed = masked_sum(log_ratio, mask)[batch.weights > 0].detach()
+    assert metrics["kl/stale"] == pytest.approx(float(-changed.mean()), rel=1e-3, abs=1e-5)
+    ratios = changed.exp()
+    share = float(ratios.sum() ** 2 / (ratios**2).sum()) / len(ratios)
+    assert metrics["rollout/ess_fraction"] == pytest.approx(share, rel=1e-3) != 1
+    assert "rollout/logprob_gap" not in metrics
 
 
 def test_weights_of_dar_are_of_what_sampled_the_batch(write_recipe: WriteRecipe) -> None:
     dar = {"type": "dar", "alpha": 0.5, "beta": 1.0}
     recipe = write_recipe(algorithm=dar, rewards=REWARDS, num_generations=8)
-    models, batches, _ = stale_run(recipe, 3)
+    models, batches, *_ = stale_run(recipe, 3)
     batch = batches[2]
     # π₀ is the model before any step, π_b that after one.
     ref, behaviour, current = (masked_sum(plain_logprobs(each, batch.groups, 1.0), batch.mask) for each in models)
@@ -167,30 +175,49 @@ def test_weights_of_dar_are_of_what_sampled_the_batch(write_recipe: WriteRecipe)
 # --- resuming and failing --------------------------------------------------------------------------------------------
 
 
-def test_a_run_resumes_to_the_same_bytes_with_what_was_on_its_way(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    recipe = write_recipe(optim={"learning_rate": 1e-2}, steps=5, checkpoint={"every": 1, "keep": 5})
-    run, stale = tmp_path / "run", "sampling.max_staleness=2"
-    rows = train(recipe, stale)
-    model = weights_of(run)
-    shutil.rmtree(run / "model")
-    for later in 3, 4, 5:
-        shutil.rmtree(run / "checkpoints" / f"step-{later}")
+def test_a_run_resumes_to_the_same_bytes_with_what_was_on_its_way(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the completions of its third step are scored, which belong to the checkpoint of the second."""
+    (tmp_path / "flaky.py").write_text(
+        "calls = 0\n"
+        "fails_at = 0\n"
+        "def flaky(completion_ids, **others):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == fails_at:\n"
+        "        raise OSError('no answer')\n"
+        "    return [float(sum(ids) % 7) for ids in completion_ids]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flaky = importlib.import_module("flaky")
+    recipe = write_recipe(
+        optim={"learning_rate": 1e-2}, steps=5, rewards=["flaky:flaky"], checkpoint={"every": 0}, num_generations=3
+    )
+    stale = "sampling.max_staleness=2"
+    whole = train(recipe, stale, f"output_dir={tmp_path / 'whole'}")
+    flaky.calls, flaky.fails_at = 0, 3
+    with pytest.raises(RewardError, match="no answer"):
+        train(recipe, stale)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     ThreadedEngine.asked.clear()
-    assert train(recipe, stale, resume=True) == rows
-    # Steps 3 and 4 were in the checkpoint.
+    assert train(recipe, stale, resume=True) == whole
+    # The completions of steps 3 and 4 were kept.
     assert [each[1:] for each in ThreadedEngine.asked] == [(5, 2)]
-    assert all(torch.equal(tensor, weights_of(run)[name]) for name, tensor in model.items())
+    one, other = weights_of(tmp_path / "run"), weights_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.parametrize("change", ["sampling.max_staleness=1", "num_generations=2"])
 def test_what_does_not_fit_the_recipe_any_more_is_sampled_anew(
-    write_recipe: WriteRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    write_recipe: WriteRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
     recipe = write_recipe(steps=4, checkpoint={"every": 2})
     train(recipe, "sampling.max_staleness=2")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
     ThreadedEngine.asked.clear()
     with caplog.at_level(logging.WARNING):
-        train(recipe, "sampling.max_staleness=1", "num_generations=2", resume=True)
+        train(recipe, "sampling.max_staleness=2", change, resume=True)
     assert "no completions of step 3 that fit" in caplog.text
     assert [each[1:] for each in ThreadedEngine.asked] == [(3, 2), (4, 2)]
 

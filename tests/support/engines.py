@@ -52,7 +52,7 @@ class ThreadedEngine:
             time.sleep(random.SystemRandom().uniform(0, self.delay))
             if key.purpose == "train" and key.step == self.fails_at:
                 raise RolloutError("the sampler ran out of memory")
-            engine = InProcessEngine(max_tokens=1000)
+            engine = InProcessEngine(max_tokens=16384)
             engine.sync(policy, version)
             return engine.generate(*arguments, key=key, **others)
 

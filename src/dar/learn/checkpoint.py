@@ -1,9 +1,10 @@
 """Checkpoints: written beside and renamed, verified before they are read, safetensors and weights-only loading.
 
 A checkpoint folder holds `shard-R-….safetensors`, what rank R − 1 wrote of all tensors (`policy.…`, the trainable
-weights; `optimizer.…`, their moments; `extras.…`, what else changes from step to step: replayed batches, a moving
-reference, projections), `optimizer.json` (what of the optimizer are plain numbers), an `rng-….pt` of each rank,
-`state.json` and, written last, `manifest.json` with every file's size and SHA-256. Any number of ranks reads it.
+weights; `optimizer.…`, their moments; `extras.…`, what else changes from step to step: replayed batches, completions on
+their way, a moving reference, projections), `optimizer.json` (what of the optimizer are plain numbers), an `rng-….pt`
+of each rank, `state.json` and, written last, `manifest.json` with every file's size and SHA-256. Any number of ranks
+reads it.
 """
 
 from __future__ import annotations
