@@ -173,7 +173,7 @@ def estimate(
         phases["rollout"] = Phase(seconds, max(parts, key=parts.__getitem__), sent / 1e9)
         # New weights go from one learner to each machine of samplers; where all devices do both they are gathered.
         machines = -(-hardware.num_sampling // hardware.devices) if hardware.learners else 0
-        size = 4 * step.trained * machines or gather_bytes(step.compute * model.total, step.shards)
+        size = 4 * step.trained * machines or gather_bytes(step.compute * step.trained, step.shards)
         phases["weights"] = Phase(size / sending(hardware.nodes * hardware.devices), "network", size / 1e9)
     seconds = {name: phase.seconds for name, phase in phases.items()}
     longest, total = max(seconds, key=seconds.__getitem__), sum(seconds.values())
