@@ -111,9 +111,12 @@ def on_paper(loop: Loop, prompts: Any, length: float, limits: dict[str, float], 
     policy, lengths = policy_of(loop), [len(prompt.token_ids) for prompt in prompts]
     config: Any = unwrapped(policy.model).config
     shape = shape_of(config)
-    rate = {"bf16_tflops": limits[f"gemm_{precision}_gflops"] / 1e3, "memory_gb_per_s": limits["copy_gb_per_s"]}
-    nowhere = {"link_gb_per_s": 1.0, "network_gb_per_s": 1.0}
-    shares = {"mfu": 1.0, "memory_bandwidth_share": 1.0, "network_share": 1.0, "memory_share": 1.0}
+    rate: dict[str, Any] = {
+        "bf16_tflops": limits[f"gemm_{precision}_gflops"] / 1e3,
+        "memory_gb_per_s": limits["copy_gb_per_s"],
+    }
+    nowhere: dict[str, Any] = {"link_gb_per_s": 1.0, "network_gb_per_s": 1.0}
+    shares: dict[str, Any] = {"mfu": 1.0, "memory_bandwidth_share": 1.0, "network_share": 1.0, "memory_share": 1.0}
     hardware = HardwareSpec(devices=1, memory_gb=1e6, **rate, **nowhere, **shares)
     own = StepShape(tokens=0, last=0, microbatches=1, rows=0, length=0, prompts=0, trained=shape.total,
                     compute=policy.precision.dtype.itemsize)  # fmt: skip
