@@ -5,6 +5,9 @@
 
 (Not called profile.py: Python's own cProfile would import it instead of the standard library's module.)
 
+Each phase's seconds stand beside what `dar plan --cluster-spec` would say of this machine: the formulas of
+assembly/scaling.py at the GEMM and copy limits measured before, no share taken off.
+
 The second step of a run is profiled phase by phase. Its own operators' time is sorted into kinds; what is left of the
 wall time is Python, dispatch and idling. The update's useful arithmetic (6 FLOP per weight and token, 2 for the pass
 that only reads) is divided by the phase's time *without* the profiler and compared with the GEMM limit of the same run.
@@ -26,8 +29,11 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from dar.assembly.loop import build_loop
+from dar.assembly.memory import StepShape, shape_of
 from dar.assembly.objects import Objects
+from dar.assembly.scaling import estimate
 from dar.batch import pad_rows
+from dar.config.hardware import HardwareSpec
 from dar.config.recipe import build_spec
 from dar.policies.text.logprobs import unwrapped
 from dar.policies.text.policy import Policy
@@ -80,9 +86,9 @@ def main() -> None:
             where="the benchmark",
         )
         rows = [{"prompt": prompt} for prompt in prompts]
-        loop = build_loop(spec, Objects(train_rows=rows, reward_functions={"reward": reward}), quiet=True)
+        loop = build_loop(spec, Objects(train_rows=rows, rewards={"reward": reward}), quiet=True)
         loop.step(1)
-        phases = measure(loop)
+        phases = measure(loop, limits, args.precision)
     result = {
         "workload": args.workload,
         "algorithm": args.algorithm,
@@ -98,7 +104,29 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measure(loop: Loop) -> dict[str, Any]:
+def on_paper(loop: Loop, prompts: Any, length: float, limits: dict[str, float], precision: str) -> dict[str, float]:
+    """Seconds of the phases by formula, for completions of that length on average."""
+    spec = loop.spec
+    spec = spec.model_copy(update={"sampling": spec.sampling.model_copy(update={"max_completion_length": length})})
+    policy, lengths = policy_of(loop), [len(prompt.token_ids) for prompt in prompts]
+    config: Any = unwrapped(policy.model).config
+    shape = shape_of(config)
+    rate: dict[str, Any] = {
+        "bf16_tflops": limits[f"gemm_{precision}_gflops"] / 1e3,
+        "memory_gb_per_s": limits["copy_gb_per_s"],
+    }
+    nowhere: dict[str, Any] = {"link_gb_per_s": 1.0, "network_gb_per_s": 1.0}
+    shares: dict[str, Any] = {"mfu": 1.0, "memory_bandwidth_share": 1.0, "network_share": 1.0, "memory_share": 1.0}
+    hardware = HardwareSpec(devices=1, memory_gb=1e6, **rate, **nowhere, **shares)
+    own = StepShape(tokens=0, last=0, microbatches=1, rows=0, length=0, prompts=0, trained=shape.total,
+                    compute=policy.precision.dtype.itemsize)  # fmt: skip
+    found = estimate(shape, own, spec, hardware, prompt_length=sum(lengths) / len(lengths), reads=1, updates=1,
+                     generations=spec.num_generations)  # fmt: skip
+    seconds = {name: phase.seconds for name, phase in found.phases.items()}
+    return seconds | {"update": seconds["update"] + seconds["optimizer"]}
+
+
+def measure(loop: Loop, limits: dict[str, float], precision: str) -> dict[str, Any]:
     """Each phase once without the profiler (its time) and once with it (its operators)."""
     spec, prompts = loop.spec, loop.collector.stream.at(1)
     budget = spec.runtime.max_tokens_per_microbatch
@@ -135,6 +163,9 @@ def measure(loop: Loop) -> dict[str, Any]:
         ),
     }
     found = {name: one_phase(function, flops) for name, (function, flops) in runs.items()}
+    paper = on_paper(loop, prompts, completion / num_rows, limits, precision)
+    for name, phase in found.items():
+        phase["on_paper"] = paper[name]
     seconds, tokens = plain_generate(loop, prompts)
     return found | {
         "tokens": {"packed": packed, "completion": completion},
@@ -229,7 +260,7 @@ def show(result: dict[str, Any]) -> None:
         total = sum(found["kinds"].values())
         table = Table(
             title=f"{phase}: {found['seconds']:.2f} s, {found['gflops']:.0f} GFLOP/s of useful products = "
-            f"{found['gflops'] / limit:.0%} of the GEMM limit ({limit:.0f})",
+            f"{found['gflops'] / limit:.0%} of the GEMM limit ({limit:.0f}); on paper {found['on_paper']:.2f} s",
             title_justify="left",
         )
         table.add_column("operators")

@@ -326,6 +326,26 @@ def test_plan_counts_dropped_prompts(run: Run, write_recipe: Write):
     assert "2 to train on, 3 dropped, 0 held out" in found.out
 
 
+def test_plan_of_a_cluster_and_of_hardware_that_need_not_exist(run: Run, write_recipe: Write, tmp_path: Path):
+    hardware = tmp_path / "hardware.yaml"
+    hardware.write_text("{devices: 2, memory_gb: 8, bf16_tflops: 1, memory_gb_per_s: 1, link_gb_per_s: 1, "
+                        "network_gb_per_s: 1}")  # fmt: skip
+    line = ["plan", write_recipe(), "--cluster", "ray://nowhere:1", "--cluster-spec", hardware]
+    found = run(*line, "cluster.samplers=2")
+    assert found.code == 0
+    assert "2 × sampler: about 1 prompts a step, engine in_process" in found.out
+    assert re.search(r"a step: [\d.]+ s, [\d,]+ tokens/s; bottleneck \w+, \d+% of the seconds, by ", found.out)
+    plan = json.loads(run(*line, "--json").out)
+    assert len(plan["cluster"]) == 3
+    assert plan["on_paper"]["phases"].keys() == {"rollout", "weights", "reference", "update", "optimizer"}
+    for change, message in (("devices: 2", "devices_per_sampler makes no whole samplers"),
+                            ("memory_gb: 8", "cannot be trained on 2 of these devices")):  # fmt: skip
+        text = {"devices: 2": "devices: 3, devices_per_sampler: 2", "memory_gb: 8": "memory_gb: 1.0e-4"}[change]
+        (tmp_path / "other.yaml").write_text(hardware.read_text().replace(change, text))
+        refused = run("plan", write_recipe(), "--cluster-spec", tmp_path / "other.yaml")
+        assert (refused.code, message in refused.err) == (2, True)
+
+
 # --- train -----------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["generate_recipes", "generate_api"])
+@pytest.mark.parametrize("name", ["generate_recipes", "generate_api", "generate_scaling"])
 def test_generated_page_is_what_the_code_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs")
     generator = importlib.import_module(name)

@@ -21,7 +21,7 @@ from dar.config.cluster import ClusterSpec
 from dar.config.engine import InProcessSpec
 from dar.config.flow import FlowModelSpec
 from dar.config.hardware import HardwareSpec
-from dar.config.model import ModelSourceSpec
+from dar.config.model import ModelSourceSpec, ModelSpec
 from dar.config.optim import AdamW8BitSpec, AdamWSpec
 from dar.config.realignment import TRACESpec
 from dar.config.rewards import reward_name
@@ -194,6 +194,6 @@ def step_shape(
         compute=compute,
         reference=0 if rank or not with_reference else min(saved, compute) * model.total,
         trunks=2 if critic else 1,
-        is_checkpointed=spec.model.gradient_checkpointing,
+        is_checkpointed=isinstance(spec.model, ModelSpec) and spec.model.gradient_checkpointing,
         is_in_place=is_in_place,
     )

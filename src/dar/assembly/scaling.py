@@ -83,7 +83,8 @@ class Estimate:
 
     def lines(self) -> Iterator[str]:
         """All of it, in words."""
-        yield f"{self.num_parameters:,} weights, {self.learners} learners ({self.sharding}), {self.samplers} samplers"
+        who = f"{self.learners} learners (sharding {self.sharding}), {self.samplers} samplers"
+        yield f"{self.num_parameters:,} parameters, {who}"
         for name, sizes in self.memory_gb.items():
             fits = "does not fit" if max(sizes.values()) > self.room_gb else "fits"
             yield f"sharding {name} {fits} the {self.room_gb:.4g} GB of a device: {said(sizes)}"
@@ -132,7 +133,8 @@ def estimate(
             f"no completion fits a sampler: a device has {room:.4g} GB to use, of which {said(sampler)} are taken, and "
             f"its keys and values need {row:.3g}. Raise devices_per_sampler, or set learners: the others only sample"
         )
-    rate, sampled = hardware.bf16_tflops * 1e12 * hardware.mfu, prompts * generations * length
+    rate, phases = hardware.bf16_tflops * 1e12 * hardware.mfu, dict[str, Phase]()
+    sampled = prompts * generations * length
     reading = hardware.memory_gb_per_s * 1e9 * hardware.memory_bandwidth_share
 
     def sending(devices: int) -> float:
@@ -147,23 +149,12 @@ def estimate(
     # Each prompt once; the last token of a completion is no input.
     tokens = (prompts * prompt_length + prompts * generations * (length - 1), sampled,
               prompts * seen_pairs(prompt_length, length - 1, generations))  # fmt: skip
-    gathered = step.microbatches * gather_bytes(step.compute * model.total, ranks) if step.shards > 1 else 0
-    # The optimizer reads weight, gradient and moments, and writes all but the gradient.
-    moved = updates * (12 + 2 * step.moments) * step.trained / step.shards
-    phases = {
-        "reference": passes(reads, forward_flops(model, *tokens), gathered),
-        "update": passes(updates, update_flops(model, step, *tokens), update_bytes(model, step, ranks)),
-        "optimizer": Phase(moved / reading, "memory bandwidth"),
-    }
     if spec.algorithm.logged is None:
         # For a token, weights are read once and every row's cache; what attention and the MLP give is added up over a
         # sampler's devices in every layer.
-        times, cached, pairs = (
-            most / rows * length,
-            rows * (prompt_length + length / 2),
-            seen_pairs(prompt_length, 0, 0),
-        )
-        prefill = most / generations * forward_flops(model, prompt_length, 0, pairs) / per / rate
+        times, cached = most / rows * length, rows * (prompt_length + length / 2)
+        prompt = forward_flops(model, prompt_length, 0, seen_pairs(prompt_length, 0, 0))
+        prefill = most / generations * prompt / per / rate
         read = step.compute * (model.linear + model.head) + cache_bytes(model, cached, step.compute)
         sent = times * 4 * model.layers * gather_bytes(step.compute * model.hidden * rows, per)
         parts = {"memory bandwidth": times * read / per / reading, "network": sent / sending(per),
@@ -173,8 +164,16 @@ def estimate(
         phases["rollout"] = Phase(seconds, max(parts, key=parts.__getitem__), sent / 1e9)
         # New weights go from one learner to each machine of samplers; where all devices do both they are gathered.
         machines = -(-hardware.num_sampling // hardware.devices) if hardware.learners else 0
-        size = 4 * step.trained * machines or gather_bytes(step.compute * model.total, step.shards)
+        size = 4 * step.trained * machines or gather_bytes(step.compute * step.trained, step.shards)
         phases["weights"] = Phase(size / sending(hardware.nodes * hardware.devices), "network", size / 1e9)
+    gathered = step.microbatches * gather_bytes(step.compute * model.total, ranks) if step.shards > 1 else 0
+    # The optimizer reads weight, gradient and moments, and writes all but the gradient.
+    moved = updates * (12 + 2 * step.moments) * step.trained / step.shards
+    phases |= {
+        "reference": passes(reads, forward_flops(model, *tokens), gathered),
+        "update": passes(updates, update_flops(model, step, *tokens), update_bytes(model, step, ranks)),
+        "optimizer": Phase(moved / reading, "memory bandwidth"),
+    }
     seconds = {name: phase.seconds for name, phase in phases.items()}
     longest, total = max(seconds, key=seconds.__getitem__), sum(seconds.values())
     bottleneck = f"{longest}, {seconds[longest] / total:.0%} of the seconds, by {phases[longest].bound}"
