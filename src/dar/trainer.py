@@ -6,7 +6,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -353,7 +353,8 @@ def measured(loop: Loop, step: int) -> dict[str, float]:
     """What a held-out evaluation finds now, as in metrics.jsonl; nothing is written."""
     found = {} if loop.known is None else loop.known.run()
     if loop.heldout is not None:
-        found |= replace(loop.heldout, engine=build_engine(loop.spec.engine)).run(step).metrics
+        with closing(build_engine(loop.spec.engine, log_file=loop.folder.path / "vllm.log")) as engine:
+            found |= replace(loop.heldout, engine=engine).run(step).metrics
     return {f"eval/{name}": value for name, value in found.items()}
 
 

@@ -21,12 +21,7 @@ log = logging.getLogger(__name__)
 def build_engine(
     spec: AnyEngine, *, log_file: Path = Path("vllm.log"), say: Callable[[str], None] = log.info
 ) -> Engine:
-    """The engine; it has no weights before its first `sync`.
-
-    Args:
-        spec: which.
-        log_file: of a server that it starts.
-        say: told what there is to wait for.
+    """The engine; it has no weights before its first `sync`. A server it starts has a log, and `say` is told of it.
 
     Raises:
         ConfigError: its class cannot be imported, does not take the arguments, or has not the methods of an engine.

@@ -42,24 +42,11 @@ def constrained(decoding: DecodingSpec, logits: Tensor, positions: Tensor, eos_t
 
 
 def draw_constrained(
-    logits: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    temperature: float,
-    decoding: DecodingSpec,
+    logits: Tensor, seeds: Tensor, positions: Tensor, temperature: float, decoding: DecodingSpec,
     eos_token_ids: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability under the distribution that it was drawn from.
-
-    Args:
-        logits: [R, V].
-        seeds: [R] int64, as for `draw`.
-        positions, decoding, eos_token_ids: as for `constrained`.
-        temperature: divides the logits.
-
-    Returns:
-        [R] int64 and [R] fp32 nats; NaN where logits are not finite.
-    """
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One token per row [R] and its log-probability under the distribution that it was drawn from, NaN where logits are
+    not finite; the arguments are those of `draw` and `constrained`, before the temperature divides the logits."""
     if temperature != 1.0:
         logits = logits / temperature
     probabilities = torch.softmax(constrained(decoding, logits, positions, eos_token_ids), dim=-1)

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,63 +27,73 @@ from dar.rollout.completions import not_finite
 from dar.rollout.protocol import Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN, first_stop
-from dar.rollout.vllm.client import Client, NoAnswer, Refused
-from dar.rollout.vllm.server import WRITTEN_FOR, Server, find_python
+from dar.rollout.vllm.server import WRITTEN_FOR, Client, NoAnswer, Refused, Server, find_python
 from dar.rollout.vllm.weights import Weights, taken
 
 log = logging.getLogger(__name__)
 
-_TRIES, _AT_ONCE = 3, 256
-"""Servers that the same requests are given, where the run starts them; requests on their way."""
+_AT_ONCE = 256
+"""Requests on their way."""
 _GENERATE = "/inference/v1/generate"
-_DRAWS = ("--logits-processors", "dar.rollout.vllm.plugin:Draws", "--logprobs-mode", "processed_logits")
-# A seeded prompt that is cut in two ends vLLM's engine on CPUs.
-_SEEDED = ("--no-enable-chunked-prefill", "--logprobs-mode", "processed_logprobs")
+_PLUGIN = ("--logits-processors", "dar.rollout.vllm.plugin:Draws")
+_DRAWS = (*_PLUGIN, "--logprobs-mode", "processed_logits")
+# A seeded prompt that is cut in two ends vLLM's engine on CPUs. The plug-in is loaded for what it does with weights.
+_SEEDED = (*_PLUGIN, "--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill")
 _TRANSFER = ("--weight-transfer-config", '{"backend": "dar"}')
 _USUAL = {"n": 1, "logprobs": 0, "detokenize": False, "ignore_eos": True, "presence_penalty": 0.0, "min_p": 0.0,
           "frequency_penalty": 0.0, "repetition_penalty": 1.0}  # fmt: skip
 """What a server might have defaults of its own for."""
-_Row = tuple[list[int], list[float], FinishReason]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for. places: (index of the prompt, number of the completion) of each completion."""
+
+    weights: Weights
+    prompts: Sequence[Prompt]
+    places: Sequence[tuple[int, int]]
+    length: int
+    key: SamplingKey
+    progress: Progress | None
+    decoding: DecodingSpec
 
 
 class VLLMEngine:
     """Samples in another process, with weights of its own, which it is given when something is to be sampled with them.
-
-    Args:
-        spec: which server, and how.
-        log_file: of a server that the run starts.
-        say: told what there is to wait for.
-
-    Raises:
-        ConfigError: there is no vLLM to be started.
-    """
+    The server that is started has a log, and `say` is told when there is to be waited for it. Raises ConfigError where
+    there is no vLLM."""
 
     _server: Server | None = None
     _client: Client | None = None
     _given: Weights | None = None
     _weights: Weights | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
-    _is_closed = False
+    _is_proven = _is_closed = False
 
     def __init__(self, spec: VLLMSpec, *, log_file: Path, say: Callable[[str], None]) -> None:
         self.spec, self.log_file, self.say = spec, log_file.absolute(), say
         self.reproduces: Literal["tokens", "requests", "nothing"] = "tokens" if spec.own_numbers else "requests"
         self.python = None if spec.url is not None else find_python(spec.python)
         self.software: dict[str, str] = {}
-        self._names = uuid.uuid4().hex[:8]
         self._jobs = ThreadPoolExecutor(1, thread_name_prefix="vllm")
 
     def sync(self, policy: Policy, version: int) -> None:
         if self.spec.url is not None and num_ranks() > 1:
             raise ConfigError("engine.url is one server, and each rank gives its own weights: leave url out")
-        if self._folder is None:
-            usual = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-            where = usual if self.spec.folder is None else expanded(self.spec.folder)
-            self._folder = tempfile.TemporaryDirectory(prefix="dar-vllm-", dir=where)
         before = self._weights
-        if before is None or before.version != version:
-            name, base = f"{self._names}-{version}", None if before is None else before.base
-            self._weights = taken(policy, version, name, Path(self._folder.name), base)
+        if before is not None and before.version == version:
+            return
+        try:
+            if self._folder is None:
+                usual = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+                where = usual if self.spec.folder is None else os.path.abspath(expanded(self.spec.folder))
+                self._folder = tempfile.TemporaryDirectory(prefix="dar-vllm-", dir=where)
+            folder = Path(self._folder.name) / f"{version}-{uuid.uuid4().hex[:8]}"
+            self._weights = taken(policy, version, folder, None if before is None else before.base)
+        except OSError as error:
+            raise RolloutError(
+                f"the weights cannot be handed to vLLM: {error}. Name a folder with room for two of them: engine.folder"
+            ) from error
 
     def generate(self, *args: Any, **kwargs: Any) -> Rollouts:
         return self.submit(*args, **kwargs).result()
@@ -91,14 +102,10 @@ class VLLMEngine:
         self, prompts: Sequence[Prompt], num_generations: int, *, max_completion_length: int, key: SamplingKey,
         progress: Progress | None = None, decoding: DecodingSpec = PLAIN,
     ) -> Future[Rollouts]:  # fmt: skip
-        weights = self._weights
-        assert weights is not None, "sync comes first"
-        asked = [
-            {"token_ids": list(prompt.token_ids),
-             "sampling_params": self._params(weights, (prompt.position, k), max_completion_length, key, decoding)}
-            for prompt in prompts for k in range(num_generations)
-        ]  # fmt: skip
-        return self._jobs.submit(self._work, weights, list(prompts), asked, progress, decoding)
+        assert self._weights is not None, "sync comes first"
+        places = [(index, number) for index in range(len(prompts)) for number in range(num_generations)]
+        job = _Job(self._weights, prompts, places, max_completion_length, key, progress, decoding)
+        return self._jobs.submit(self._work, job)
 
     def close(self) -> None:
         self._is_closed = True
@@ -109,60 +116,44 @@ class VLLMEngine:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def _params(
-        self, weights: Weights, place: tuple[int, int], length: int, key: SamplingKey, decoding: DecodingSpec
-    ) -> dict[str, Any]:
-        """How one completion is sampled, in vLLM's words."""
-        eos = list(weights.eos_token_ids)
-        usual = {**_USUAL, "max_tokens": length, "stop_token_ids": eos}
-        if not self.spec.own_numbers:
-            seed = int(key.seeds(*place, 1)[0]) & (2**63 - 1)
-            temperature = 0.0 if decoding.greedy else weights.temperature
-            return {**usual, "temperature": temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p,
-                    "min_tokens": min(decoding.min_new_tokens, length), "seed": seed}  # fmt: skip
-        own = {"version": __version__, "key": [key.seed, key.purpose, key.step], "place": place, "eos": eos,
-               "temperature": weights.temperature,
-               "decoding": decoding.model_dump(exclude={"stop"}, exclude_defaults=True)}  # fmt: skip
-        # The one token that is left to choose costs least greedily.
-        return {**usual, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "extra_args": {"dar": own}}
-
-    def _work(
-        self, weights: Weights, prompts: list[Prompt], asked: list[dict[str, Any]], progress: Progress | None,
-        decoding: DecodingSpec,
-    ) -> Rollouts:  # fmt: skip
-        for left in reversed(range(_TRIES)):
+    def _work(self, job: _Job) -> Rollouts:
+        while True:
             try:
-                client = self._client or self._connected(weights)
-                if self._given is not weights:
-                    self._give(client, weights)
-                rows = self._rows(client, weights, asked, progress, decoding)
+                client = self._client or self._connected(job.weights)
+                if self._given is not job.weights:
+                    self._give(client, job.weights)
+                rows = self._rows(client, job)
                 break
             except NoAnswer as error:
-                server = self._server
-                if server is None or self._is_closed or not left or server.is_well(Client(server.url, 5.0)):
-                    words = "" if server is None else f"\nThe last lines of {self.log_file}:\n{server.last_words(8)}"
-                    raise RolloutError(f"nothing was sampled: {error}{words}") from error
+                # One that has never sampled would fail again, and one that is well had a reason.
+                server, is_proven = self._server, self._is_proven
+                if server is None or self._is_closed or not is_proven or server.is_well():
+                    raise RolloutError(f"{error}" + (f"; {server.last_words()}" if server else "")) from error
                 log.warning("no answer from vLLM (%s): another server is started, and asked the same", error)
                 server.stop()
                 self._server = self._client = self._given = None
+                self._is_proven = False
+        self._is_proven = True
         ids, mask = pad_rows([row[0] for row in rows], pad_id=0)
         logprobs = torch.tensor([[*row[1], *[0.0] * (ids.shape[1] - len(row[1]))] for row in rows])
         reasons = tuple(row[2] for row in rows)
-        return weights.completions.rollouts(prompts, ids, mask.sum(1), logprobs, reasons, decoding, weights.version)
+        makes, version = job.weights.completions, job.weights.version
+        return makes.rollouts(job.prompts, ids, mask.sum(1), logprobs, reasons, job.decoding, version)
 
     def _connected(self, weights: Weights) -> Client:
         """A client of a server that is there; one of our own begins with these weights."""
         client = Client(self.spec.url or "", self.spec.timeout)
         if self.python is not None:
-            own = _DRAWS if self.spec.own_numbers else _SEEDED
+            draws = _DRAWS if self.spec.own_numbers else _SEEDED
+            dtype = str(weights.policy.precision.dtype).removeprefix("torch.")
             lora = ("--enable-lora", "--max-lora-rank", str(weights.max_rank))
-            arguments = ["--model", str(weights.base), "--served-model-name", "policy", "--dtype", weights.dtype,
+            arguments = ["--model", str(weights.base), "--served-model-name", "policy", "--dtype", dtype,
                          "--skip-tokenizer-init", "--generation-config", "vllm", "--enable-scale-out",
-                         "--kv-cache-memory-bytes", str(int(self.spec.cache_gb * 1e9)), *own,
+                         "--kv-cache-memory-bytes", str(int(self.spec.cache_gb * 1e9)), *draws,
                          *(lora if weights.max_rank else _TRANSFER), *self.spec.arguments]  # fmt: skip
             self._server = Server(self.python, arguments, folder=weights.folder.parent, log_file=self.log_file)
             client = Client(self._server.url, self.spec.timeout)
-            self._server.wait(client, self.say)
+            self._server.wait(self.spec.timeout, self.say)
         self._introduce(client)
         if self._server is not None and not weights.max_rank:
             client.ask("/update_weight_version", {"new_version": weights.name})
@@ -172,10 +163,9 @@ class VLLMEngine:
 
     def _introduce(self, client: Client) -> None:
         """Asks a server who it is. Raises RolloutError where it does not draw as this library does."""
-        version = str((client.ask("/version") or {}).get("version"))
-        self.software = {"vllm": version}
-        if not version.startswith(f"{WRITTEN_FOR}."):
-            log.warning("the vLLM server is of version %s, and this library is written for %s", version, WRITTEN_FOR)
+        self.software = {"vllm": (client.ask("/version") or {}).get("version")}
+        if not str(self.software["vllm"]).startswith(f"{WRITTEN_FOR}."):
+            log.warning("the server is of vLLM %s, and this is written for %s", self.software["vllm"], WRITTEN_FOR)
         self._model = client.ask("/v1/models")["data"][0]["id"]
         if not self.spec.own_numbers:
             return
@@ -218,33 +208,53 @@ class VLLMEngine:
             client.ask("/resume", {})
         self._given = weights
 
-    def _rows(
-        self, client: Client, weights: Weights, asked: list[dict[str, Any]], progress: Progress | None,
-        decoding: DecodingSpec,
-    ) -> list[_Row]:  # fmt: skip
-        """A completion for each request, in their order."""
-        model = weights.name if weights.max_rank else self._model
-        with ThreadPoolExecutor(min(len(asked), _AT_ONCE)) as pool:
-            futures = [pool.submit(client.ask, _GENERATE, {"model": model, **one}) for one in asked]
+    def _rows(self, client: Client, job: _Job) -> list[tuple[list[int], list[float], FinishReason]]:
+        """The completions of a job, as the server samples them."""
+        model = job.weights.name if job.weights.max_rank else self._model
+        with ThreadPoolExecutor(min(len(job.places), _AT_ONCE)) as pool:
+            futures = [
+                pool.submit(client.ask, _GENERATE, {"model": model, "token_ids": job.prompts[index].token_ids,
+                                                    "sampling_params": self._params(job, index, number)})
+                for index, number in job.places
+            ]  # fmt: skip
             try:
                 for future in as_completed(futures):
-                    row = _read(future.result(), weights)
-                    if progress is not None:
-                        progress(len(row[0]))
+                    count = len(_read(future.result(), job)[0])
+                    if job.progress is not None:
+                        job.progress(count)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        rows = [_read(future.result(), weights) for future in futures]
-        for (ids, _, reason), one in zip(rows, asked, strict=True):
-            if reason == "length" and len(ids) < (length := one["sampling_params"]["max_tokens"]):
-                raise RolloutError(f"the vLLM server ended at {len(ids)} of {length} tokens: give it --max-model-len")
-        return [_as_decoded(row, weights, decoding) for row in rows]
+        return [_read(future.result(), job) for future in futures]
+
+    def _params(self, job: _Job, index: int, number: int) -> dict[str, Any]:
+        """How a completion is sampled, in vLLM's words."""
+        key, decoding, eos = job.key, job.decoding, job.weights.policy.eos_token_ids
+        place, usual = (
+            (job.prompts[index].position, number),
+            {**_USUAL, "max_tokens": job.length, "stop_token_ids": eos},
+        )
+        if self.spec.own_numbers:
+            rules = decoding.model_dump(exclude={"stop"}, exclude_defaults=True)
+            own = {"version": __version__, "key": (key.seed, key.purpose, key.step), "place": place, "eos": eos,
+                   "temperature": job.weights.policy.module.temperature, "decoding": rules}  # fmt: skip
+            # The one token that is left to choose costs least greedily.
+            return {**usual, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "extra_args": {"dar": own}}
+        return {**usual, "temperature": 0.0 if decoding.greedy else job.weights.policy.module.temperature,
+                "top_k": decoding.top_k or 0, "top_p": decoding.top_p,
+                "min_tokens": min(decoding.min_new_tokens, job.length),
+                "seed": int(key.seeds(*place, 1)[0]) & (2**63 - 1)}  # fmt: skip
 
 
-def _read(answer: Any, weights: Weights) -> _Row:
-    """A completion as the server gives it. Raises RolloutError where it is none, or other weights made it."""
+def _read(answer: Any, job: _Job) -> tuple[list[int], list[float], FinishReason]:
+    """A completion as the server gives it, as far as the first token with which its text has a stop string.
+
+    Raises:
+        RolloutError: it is none, or other weights made it.
+    """
+    weights = job.weights
     try:
         (choice,) = answer["choices"]
-        ids, reason = choice["token_ids"], choice["finish_reason"]
+        ids, said = choice["token_ids"], choice["finish_reason"]
         logprobs = [float(each["logprob"]) for each in choice["logprobs"]["content"]]
         made_by = {answer["model"]} if weights.max_rank else {span["version"] for span in choice["weight_versions"]}
     except (LookupError, TypeError, ValueError) as error:
@@ -256,16 +266,14 @@ def _read(answer: Any, weights: Weights) -> _Row:
         )
     if any(logprob > 0 for logprob in logprobs):  # the plug-in's sign
         raise not_finite()
-    if len(logprobs) != len(ids) or reason not in ("stop", "length") or not ids:
-        raise RolloutError(f"the vLLM server gave up a completion after {len(ids)} tokens: {reason}")
-    return ids, logprobs, "eos" if ids[-1] in weights.eos_token_ids else "length"
-
-
-def _as_decoded(row: _Row, weights: Weights, decoding: DecodingSpec) -> _Row:
-    """The row as far as the first token with which its text has a stop string; chosen greedily, it was certain."""
-    ids, logprobs, reason = row
-    for end in range(1, len(ids) + (reason != "eos") if decoding.stop else 0):
-        if first_stop(decoding, weights.completions.texts([ids[:end]])[0]) is not None:
+    reason: FinishReason = "eos" if ids and ids[-1] in weights.policy.eos_token_ids else "length"
+    if len(logprobs) != len(ids) or not (reason == "eos" or (said == "length" and len(ids) == job.length)):
+        raise RolloutError(
+            f"the vLLM server gave up a completion after {len(ids)} of {job.length} tokens ({said}): if its context is "
+            "too short, give it --max-model-len"
+        )
+    for end in range(1, len(ids) + (reason != "eos") if job.decoding.stop else 0):
+        if first_stop(job.decoding, weights.completions.texts([ids[:end]])[0]) is not None:
             ids, logprobs, reason = ids[:end], logprobs[:end], "stop"
             break
-    return ids, [0.0] * len(ids) if decoding.greedy else logprobs, reason
+    return ids, [0.0] * len(ids) if job.decoding.greedy else logprobs, reason

@@ -1,9 +1,7 @@
-"""What a vLLM server loads of this library, in an environment of its own: the draw, and a way for weights to come in.
+"""What a vLLM server loads of this library, in its own environment: the draw, and a way for weights to come in.
 
-    --logits-processors dar.rollout.vllm.plugin:Draws --logprobs-mode processed_logits
-    --weight-transfer-config '{"backend": "dar"}'
-
-Nothing else of the library runs there, so that environment needs no more than `pip install --no-deps dar-rlhf`.
+--logits-processors dar.rollout.vllm.plugin:Draws --logprobs-mode processed_logits
+--weight-transfer-config '{"backend": "dar"}'
 """
 
 # pyright: reportMissingImports=false
@@ -26,40 +24,32 @@ from dar.config.data import DecodingSpec
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import draw_constrained
 
-NOT_FINITE = 1.0
-"""Stands for the log-probability of a token whose logits are not finite: no true one is above 0, and NaN is no JSON."""
+_NOT_FINITE = 1.0
+"""Stands for a log-probability that is not finite: no true one is above 0, and NaN is no JSON."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A completion that is being sampled: how, its seeds by position, and its tokens so far (vLLM's own list)."""
-
-    how: tuple[float, DecodingSpec, tuple[int, ...]]
-    seeds: Tensor
-    tokens: list[int]
-
-    @classmethod
-    def asked(cls, params: Any, tokens: list[int]) -> _Row | None:
-        """What a request asks for, if it is one of ours. Raises ValueError where this is another version's."""
-        asked = (params.extra_args or {}).get("dar")
-        if asked is None:
-            return None
-        if asked.get("version") != __version__:
-            raise ValueError(f"this server draws tokens with dar {__version__}")
-        seeds = SamplingKey(*asked["key"]).seeds(*asked["place"], params.max_tokens)
-        return cls((asked["temperature"], DecodingSpec(**asked["decoding"]), tuple(asked["eos"])), seeds, tokens)
+def _row(params: Any, tokens: list[int]) -> tuple[Any, Tensor, list[int]] | None:
+    """How a completion is sampled, its seeds by position, and its tokens so far (vLLM's own list); None of a request
+    that is none of ours. Raises ValueError where it is another version's."""
+    asked = (params.extra_args or {}).get("dar")
+    if asked is None:
+        return None
+    if asked["version"] != __version__:
+        raise ValueError(f"this server draws tokens with dar {__version__}")
+    how = asked["temperature"], DecodingSpec(**asked["decoding"]), tuple(asked["eos"])
+    return how, SamplingKey(*asked["key"]).seeds(*asked["place"], params.max_tokens), tokens
 
 
 class Draws(LogitsProcessor):
-    """Draws each token as the in-process engine does, with the numbers of its key, and leaves no other choice: −∞ for
-    every other token, and as its logit the log-probability that it was drawn with."""
+    """Draws each token as the in-process engine does, by the key of its completion, and leaves vLLM no other choice: −∞
+    for every other token, and as its logit the log-probability that it was drawn with."""
 
     @classmethod
     def validate_params(cls, params: Any) -> None:
-        _Row.asked(params, [])
+        _row(params, [])
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self.rows: dict[int, _Row] = {}
+        self.rows: dict[int, Any] = {}
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -68,58 +58,49 @@ class Draws(LogitsProcessor):
         if update is None:
             return
         for index in update.removed:
-            self._put(index, None)
+            self.rows[index] = None
         for index, params, _, tokens in update.added:
-            self._put(index, _Row.asked(params, tokens))
+            self.rows[index] = _row(params, tokens)
         for here, there, how in update.moved:
-            moved, other = self.rows.pop(here, None), self.rows.get(there)
-            self._put(there, moved)
-            if how == MoveDirectionality.SWAP:
-                self._put(here, other)
-
-    def _put(self, index: int, row: _Row | None) -> None:
-        self.rows.pop(index, None)
-        if row is not None:
-            self.rows[index] = row
+            kept = self.rows.get(there) if how == MoveDirectionality.SWAP else None
+            self.rows[there], self.rows[here] = self.rows.get(here), kept
 
     def apply(self, logits: Tensor) -> Tensor:
-        for how in {row.how for row in self.rows.values()}:
-            mine = [(index, row, len(row.tokens)) for index, row in self.rows.items() if row.how == how]
-            at = torch.tensor([index for index, _, _ in mine], device=logits.device)
-            positions = torch.tensor([position for _, _, position in mine])
+        rows = {index: row for index, row in self.rows.items() if row is not None}
+        for how in {how for how, _, _ in rows.values()}:
+            at = [index for index, row in rows.items() if row[0] == how]
             # A row at its end may be computed once more, its result unused.
-            seeds = torch.stack([row.seeds[min(position, len(row.seeds) - 1)] for _, row, position in mine])
-            seeds, positions = seeds.to(logits.device), positions.to(logits.device)
-            tokens, logprobs = draw_constrained(logits[at], seeds, positions, *how)
+            positions = [min(len(rows[index][2]), len(rows[index][1]) - 1) for index in at]
+            seeds = torch.stack([rows[index][1][position] for index, position in zip(at, positions, strict=True)])
+            where = torch.tensor(positions, device=logits.device)
+            tokens, logprobs = draw_constrained(logits[at], seeds.to(logits.device), where, *how)
             logits[at] = float("-inf")
-            logits[at, tokens] = torch.where(logprobs.isfinite(), logprobs, NOT_FINITE)
+            logits[at, tokens] = torch.where(logprobs.isfinite(), logprobs, _NOT_FINITE)
         return logits
 
 
 @dataclass
-class _Init(WeightTransferInitInfo):
-    """Nothing to agree on."""
+class _Nothing(WeightTransferInitInfo):
+    """There is nothing to agree on."""
 
 
 @dataclass
-class _Update(WeightTransferUpdateInfo):
-    """path: a safetensors file with names as in the model's folder."""
-
+class _File(WeightTransferUpdateInfo):
     path: str
 
 
 class Files(WeightTransferEngine):
-    """Weights from a file that both sides see, in memory best (/dev/shm). vLLM's own ways need GPUs."""
+    """Weights from a safetensors file that both sides see, named as in a model's folder. vLLM's own ways need GPUs."""
 
-    init_info_cls, update_info_cls = _Init, _Update
+    init_info_cls, update_info_cls = _Nothing, _File
 
-    def init_transfer_engine(self, init_info: _Init) -> None:
+    def init_transfer_engine(self, init_info: _Nothing) -> None:
         pass
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: _Update) -> None:
+    def receive_weights(self, update_info: _File) -> None:
         with safe_open(update_info.path, "pt") as file:
             self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - no mapping
 
