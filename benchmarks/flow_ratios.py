@@ -54,7 +54,7 @@ def main() -> None:
     parts = FlowParts(spec, spec.model)  # pyright: ignore[reportArgumentType]
     prompts = build_data(spec, NOTHING, parts).train.prompts
     policy = parts.build(Precision(torch.device("cpu"), torch.float32), with_reference=False)
-    engine = parts.engine()
+    engine = parts.engine(print)
     engine.sync(policy, 0)
     rollouts = engine.generate(prompts, 16, max_completion_length=0, key=SamplingKey(0, "train", 1))
     images = rollouts.images

@@ -69,7 +69,8 @@ def step(config: Any, shape: ModelShape, gpu: str, num: int, *, is_split: bool, 
     model = RECIPE["model"] | ({"lora": {"rank": rank}} if rank else {})
     sampling = RECIPE["sampling"] | {"max_staleness": int(is_split)}
     runtime = RECIPE["runtime"] | {"max_tokens_per_microbatch": 8192 if is_large else 32768}
-    spec = build_spec(RECIPE | {"model": model, "sampling": sampling, "runtime": runtime}, where="the page")
+    parts = {"model": model, "sampling": sampling, "runtime": runtime, "cluster": "auto"}
+    spec = build_spec(RECIPE | parts, where="the page")
     hardware = HardwareSpec(
         **COMMON,
         **GPUS[gpu],

@@ -8,14 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dar.config.engine import AnyEngine, InProcessSpec, VLLMSpec
+from dar.config.run import RunSpec
 from dar.errors import ConfigError
 from dar.rewards import load_function
 from dar.rewards.foreign import ForeignCode
 from dar.rollout.in_process.engine import InProcessEngine
-from dar.rollout.protocol import Engine
+from dar.rollout.protocol import BackgroundEngine, Engine
 from dar.rollout.vllm.engine import VLLMEngine
 
 log = logging.getLogger(__name__)
+
+
+def require_submit(spec: RunSpec, engine: Engine) -> None:
+    """Raises ConfigError where completions are to be sampled while the policy learns, and the engine cannot."""
+    if spec.sampling.max_staleness and not isinstance(engine, BackgroundEngine):
+        raise ConfigError(
+            f"sampling.max_staleness has completions sampled while the policy learns, but {spec.engine.type} has no "
+            "`submit` (see dar.rollout.protocol.BackgroundEngine): add one, or leave max_staleness at 0"
+        )
 
 
 def build_engine(

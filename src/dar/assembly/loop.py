@@ -10,6 +10,7 @@ from dar.algorithms.base import Algorithm
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import RunData, build_data
 from dar.assembly.device import build_accelerator, build_precision
+from dar.assembly.engine import require_submit
 from dar.assembly.flow import FlowParts
 from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.reward import build_reward, check_calls
@@ -22,7 +23,6 @@ from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
 from dar.data.prompts import PromptStream
-from dar.errors import ConfigError
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
@@ -30,7 +30,7 @@ from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
 from dar.rollout.portions import in_portions
-from dar.rollout.protocol import BackgroundEngine, Engine
+from dar.rollout.protocol import Engine
 from dar.run.ahead import Ahead
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
@@ -80,11 +80,7 @@ def build_loop(
     check_calls([*rewards, *gold], data.heldout, parts.offered)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     engine = objects.engine or in_portions(parts.engine(display.note), spec.sampling.prompts_per_request)
-    if spec.sampling.max_staleness and not isinstance(engine, BackgroundEngine):
-        raise ConfigError(
-            f"sampling.max_staleness has completions sampled while the policy learns, but {spec.engine.type} has no "
-            "`submit` (see dar.rollout.protocol.BackgroundEngine): add one, or leave max_staleness at 0"
-        )
+    require_submit(spec, engine)
     folder = RunFolder(spec.output_dir, data.fingerprints())
     resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)

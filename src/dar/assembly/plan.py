@@ -11,6 +11,7 @@ import torch
 from dar.assembly.algorithm import build_algorithm, build_before, reads_reference
 from dar.assembly.data import build_data
 from dar.assembly.device import build_precision
+from dar.assembly.engine import build_engine, require_submit
 from dar.assembly.memory import ModelShape, StepShape, memory_of, shape_of
 from dar.assembly.objects import NOTHING
 from dar.assembly.reward import check_reward
@@ -78,7 +79,10 @@ def make_plan(spec: RunSpec, hardware: HardwareSpec | None = None) -> Plan:
     parts = TextParts(spec, spec.model, NOTHING)
     data = build_data(spec, NOTHING, parts)
     before = build_before(spec)
-    parts.engine().close()
+    engine = build_engine(spec.engine)
+    if spec.cluster is None:
+        require_submit(spec, engine)
+    engine.close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
