@@ -17,13 +17,7 @@ from dar.run.environment import settle_heap
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as its driver started it.
-
-    name: no other run's; written to environment.json.
-    spec, objects: what to build.
-    folder: the driver's working directory, which relative paths and code of the user's own are looked up from.
-    threads: of each process's tensor operations.
-    """
+    """A run, by a `name` no other has. folder: the driver's working directory. threads: of each process."""
 
     name: str
     spec: RunSpec

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import queue
 import socket
 import sys
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,69 +29,37 @@ from dar.run.loop import Loop
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a rank is told when it begins.
-
-    samplers, reward_workers: handles of all.
-    learners: where they are, for people, in rank order.
-    main: handle of rank 0.
-    meeting: address and port where the ranks find each other.
-    resume, overwrite, allow_changed_recipe, quiet, command: as of `build_loop` and `run_loop`.
-    screen: settings of a console that is as wide as the user's, and knows as much.
-    """
+class Crew:
+    """Handles of all actors, in rank order; `places` of the learners for people, and where these meet."""
 
     samplers: Sequence[Any]
     reward_workers: Sequence[Any]
-    learners: Sequence[str]
-    main: Any
+    learners: Sequence[Any]
+    places: Sequence[str]
     meeting: tuple[str, int]
-    resume: bool
-    overwrite: bool
-    allow_changed_recipe: bool
-    quiet: bool
-    command: str
-    screen: Mapping[str, Any]
-
-
-class Outbox:
-    """What is printed here, as standard output or standard error, until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._lines: list[tuple[bool, str]] = []
-        self._has_some = threading.Condition()
-
-    def put(self, is_error: bool, text: str) -> None:
-        with self._has_some:
-            self._lines.append((is_error, text))
-            self._has_some.notify()
-
-    def take(self, patience: float) -> list[tuple[bool, str]]:
-        """All of it, as (whether it is for standard error, text); waits so many seconds for some."""
-        with self._has_some:
-            self._has_some.wait_for(lambda: self._lines, patience)
-            found, self._lines = self._lines, []
-        return found
 
 
 class _Stream(io.TextIOBase):
-    def __init__(self, outbox: Outbox, is_error: bool) -> None:
-        self._outbox, self._is_error = outbox, is_error
+    """A file whose text goes to a queue, with the name of the stream that it stands for."""
+
+    def __init__(self, name: str, to: queue.SimpleQueue[tuple[str, str]]) -> None:
+        self._name, self._to = name, to
 
     def write(self, text: str) -> int:
-        self._outbox.put(self._is_error, text)
+        self._to.put((self._name, text))
         return len(text)
 
 
 class Learner:
     """A rank. Its methods are called side by side: the others while `train` goes on."""
 
+    _engine: RemoteEngine | None = None
+    _loop: Loop | None = None
+    _signal: str | None = None
+
     def __init__(self, job: Job, rank: int) -> None:
-        job.settle()
         self.job, self.rank = job, rank
-        self._outbox = Outbox()
-        self._engine: RemoteEngine | None = None
-        self._loop: Loop | None = None
-        self._asked_to_stop: str | None = None
+        self._printed: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
 
     def place(self) -> tuple[str, tuple[str, int]]:
         """Where it is, for people, and an address and port that are free here."""
@@ -98,13 +67,18 @@ class Learner:
             probe.bind(("", 0))
             return place(), (address(), probe.getsockname()[1])
 
-    def output(self, patience: float = 0.5) -> list[tuple[bool, str]]:
-        """What was printed since the last call; waits so many seconds for some."""
-        return self._outbox.take(patience)
+    def output(self) -> list[tuple[str, str]]:
+        """What was printed since the last call, each with `stdout` or `stderr`; waits half a second for some."""
+        found = []
+        with suppress(queue.Empty):
+            found.append(self._printed.get(timeout=0.5))
+            while True:
+                found.append(self._printed.get_nowait())
+        return found
 
     def stop(self, name: str) -> None:
         """The driver got that signal: this step is finished first."""
-        self._asked_to_stop = name
+        self._signal = name
         if self._loop is not None:
             self._loop.ask_to_stop(name)
 
@@ -112,70 +86,62 @@ class Learner:
         """Those that samplers are asked with now."""
         return self._engine and self._engine.weights
 
-    def train(self, start: Start) -> TrainResult | None:
-        """Builds and runs the loop; its result on rank 0. Raises as `build_loop` and `run_loop`."""
+    def train(
+        self, crew: Crew, *, resume: bool, overwrite: bool, command: str, screen: Mapping[str, Any], **settings: Any
+    ) -> TrainResult | None:
+        """Builds and runs the loop, on a console with the user's screen's settings; its result on rank 0.
+
+        Raises as `build_loop` and `run_loop`.
+        """
         self.job.settle()
-        self._join(start)
-        spec, cluster = self.job.spec, self.job.spec.cluster
-        assert cluster is not None
+        self._behave(crew)
+        objects = self._objects(crew)
+        folder = RunFolder(self.job.spec.output_dir)
+        has_begun = folder.environment().get("cluster", {}).get("run") == self.job.name
+        resume, overwrite = resume or has_begun, overwrite and not has_begun
+        console = Console(**screen)
+        loop = build_loop(self.job.spec, objects, resume=resume, overwrite=overwrite, console=console, **settings)
+        self._loop = loop
+        if self._signal is not None:
+            loop.ask_to_stop(self._signal)
+        result = run_loop(loop, resume=resume, command=command)
+        return None if self.rank else result
+
+    def _behave(self, crew: Crew) -> None:
+        """What torchrun would tell torch and accelerate, and what the command line does with prints and warnings."""
+        if len(crew.learners) > 1:
+            # Ray lets each see its own device alone.
+            ranks = {"RANK": self.rank, "WORLD_SIZE": len(crew.learners), "LOCAL_RANK": 0}
+            where = dict(zip(("MASTER_ADDR", "MASTER_PORT"), crew.meeting))
+            os.environ |= {name: str(value) for name, value in {**ranks, **where}.items()}
         if self.rank == 0:
-            sys.stdout, sys.stderr = _Stream(self._outbox, False), _Stream(self._outbox, True)
-        # As the command line has it: what the first rank warns of, all do.
+            sys.stdout, sys.stderr = (_Stream(name, self._printed) for name in ("stdout", "stderr"))
         level = logging.ERROR if self.rank else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()], force=True)
         logging.captureWarnings(True)
         warnings.filterwarnings("ignore", category=FutureWarning)
 
+    def _objects(self, crew: Crew) -> Any:
+        """The run's objects, with those that stand for the other actors."""
+        spec, cluster = self.job.spec, self.job.spec.cluster
+        assert cluster is not None
+
         def pool(what: str, actors: Sequence[Any]) -> Pool:
             # Each rank begins with others, so that all are busy when the ranks ask at once.
             first = self.rank % len(actors)
-            return Pool(what, [*actors[first:], *actors[:first]], cluster, timeout=spec.runtime.rank_timeout)
+            timeouts = {"patience": cluster.patience, "timeout": spec.runtime.rank_timeout}
+            return Pool(what, [*actors[first:], *actors[:first]], **timeouts)
 
-        samplers = pool("sampler", start.samplers)
-        workers = pool("reward worker", start.reward_workers)
-        single = [pool("reward worker", [actor]) for actor in start.reward_workers]
-        engine = self._engine = RemoteEngine(
-            samplers, [samplers, workers, *single], start.main if self.rank else None,
-            spec.sampling.prompts_per_request,
-        )  # fmt: skip
+        samplers, workers = pool("sampler", crew.samplers), pool("reward worker", crew.reward_workers)
+        single = [pool("reward worker", [actor]) for actor in crew.reward_workers]
+        pools = [samplers, workers, *single]
+        engine = self._engine = RemoteEngine(pools, crew.learners[0], spec.sampling.prompts_per_request)
 
         def facts() -> dict[str, Any]:
-            scoring = ray.get([actor.describe.remote() for actor in start.reward_workers])
+            scoring = ray.get([actor.describe.remote() for actor in crew.reward_workers])
             sampling = [where for where, _ in engine.described]
-            places = {"learners": start.learners, "samplers": sampling, "reward_workers": scoring}
+            places = {"learners": crew.places, "samplers": sampling, "reward_workers": scoring}
             return {"cluster": {"run": self.job.name, **places}}
 
-        has_begun = RunFolder(spec.output_dir).environment().get("cluster", {}).get("run") == self.job.name
-        resume = start.resume or has_begun
-        loop = build_loop(
-            spec,
-            replace(
-                self.job.objects,
-                engine=engine,
-                rewards=remote_rewards(self.job, "rewards", workers, single),
-                gold=remote_rewards(self.job, "gold", workers, single),
-                facts=facts,
-            ),
-            resume=resume,
-            overwrite=start.overwrite and not has_begun,
-            allow_changed_recipe=start.allow_changed_recipe,
-            quiet=start.quiet,
-            console=Console(**start.screen),
-        )
-        self._loop = loop
-        if self._asked_to_stop is not None:
-            loop.ask_to_stop(self._asked_to_stop)
-        result = run_loop(loop, resume=resume, command=start.command)
-        return None if self.rank else result
-
-    def _join(self, start: Start) -> None:
-        """Tells torch and accelerate what torchrun would."""
-        if len(start.learners) > 1:
-            address, port = start.meeting
-            os.environ |= {
-                "RANK": str(self.rank),
-                "WORLD_SIZE": str(len(start.learners)),
-                "LOCAL_RANK": "0",  # of the devices that Ray lets it see
-                "MASTER_ADDR": address,
-                "MASTER_PORT": str(port),
-            }
+        rewards, gold = (remote_rewards(self.job, kind, workers, single) for kind in ("rewards", "gold"))
+        return replace(self.job.objects, engine=engine, rewards=rewards, gold=gold, facts=facts)

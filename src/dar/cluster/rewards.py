@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -30,8 +30,7 @@ class RewardWorker:
 
     def __init__(self, job: Job) -> None:
         job.settle()
-        self.job = job
-        self._reward = cache(self._built)
+        self.job, self._reward = job, cache(partial(build, job))
 
     def describe(self) -> str:
         """Where it is, once its reward models are loaded. Raises as `build_reward`."""
@@ -47,18 +46,11 @@ class RewardWorker:
         values = Call(reward.name, reward.function, arguments).result()
         return values, reward.function.metrics() if isinstance(reward.function, Reporting) else {}
 
-    def _built(self, kind: Kind, index: int) -> Reward:
-        return build_reward(specs_of(self.job, kind)[index], given(self.job, kind), self.job.spec.runtime)
-
 
 class RemoteReward:
-    """A reward that the workers compute.
+    """A reward that the workers compute: the recipe's of that kind and index, its prompts in `num_shares` parts.
 
-    Args:
-        workers: to ask.
-        kind, index: which of the recipe's rewards it is.
-        num_shares: among how many workers the prompts are shared out.
-        function: of the user's own, which says what it is to be called with.
+    A `function` of the user's own says what it is to be called with.
     """
 
     def __init__(
@@ -98,17 +90,11 @@ def shared_out(arguments: Mapping[str, Sequence[Any]], count: int) -> list[dict[
 
 
 def remote_rewards(job: Job, kind: Kind, workers: Pool, single: Sequence[Pool]) -> dict[str, Any]:
-    """The rewards of a recipe by name, as a learner calls them.
+    """The rewards of a recipe by name, as a learner calls them, from all workers or from each one alone.
 
     A function of the user's own gets a whole batch, always by the same worker, as it may compare all of it or remember
     something. The library's own rewards look at a prompt at a time and are shared out. One whose numbers belong into a
     checkpoint (a judge, which spends a budget and only waits for its server) stays in this process.
-
-    Args:
-        job: of which recipe.
-        kind: the rewards that are trained on, or those that are only measured.
-        workers: all of them.
-        single: each one alone.
 
     Raises:
         ConfigError: as `build_reward`.
@@ -119,9 +105,7 @@ def remote_rewards(job: Job, kind: Kind, workers: Pool, single: Sequence[Pool]) 
         if isinstance(spec, ModelRewardSpec):
             check_reward(spec, job.spec.runtime)
             found[name] = RemoteModelReward(workers, kind, index, len(single))
-            continue
-        function = build_reward(spec, given(job, kind), job.spec.runtime).function
-        if isinstance(function, Stateful):
+        elif isinstance(function := build(job, kind, index).function, Stateful):
             found[name] = function
         elif isinstance(spec, FunctionRewardSpec):
             found[name] = RemoteReward(single[index % len(single)], kind, index, 1, function)
@@ -131,8 +115,11 @@ def remote_rewards(job: Job, kind: Kind, workers: Pool, single: Sequence[Pool]) 
 
 
 def specs_of(job: Job, kind: Kind) -> Sequence[AnyReward]:
+    """The recipe's rewards of a kind."""
     return job.spec.rewards if kind == "rewards" else job.spec.evaluation.rewards
 
 
-def given(job: Job, kind: Kind) -> Mapping[str, Any]:
-    return job.objects.rewards if kind == "rewards" else {}
+def build(job: Job, kind: Kind, index: int) -> Reward:
+    """One of them, to be computed in this process. Raises as `build_reward`."""
+    given = job.objects.rewards if kind == "rewards" else {}
+    return build_reward(specs_of(job, kind)[index], given, job.spec.runtime)

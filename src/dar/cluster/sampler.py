@@ -16,19 +16,15 @@ from dar.assembly.device import build_precision
 from dar.assembly.loop import build_parts
 from dar.batch import Prompt, Rollouts
 from dar.cluster.job import Job, place
-from dar.learn.adapter_ranks import AdapterRanks
-from dar.rollout.protocol import Engine
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A policy's trained weights in the object store.
+    """A policy's trained weights in the object store, under a `name` that no other has, of the same step neither.
 
-    version: the number of completed steps.
-    name: no other weights', those of the same step of a run that was started again neither.
-    values: a reference to arrays by name. It travels inside of this, so that Ray fetches them only where they are read.
+    `values` refers to arrays by name; from inside of this, Ray fetches them only where they are read.
     """
 
     version: int
@@ -36,49 +32,42 @@ class Weights:
     values: ray.ObjectRef
 
 
-@dataclass(frozen=True)
-class _Built:
-    """What samples. ranks: of adapters that shrink."""
-
-    policy: Any
-    engine: Engine
-    ranks: AdapterRanks | None
-
-
 class Sampler:
     """Samples with whatever weights come with a request, and holds nothing that would be lost with it."""
 
     def __init__(self, job: Job) -> None:
         job.settle()
-        self.job = job
-        self._held = ""
+        self.job, self._held = job, ""
 
     def describe(self) -> tuple[str, str]:
         """Where it is, and what its engine reproduces, once the model is loaded. Raises as `build_loop`."""
-        return place(), self._built.engine.reproduces
+        return place(), self._built[1].reproduces
 
     def generate(self, weights: Weights, prompts: Sequence[Prompt], num_generations: int, **settings: Any) -> Rollouts:
         """As `dar.rollout.protocol.Engine.generate`, with these weights."""
+        policy, engine, _ = self._built
         if weights.name != self._held:
             self._held = ""  # half of them may be in place where this fails
             self._take(ray.get(weights.values))
-            self._built.engine.sync(self._built.policy, weights.version)
+            engine.sync(policy, weights.version)
             self._held = weights.name
-        return self._built.engine.generate(prompts, num_generations, **settings)
+        return engine.generate(prompts, num_generations, **settings)
 
     @cached_property
-    def _built(self) -> _Built:
+    def _built(self) -> tuple[Any, Any, Any]:
+        """Policy, engine, and the ranks of adapters that shrink."""
         parts = build_parts(self.job.spec, self.job.objects)
         policy = parts.build(build_precision(self.job.spec), with_reference=False)
-        return _Built(policy, parts.engine(log.info), parts.ranks())
+        return policy, parts.engine(log.info), parts.ranks()
 
     @torch.no_grad()
     def _take(self, values: Mapping[str, Any]) -> None:
         """The weights' numbers, in place; an adapter is cut to their rank first."""
-        if (ranks := self._built.ranks) is not None:
+        policy, _, ranks = self._built
+        if ranks is not None:
             has = {name: len(values[f"base_model.model.{name}.lora_A.default.weight"]) for name in ranks.layers}
             ranks.restore({"ranks": has})
-        own = dict(self._built.policy.model.named_parameters())
+        own = dict(policy.model.named_parameters())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the object store's memory is only to be read
             for name, value in values.items():

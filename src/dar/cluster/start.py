@@ -13,20 +13,16 @@ if TYPE_CHECKING:
 
 
 def train_on_cluster(spec: RunSpec, **settings: Any) -> TrainResult:
-    """`dar.cluster.driver.train`, where it can be had.
-
-    Raises:
-        ConfigError: Ray is not installed, or a launcher has started this process.
-        DarError: as that.
-    """
+    """`dar.cluster.driver.train`. Raises ConfigError where Ray is not installed, or a launcher started this process."""
     require_package("ray", "a run on a cluster")
+    assert spec.cluster is not None
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a run on a cluster starts its ranks itself (cluster.learners): start it without a launcher")
-    if spec.cluster is not None and spec.cluster.address == "local":
-        # Whoever reaches Ray's ports can run what they like. This, made for other systems, has them on the loopback
-        # interface alone.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if spec.cluster.address == "local":
+        # Whoever reaches Ray's ports can run what they like. This, made for other systems, has all of them on the
+        # loopback interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from dar.cluster.driver import train  # noqa: PLC0415 - an extra, which reads these variables
 
-    return train(spec, **settings)
+    return train(spec, spec.cluster, **settings)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from dar.batch import Prompt, Rollouts, joined
 from dar.rollout.protocol import BackgroundEngine, Engine
 
 
-def portions(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    """Prompts in their order, `size` at a time."""
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
-def equal_shares(prompts: Sequence[Prompt], count: int) -> list[Sequence[Prompt]]:
-    """Prompts in their order in `count` parts of about the same size, none of them empty."""
-    count = min(count, len(prompts))
+def portions(prompts: Sequence[Prompt], size: int | None, *, shares: int) -> list[Sequence[Prompt]]:
+    """Prompts in their order, `size` at a time, or where that is None in equal shares."""
+    count = min(shares, len(prompts))
     bounds = [index * len(prompts) // count for index in range(count + 1)]
+    if size is not None:
+        bounds = [*range(0, len(prompts), size), len(prompts)]
     return [prompts[start:stop] for start, stop in pairwise(bounds)]
 
 
@@ -27,17 +24,12 @@ class PortionedEngine:
 
     def __init__(self, engine: Engine, size: int) -> None:
         self.engine, self.size = engine, size
-        self.reproduces: Literal["tokens", "requests", "nothing"] = engine.reproduces
-
-    def sync(self, policy: Any, version: int) -> None:
-        self.engine.sync(policy, version)
+        self.reproduces: Any = engine.reproduces
+        self.sync, self.close = engine.sync, engine.close
 
     def generate(self, prompts: Sequence[Prompt], num_generations: int, **settings: Any) -> Rollouts:
-        parts = portions(prompts, self.size)
+        parts = portions(prompts, self.size, shares=1)
         return joined([self.engine.generate(part, num_generations, **settings) for part in parts])
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def in_portions(engine: Engine, size: int | None) -> Engine:

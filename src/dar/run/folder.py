@@ -34,13 +34,8 @@ _WRITTEN = (
 )
 """All that is ever written here, what makes it a run's folder last."""
 _FREE_TO_CHANGE = (
-    "output_dir",
-    "alerts",
-    "checkpoint.",
-    "logging.",
-    "runtime.max_logprob_gap",
-    "runtime.rank_timeout",
-    "cluster",
+    *("output_dir", "alerts", "checkpoint.", "logging.", "cluster"),
+    *("runtime.max_logprob_gap", "runtime.rank_timeout"),
 )
 """Keys that change nothing a resumed run computes."""
 
