@@ -70,15 +70,9 @@ class DAR(_Regression):
             metrics["weights/log_w_reg_mean"] = float(log_w_reg.mean())
             # E[w_reg] over π_t is the normaliser C of Prop. 4.1, so this estimates −log C ≥ 0.
             metrics["weights/neg_log_mean_w_reg"] = math.log(len(rows)) - float(log_w_reg.logsumexp(0))
-        match spec.weight_scale:
-            case "none":
-                scale = 1.0
-            case "clip":
-                scale = spec.w_clip
-            case "mean":
-                # An all-zero batch has nothing to normalise; every weight then stays 0.
-                scale = float(weights.mean()) or 1.0
-        return batch.weighted(rows, weights / scale), metrics
+        # An all-zero batch has nothing to normalise; every weight then stays 0.
+        scales = {"none": 1.0, "clip": spec.w_clip, "mean": float(weights.mean()) or 1.0}
+        return batch.weighted(rows, weights / scales[spec.weight_scale]), metrics
 
 
 def awr(spec: AWRSpec) -> DAR:

@@ -37,3 +37,9 @@ class AlgorithmSpec(Spec):
         if not owners:
             return super().other_way(key, type)
         return f"{method} has no {key}; these methods do: {', '.join(owners)}"
+
+
+class GroupSpec(AlgorithmSpec):
+    """Base of those that compare the completions of one prompt."""
+
+    needs_group: ClassVar[bool] = True

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from dar.config.algorithm import AlgorithmSpec
+from dar.config.algorithm import GroupSpec
 from dar.config.base import Positive
 
 
-class LCOSpec(AlgorithmSpec):
+class LCOSpec(GroupSpec):
     """Logits convex optimization (arXiv:2603.00963), with the completion's advantage on the sampled token.
 
     One update per batch, as in the authors' code: the target is then known from the sampled token alone.
     """
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["lco"] = "lco"
     loss: Literal["kld", "mse", "logcosh"] = "kld"

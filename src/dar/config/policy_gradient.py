@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dar.config.algorithm import AlgorithmSpec, ClipHigh
+from dar.config.algorithm import AlgorithmSpec, ClipHigh, GroupSpec
 from dar.config.base import Count, Fraction, NotNegative, Positive
 
 
@@ -29,10 +29,8 @@ class DAOSpec(AlgorithmSpec):
     """Optimizer steps per batch; with one, the KL to π_t has no gradient yet."""
 
 
-class RLOOSpec(AlgorithmSpec):
+class RLOOSpec(GroupSpec):
     """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740); KL to π₀ in the reward."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["rloo"] = "rloo"
     beta: NotNegative = 0.05
@@ -45,10 +43,8 @@ class RLOOSpec(AlgorithmSpec):
     """Optimizer steps per batch of rollouts."""
 
 
-class ClippedGroupSpec(AlgorithmSpec):
+class ClippedGroupSpec(GroupSpec):
     """What GRPO and its variants share."""
-
-    needs_group: ClassVar[bool] = True
 
     clip_low: Fraction = 0.2
     """Lower clip of the token ratio."""
@@ -105,10 +101,8 @@ class GSPOSpec(ClippedGroupSpec):
     """Upper clip of the completion's mean ratio; `.inf` = none."""
 
 
-class BAPOSpec(AlgorithmSpec):
+class BAPOSpec(GroupSpec):
     """Balanced policy optimization with adaptive clipping (arXiv:2510.18927)."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["bapo"] = "bapo"
     target: Positive = 0.4
@@ -141,13 +135,11 @@ class BAPOSpec(AlgorithmSpec):
         return self
 
 
-class R2VPOSpec(AlgorithmSpec):
+class R2VPOSpec(GroupSpec):
     """Ratio-variance regularized policy optimization (arXiv:2601.03320).
 
     Abstracts and one third-party implementation were read; dual step and defaults are derived (docs/algorithms.md).
     """
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["r2vpo"] = "r2vpo"
     max_variance: Positive = 0.04

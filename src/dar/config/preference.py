@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dar.config.algorithm import AlgorithmSpec, LoggedKind
+from dar.config.algorithm import AlgorithmSpec, GroupSpec, LoggedKind
 from dar.config.base import Count, Positive
 
 
-class PairedSpec(AlgorithmSpec):
+class PairedSpec(GroupSpec):
     """What methods that make pairs of their own samples share."""
-
-    needs_group: ClassVar[bool] = True
 
     beta: Positive = 0.1
     """Scale of the log-ratio margin."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dar.config.algorithm import AlgorithmSpec, LoggedKind
+from dar.config.algorithm import AlgorithmSpec, GroupSpec, LoggedKind
 from dar.config.base import Count, Fraction, Positive, Spec
 
 
@@ -106,10 +106,8 @@ class AWRSpec(AlgorithmSpec):
     """Optimizer steps per batch of rollouts."""
 
 
-class BestOfNSpec(AlgorithmSpec):
+class BestOfNSpec(GroupSpec):
     """Supervised fine-tuning on the best of each prompt's completions, the first of equals."""
-
-    needs_group: ClassVar[bool] = True
 
     type: Literal["best_of_n"] = "best_of_n"
     updates: Count = 1

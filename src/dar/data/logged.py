@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from dar.batch import FinishReason, Message, Prompt, TokenGroups, pad_rows
@@ -16,6 +14,7 @@ from dar.config.data import DataSpec
 from dar.data.messages import read_conversation
 from dar.data.prompts import PromptSet, prepare_prompts, some_rows
 from dar.errors import DataError
+from dar.files.intake import is_number
 from dar.files.tables import Row, typed
 from dar.policies.text.rendering import chat_text, prompt_ids, text_ids
 
@@ -199,7 +198,7 @@ def _labelled(prompt: Prompt, kind: LoggedKind, where: str) -> list[tuple[Any, f
             if len(completions) != len(rewards) or not completions:
                 raise DataError(f"{where}: row {index} has {len(completions)} completions and {len(rewards)} rewards")
             for reward in rewards:
-                if isinstance(reward, bool) or not isinstance(reward, Real) or not math.isfinite(reward):
+                if not is_number(reward):
                     raise DataError(f"{where}: row {index}: the reward {reward!r} is no finite number")
             return [(each, float(reward)) for each, reward in zip(completions, rewards, strict=True)]
 

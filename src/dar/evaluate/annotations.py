@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dar.errors import DataError
-from dar.evaluate.judgements import JudgedPair, Judgement, is_number, judgement_of, pair_up, unit
+from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up, unit
+from dar.files.intake import is_number
 from dar.files.tables import Row, read_table, rows_of, typed
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from dar.errors import DataError
+from dar.files.intake import is_number
 from dar.files.tables import Row, typed
 
 Outcome = Literal["win", "tie", "loss"]
@@ -136,8 +136,3 @@ def judgement_of(row: Row, number: int | str, where: str) -> Judgement:
 def unit(value: float) -> float | None:
     """The value in [0, 1], where sums of probabilities may be off by rounding; None where it is not in there."""
     return min(1.0, max(0.0, value)) if -1e-9 <= value <= 1 + 1e-9 else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import zlib
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,8 @@ def is_text(value: Any) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, which a truth value is not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

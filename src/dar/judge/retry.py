@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import math
 import random
@@ -39,14 +40,12 @@ def retry_after_seconds(value: str | None) -> float | None:
     """
     if value is None:
         return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = email.utils.parsedate_tz(value)
-            if date is None:
-                return None
-            seconds = email.utils.mktime_tz(date) - time.time()
-        except (ValueError, OverflowError):
-            return None  # a day that no calendar has
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    for read in (float, _seconds_until):
+        with contextlib.suppress(ValueError, OverflowError):  # such as a day that no calendar has
+            seconds = read(value)
+            return max(0.0, seconds) if math.isfinite(seconds) else None
+    return None
+
+
+def _seconds_until(date: str) -> float:
+    return email.utils.parsedate_to_datetime(date).timestamp() - time.time()

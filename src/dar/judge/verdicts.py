@@ -51,13 +51,8 @@ class Preference:
     @property
     def winner(self) -> Literal["a", "b", "tie"]:
         """The completion that was chosen in both orders; a tie where the two verdicts differ."""
-        match self.forward.choice, self.backward.choice:
-            case "first", "second":
-                return "a"
-            case "second", "first":
-                return "b"
-            case _:
-                return "tie"
+        decided: dict[tuple[Choice, Choice], Literal["a", "b"]] = {("first", "second"): "a", ("second", "first"): "b"}
+        return decided.get((self.forward.choice, self.backward.choice), "tie")
 
     @property
     def agrees(self) -> bool:

@@ -121,12 +121,8 @@ def bapo_bounds(
         path = [(lows[0], high) for high in highs] + [(low, highs[-1]) for low in lows[1:]]
     else:
         path = [(low, highs[0]) for low in lows] + [(lows[-1], high) for high in highs[1:]]
-    bounds = judged(*path[0])
-    for low, high in path[1:]:
-        if bounds.is_met:
-            break
-        bounds = judged(low, high)
-    return bounds
+    found = (judged(low, high) for low, high in path)
+    return next((bounds for bounds in found if bounds.is_met), None) or judged(*path[-1])
 
 
 def _steps(ends: tuple[float, float], step: float) -> list[float]:

@@ -58,11 +58,7 @@ def resolve_precision(spec: ComputeSpec) -> Precision:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    match device.type:
-        case "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        case "cpu":
-            # Elsewhere bf16 is emulated, and slower than fp32.
-            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        case _:
-            return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # On other processors bf16 is emulated, and slower than fp32.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -173,15 +173,8 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "difference": difference,
-        "duration": duration,
-        "count": count,
-        "spans": spans,
-        "wilson": wilson,
-        "visible": visible,
-    }
+    filters = (number, difference, duration, count, spans, wilson, visible)
+    environment.filters |= {each.__name__: each for each in filters}
     return environment
 
 

@@ -92,12 +92,6 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         if not self.server.accepts(self.headers.get("Host")):
             self._send(HTTPStatus.FORBIDDEN, b"This server answers to its address and to localhost only.\n")
         elif self.path == "/version":
@@ -109,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode())
         else:
             self._send(HTTPStatus.NOT_FOUND, b"There is / and /version, and nothing else.\n")
+
+    do_HEAD = do_GET
 
     def _send(self, status: HTTPStatus, body: bytes, *, kind: str = "text/plain") -> None:
         self.send_response(status)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from dar.batch import Message
@@ -15,6 +13,7 @@ from dar.config.reward_model import PairDataSpec
 from dar.data.logged import answer, readable
 from dar.data.prompts import prompt_content, some_rows
 from dar.errors import DataError
+from dar.files.intake import is_number
 from dar.files.tables import Row, typed
 from dar.policies.text.rendering import render
 
@@ -113,6 +112,6 @@ def tokenize_pairs(
 def _margin(row: Row, column: str, here: str) -> float:
     found = row.get(column)
     margin = typed(found)
-    if isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin):
+    if not is_number(margin):
         raise DataError(f"{here}: the margin in column '{column}' must be a finite number, found {found!r:.120}")
     return float(margin)

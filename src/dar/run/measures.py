@@ -60,11 +60,8 @@ def evaluations(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def measures_of(evaluation: Mapping[str, float]) -> list[Measure]:
     """The measures that an evaluation has, and each single reward, where there are several, after the total."""
-    names = [
-        key.removeprefix("rewards/").removesuffix("/mean")
-        for key in evaluation
-        if key.startswith("rewards/") and key.endswith("/mean")
-    ]
-    parts = [Measure(f"rewards/{name}/mean", name, "+z.3f", column=f"reward/{name}") for name in names]
+    names = {key: key.removeprefix("rewards/").removesuffix("/mean") for key in evaluation}
+    all_of_it = (Measure(key, name, "+z.3f", column=f"reward/{name}") for key, name in names.items())
+    parts = [measure for measure in all_of_it if measure.is_part]
     found = [MEASURES[0], *(parts if len(parts) > 1 else []), *MEASURES[1:]]
     return [measure for measure in found if measure.key in evaluation]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
-import numbers
 import re
 from typing import Any
 
 from dar.errors import DataError
+from dar.files.intake import is_number
 from dar.verifiable.notation import in_one_notation
 
 _CLAUSE = re.compile(r"answer\s?(?:is|[:=])[: ]*+(\S[^\n]*+)", re.IGNORECASE)
@@ -51,9 +50,8 @@ def gold_text(gold: Any) -> str:
     Raises:
         DataError: it is neither text nor a finite number, or there is no answer in it.
     """
-    is_number = isinstance(gold, numbers.Real) and not isinstance(gold, bool) and math.isfinite(gold)
     said = [each for each in _readings(str(gold)) if re.search(r"[^\W_]|\\|[^\x00-\x7f]", each) and each != "nan"]
-    if not (is_number or isinstance(gold, str)) or not said:
+    if not (is_number(gold) or isinstance(gold, str)) or not said:
         raise DataError(f"no answer can be read from the gold answer {gold!r:.200}; it must be text or a finite number")
     return str(gold)
 

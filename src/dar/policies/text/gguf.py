@@ -23,10 +23,14 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         ConfigError: the digest is another one, the file cannot be read as a causal language model, or the cache
             folder cannot be written.
     """
-    digest = _sha256(file)
+    try:
+        found = file.stat()
+        digest = _digest(file.absolute(), found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model file {file}: {error}") from error
     if sha256 and digest != sha256.lower():
         raise ConfigError(
-            f"{file} ({file.stat().st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
+            f"{file} ({found.st_size:,} bytes) is not the expected file: its SHA-256 is {digest}, expected "
             f"{sha256}. It may be a truncated download or another version; fetch it again or drop model.sha256."
         )
     return made_once(f"gguf/{file.stem}-{digest[:16]}", lambda folder: _convert(file, folder))
@@ -44,14 +48,6 @@ def _convert(file: Path, folder: Path) -> None:
     delattr(model.config, "quantization_config")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        found = file.stat()
-        return _digest(file.absolute(), found.st_mtime_ns, found.st_size)
-    except OSError as error:
-        raise ConfigError(f"cannot read the model file {file}: {error}") from error
 
 
 @functools.lru_cache(maxsize=8)
