@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dar.errors import CheckpointError
 from dar.files import atomic
 from dar.files.atomic import write_text, written
 
@@ -88,7 +89,7 @@ def test_an_error_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path, monke
     write_text(tmp_path / "file", "old")
     with monkeypatch.context() as patch:
         patch.setattr(Path if name == "write_text" else os, name, full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
             write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
@@ -108,7 +109,7 @@ def test_an_error_between_the_two_renames_leaves_the_old_folder(
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "_exchanged", lambda one, other: False)
         patch.setattr(os, "replace", renamed)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
             write_folder(tmp_path / "model", "new")
     assert content(tmp_path / "model") == {"weights": "old", "inner/config": "old"}
     assert names(tmp_path) == ["model"]
@@ -124,6 +125,7 @@ def test_a_link_is_followed(tmp_path: Path):
 KILLED = """
 import os, sys
 from pathlib import Path
+from dar.errors import CheckpointError
 from dar.files import atomic
 
 task, can_exchange, root = sys.argv[1], sys.argv[2] == "True", Path(sys.argv[3])
