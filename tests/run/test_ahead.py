@@ -190,7 +190,7 @@ def test_a_run_resumes_to_the_same_bytes_with_what_was_on_its_way(
         "    return [float(sum(ids) % 7) for ids in completion_ids]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    flaky = importlib.import_module("flaky")
+    flaky: Any = importlib.import_module("flaky")
     recipe = write_recipe(
         optim={"learning_rate": 1e-2}, steps=5, rewards=["flaky:flaky"], checkpoint={"every": 0}, num_generations=3
     )
