@@ -180,6 +180,7 @@ def test_a_server_that_does_not_start_says_why(policy: Policy, tmp_path: Path):
     group = str(engine._server.process.pid)
     assert not subprocess.run(["pgrep", "-g", group], capture_output=True).stdout
     engine.close()
+    assert engine._server is None
 
 
 def test_where_vllm_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

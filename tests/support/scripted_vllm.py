@@ -48,7 +48,7 @@ class ScriptedVLLM:
                 self.end_headers()
                 self.wfile.write(said)
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

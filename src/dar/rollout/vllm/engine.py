@@ -80,8 +80,7 @@ class VLLMEngine:
     def sync(self, policy: Policy, version: int) -> None:
         if self.spec.url is not None and num_ranks() > 1:
             raise ConfigError("engine.url is one server, and each rank gives its own weights: leave url out")
-        before = self._weights
-        if before is not None and before.version == version:
+        if self._weights is not None and self._weights.version == version:
             return
         try:
             if self._folder is None:
@@ -89,7 +88,7 @@ class VLLMEngine:
                 where = usual if self.spec.folder is None else os.path.abspath(expanded(self.spec.folder))
                 self._folder = tempfile.TemporaryDirectory(prefix="dar-vllm-", dir=where)
             folder = Path(self._folder.name) / f"{version}-{uuid.uuid4().hex[:8]}"
-            self._weights = taken(policy, version, folder, None if before is None else before.base)
+            self._weights = taken(policy, version, folder)
         except OSError as error:
             raise RolloutError(
                 f"the weights cannot be handed to vLLM: {error}. Name a folder with room for two of them: engine.folder"
@@ -109,12 +108,18 @@ class VLLMEngine:
 
     def close(self) -> None:
         self._is_closed = True
-        if self._server is not None:
-            self._server.stop()
+        self._stop()
         self._jobs.shutdown(cancel_futures=True)
-        self._weights = self._given = None
+        self._stop()  # one that was being started
+        self._weights = None
         if self._folder is not None:
             self._folder.cleanup()
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+        self._server = self._client = self._given = None
+        self._is_proven = False
 
     def _work(self, job: _Job) -> Rollouts:
         while True:
@@ -130,13 +135,11 @@ class VLLMEngine:
                 if server is None or self._is_closed or not is_proven or server.is_well():
                     raise RolloutError(f"{error}" + (f"; {server.last_words()}" if server else "")) from error
                 log.warning("no answer from vLLM (%s): another server is started, and asked the same", error)
-                server.stop()
-                self._server = self._client = self._given = None
-                self._is_proven = False
+                self._stop()
         self._is_proven = True
         ids, mask = pad_rows([row[0] for row in rows], pad_id=0)
         logprobs = torch.tensor([[*row[1], *[0.0] * (ids.shape[1] - len(row[1]))] for row in rows])
-        reasons = tuple(row[2] for row in rows)
+        reasons: tuple[FinishReason, ...] = tuple(row[2] for row in rows)
         makes, version = job.weights.completions, job.weights.version
         return makes.rollouts(job.prompts, ids, mask.sum(1), logprobs, reasons, job.decoding, version)
 
@@ -163,8 +166,8 @@ class VLLMEngine:
 
     def _introduce(self, client: Client) -> None:
         """Asks a server who it is. Raises RolloutError where it does not draw as this library does."""
-        self.software = {"vllm": (client.ask("/version") or {}).get("version")}
-        if not str(self.software["vllm"]).startswith(f"{WRITTEN_FOR}."):
+        self.software = {"vllm": str((client.ask("/version") or {}).get("version"))}
+        if not self.software["vllm"].startswith(f"{WRITTEN_FOR}."):
             log.warning("the server is of vLLM %s, and this is written for %s", self.software["vllm"], WRITTEN_FOR)
         self._model = client.ask("/v1/models")["data"][0]["id"]
         if not self.spec.own_numbers:
@@ -229,10 +232,8 @@ class VLLMEngine:
     def _params(self, job: _Job, index: int, number: int) -> dict[str, Any]:
         """How a completion is sampled, in vLLM's words."""
         key, decoding, eos = job.key, job.decoding, job.weights.policy.eos_token_ids
-        place, usual = (
-            (job.prompts[index].position, number),
-            {**_USUAL, "max_tokens": job.length, "stop_token_ids": eos},
-        )
+        place = (job.prompts[index].position, number)
+        usual = {**_USUAL, "max_tokens": job.length, "stop_token_ids": eos}
         if self.spec.own_numbers:
             rules = decoding.model_dump(exclude={"stop"}, exclude_defaults=True)
             own = {"version": __version__, "key": (key.seed, key.purpose, key.step), "place": place, "eos": eos,

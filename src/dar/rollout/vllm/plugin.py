@@ -36,8 +36,11 @@ def _row(params: Any, tokens: list[int]) -> tuple[Any, Tensor, list[int]] | None
         return None
     if asked["version"] != __version__:
         raise ValueError(f"this server draws tokens with dar {__version__}")
-    how = asked["temperature"], DecodingSpec(**asked["decoding"]), tuple(asked["eos"])
-    return how, SamplingKey(*asked["key"]).seeds(*asked["place"], params.max_tokens), tokens
+    how, (prompt, number) = (
+        (asked["temperature"], DecodingSpec(**asked["decoding"]), tuple(asked["eos"])),
+        asked["place"],
+    )
+    return how, SamplingKey(*asked["key"]).seeds(prompt, number, params.max_tokens), tokens
 
 
 class Draws(LogitsProcessor):

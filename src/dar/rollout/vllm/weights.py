@@ -38,29 +38,29 @@ class Weights:
         return self.folder.name
 
 
-def taken(policy: Policy, version: int, folder: Path, base: Path | None) -> Weights:
-    """The policy's present weights; called by all ranks. `base` holds an adapter's, where that is written already.
+def taken(policy: Policy, version: int, folder: Path) -> Weights:
+    """The policy's present weights; called by all ranks.
 
     Raises:
         ConfigError: vLLM cannot sample with such weights.
         OSError: there is no room for them.
     """
-    dtype, max_rank = policy.precision.dtype, 0
+    max_rank, base = 0, folder
     with policy.sampler() as module:
         if policy.is_lora:
-            config = module.model.active_peft_config
+            config, base = module.model.active_peft_config, folder.with_name("base")
             rank = max([getattr(config, "r", 0), *getattr(config, "rank_pattern", {}).values()])
             if not (max_rank := next((room for room in _RANKS if 0 < rank <= room), 0)):
                 raise ConfigError(f"vLLM samples with LoRA adapters of a rank up to {_RANKS[-1]}: use in_process")
             module.model.save_pretrained(folder, save_embedding_layers=False)
-        if base is None or not max_rank:
-            base = _write(unwrapped(module.model), folder.with_name("base") if max_rank else folder, dtype)
+        if not base.exists():
+            _write(unwrapped(module.model), base, policy.precision.dtype)
     found = Weights(policy, version, folder, base, max_rank, Completions(policy.tokenizer))
     weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     return found
 
 
-def _write(model: Any, folder: Path, dtype: torch.dtype) -> Path:
+def _write(model: Any, folder: Path, dtype: torch.dtype) -> None:
     """A transformers model as it saves itself, in the precision it samples in, without the adapters in it."""
     state: dict[str, torch.Tensor] = {}
     same: dict[int, torch.Tensor] = {}  # tied weights stay one
@@ -70,4 +70,3 @@ def _write(model: Any, folder: Path, dtype: torch.dtype) -> Path:
         if ".lora_" not in name:
             state[name.replace(".base_layer.", ".")] = same.setdefault(tensor.data_ptr(), tensor.to(dtype))
     model.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
-    return folder
