@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import signal
@@ -111,7 +112,7 @@ def main() -> None:
 
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     killer, started, num_runs, num_again = Killer(cluster, nodes, given.seed), time.monotonic(), 0, 0
     with ThreadPoolExecutor(1) as thread:
         while (seconds := time.monotonic() - started) < given.minutes * 60:

@@ -154,8 +154,8 @@ def test_two_learners_on_a_cluster_of_their_own_and_an_error_of_a_reward(
     )
     assert ended.returncode == 2, ended.stderr
     assert re.fullmatch(
-        r"dar \(RewardError\): reward 'failing' raised KeyError: 'no such letter' \(.*letters.py, line \d+\)\n"
-        r"(--debug shows the traceback.\n)?",
+        r"dar \(RewardError\): reward 'failing' raised KeyError: 'no such letter' "
+        r"\(letters.py, line \d+, in __call__\)\n",
         ended.stderr,
     ), ended.stderr
     assert "saved after step 2; continue with --resume" in ended.stdout

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -67,7 +68,7 @@ def train(
             "their path, and leave callbacks out"
         )
     try:
-        ray.cloudpickle.dumps(objects)
+        cloudpickle.dumps(objects)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise ConfigError(f"an argument cannot be sent to the processes of a cluster: {error}") from error
     names = ("width", "color_system", "stderr")

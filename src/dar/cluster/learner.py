@@ -87,7 +87,7 @@ class Learner:
         return self._engine and self._engine.weights
 
     def train(
-        self, crew: Crew, *, resume: bool, overwrite: bool, command: str, screen: Mapping[str, Any], **settings: Any
+        self, crew: Crew, *, resume: bool, command: str, screen: Mapping[str, Any], overwrite: bool = False, **more: Any
     ) -> TrainResult | None:
         """Builds and runs the loop, on a console with the user's screen's settings; its result on rank 0.
 
@@ -100,7 +100,7 @@ class Learner:
         has_begun = folder.environment().get("cluster", {}).get("run") == self.job.name
         resume, overwrite = resume or has_begun, overwrite and not has_begun
         console = Console(**screen)
-        loop = build_loop(self.job.spec, objects, resume=resume, overwrite=overwrite, console=console, **settings)
+        loop = build_loop(self.job.spec, objects, resume=resume, overwrite=overwrite, console=console, **more)
         self._loop = loop
         if self._signal is not None:
             loop.ask_to_stop(self._signal)
