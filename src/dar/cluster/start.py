@@ -23,6 +23,8 @@ def train_on_cluster(spec: RunSpec, **settings: Any) -> TrainResult:
         # Whoever reaches Ray's ports can run what they like. This, made for other systems, has all of them on the
         # loopback interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray's own 15 would have a run here wait for whatever else the machine does.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     from dar.cluster.driver import train  # noqa: PLC0415 - an extra, which reads these variables
 
     return train(spec, spec.cluster, **settings)
