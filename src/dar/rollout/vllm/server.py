@@ -142,7 +142,7 @@ class Server:
             lines = log.read().decode(errors="replace").splitlines()
         causes = [line for line in lines if re.search(r"ERROR.*Error: |^\w*Error: ", line) and "EngineDead" not in line]
         found = causes[-3:] if causes and count > 1 else lines[-count:]
-        return "\n".join([f"this is written for vLLM {WRITTEN_FOR}; of {self.log_file}:", *found])
+        return "\n".join([f"this is written for vLLM {WRITTEN_FOR}; of {self.log_file}:", *(found or ["nothing yet"])])
 
     def stop(self) -> None:
         """Ends it and all its processes; the folder stays."""
