@@ -142,7 +142,7 @@ def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, monkeypat
         return begin(tokens)
 
     loop.algorithm.begin_update = spy
-    loop.learner._begun(own, is_first=True)
+    loop.learner._begun(own, on_policy=True)
     assert [len(tokens.advantages) for tokens in seen] == ([0] if name == "bapo" else [])
     result = loop.learner.updater.step(loop.algorithm, own, on_policy=True, where="here")
     assert (result.loss, result.grad_norm, result.means) == (0.0, 0.0, {})
