@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet
 
 from dar.collective import from_main
-from dar.errors import CheckpointError, require_package
+from dar.errors import require_package
 from dar.files.atomic import write_text
 from dar.run.alerts import Alert
 from dar.run.card import model_card
@@ -44,10 +44,7 @@ class TrainResult:
         from dar.report.run import load_runs  # noqa: PLC0415
 
         target = Path(path or Path(self.output_dir) / "report.html")
-        try:
-            write_text(target, render_page(load_runs([self.output_dir])))
-        except OSError as error:
-            raise CheckpointError(f"the report cannot be written to {target}: {error}") from error
+        write_text(target, render_page(load_runs([self.output_dir])))
         return target
 
 
