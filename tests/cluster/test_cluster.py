@@ -23,8 +23,8 @@ from dar.assembly.training import run_loop
 from dar.cluster.start import train_on_cluster
 from dar.config.recipe import load_recipe
 
-# Before Ray is imported: all of it on the loopback interface.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+# Before Ray is imported: all of it on the loopback interface, and no less important than other tests.
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 ray = pytest.importorskip("ray", reason="runs on a cluster need the extra ray")
 
 NODE: dict[str, Any] = {"num_cpus": 3, "object_store_memory": 100 * 2**20}
