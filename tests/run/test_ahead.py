@@ -179,10 +179,10 @@ def test_a_run_resumes_to_the_same_bytes_with_what_was_on_its_way(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while the completions of its third step are scored, which belong to the checkpoint of the second."""
-    (tmp_path / "flaky.py").write_text(
+    (tmp_path / "failing_once.py").write_text(
         "calls = 0\n"
         "fails_at = 0\n"
-        "def flaky(completion_ids, **others):\n"
+        "def failing_once(completion_ids, **others):\n"
         "    global calls\n"
         "    calls += 1\n"
         "    if calls == fails_at:\n"
@@ -190,13 +190,17 @@ def test_a_run_resumes_to_the_same_bytes_with_what_was_on_its_way(
         "    return [float(sum(ids) % 7) for ids in completion_ids]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    flaky: Any = importlib.import_module("flaky")
+    failing_once: Any = importlib.import_module("failing_once")
     recipe = write_recipe(
-        optim={"learning_rate": 1e-2}, steps=5, rewards=["flaky:flaky"], checkpoint={"every": 0}, num_generations=3
+        optim={"learning_rate": 1e-2},
+        steps=5,
+        rewards=["failing_once:failing_once"],
+        checkpoint={"every": 0},
+        num_generations=3,
     )
     stale = "sampling.max_staleness=2"
     whole = train(recipe, stale, f"output_dir={tmp_path / 'whole'}")
-    flaky.calls, flaky.fails_at = 0, 3
+    failing_once.calls, failing_once.fails_at = 0, 3
     with pytest.raises(RewardError, match="no answer"):
         train(recipe, stale)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
