@@ -68,7 +68,7 @@ def train(
             "their path, and leave callbacks out"
         )
     try:
-        cloudpickle.dumps(objects)
+        cloudpickle.dumps(objects)  # pyright: ignore[reportPrivateImportUsage]
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise ConfigError(f"an argument cannot be sent to the processes of a cluster: {error}") from error
     names = ("width", "color_system", "stderr")
