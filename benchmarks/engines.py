@@ -43,6 +43,7 @@ def main() -> None:
         "precision": args.precision,
         "repeats": args.repeats,
         "threads": args.threads,
+        "eager": not args.vllm_compiles,
     }
     console = Console(stderr=True)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in args.engines}
@@ -155,6 +156,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="samplings per process; the first is not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--vllm-compiles", action="store_true", help="let vLLM compile the model: minutes on a CPU, kept in its cache"
+    )
     parser.add_argument("--json", type=Path, help="where to write the result")
     return parser.parse_args()
 

@@ -73,7 +73,8 @@ def measure_engine(job: dict[str, Any]) -> None:
 def recipe(job: dict[str, Any], folder: str) -> tuple[RunSpec, TextParts]:
     engine: dict[str, Any] = {"type": "in_process"}
     if job["engine"] == "vllm_server":
-        engine = {"type": "vllm", "python": job["vllm_python"]}
+        eager = ["--enforce-eager"] if job["eager"] else []
+        engine = {"type": "vllm", "python": job["vllm_python"], "arguments": eager}
     spec = build_spec(
         {
             "model": job["model"],

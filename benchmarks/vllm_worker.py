@@ -26,7 +26,7 @@ def main() -> None:
         max_num_seqs=256,
         logprobs_mode="processed_logprobs",
         kv_cache_memory_bytes=2**30,
-        enforce_eager=True,
+        enforce_eager=job["eager"],
         disable_log_stats=True,
     )
     start = time.perf_counter() - begun
