@@ -57,7 +57,7 @@ class SavesModel(ABC):
             CheckpointError: it cannot be written.
         """
         if self.loop is None:
-            raise ConfigError("there is no trained model to save yet: call train() first")
+            raise ConfigError("there is no trained model here: call train() first, or see a cluster's run folder")
         target = self.loop.folder.model if path is None else Path(path).expanduser()
         holds = {file.name for file in target.iterdir()} if target.is_dir() else set()
         if holds and not holds & {"config.json", "adapter_config.json"}:
