@@ -72,7 +72,7 @@ def test_the_only_worker_is_asked_again_once_it_is_back():
     ("actor", "kind", "message"),
     [
         (Actor("1", error=RewardError("no such letter")), RewardError, "^no such letter$"),
-        (Actor("1", deaths=8), ClusterError, "8 times a reward worker died of the same request"),
+        (Actor("1", deaths=8), ClusterError, "8 times a reward worker died of one request"),
         (
             Actor("1", deaths=1, silent=10**9),
             ClusterError,

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from dar.assembly.plan import Plan
     from dar.config.run import RunSpec
 
+OnCluster = Annotated[
+    str | None,
+    typer.Option(
+        help="The run is on a Ray cluster: local (started on this machine for the run), auto (the one that this machine "
+        "is part of) or ray://host:port. Who takes part: cluster.samplers=2 and the like.",
+        show_default=False,
+    ),
+]
+
 
 def plan(
     recipe: RecipeArgument,
@@ -37,7 +46,7 @@ def plan(
     is_tried: Annotated[
         bool, typer.Option("--try", help="Also load the model and take one step: samples, rewards, seconds.")
     ] = False,
-    cluster: Annotated[str | None, typer.Option(help="Also who sits where on a Ray cluster; it is not asked.")] = None,
+    cluster: OnCluster = None,
     hardware: Annotated[
         Path | None,
         typer.Option("--cluster-spec", exists=True, help="Also the step, on paper, on the hardware of this YAML file."),
@@ -117,14 +126,7 @@ def train(
         bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe has changed.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="Run on a Ray cluster: local (started on this machine for the run), auto (the one that this machine "
-            "is part of) or ray://host:port. Who takes part: cluster.samplers=2 and the like.",
-            show_default=False,
-        ),
-    ] = None,
+    cluster: OnCluster = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy as a recipe says; Ctrl-C finishes the step and saves.

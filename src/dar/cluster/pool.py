@@ -64,9 +64,7 @@ class Pool:
                     start_in_background(self._revived(actor))
                 else:
                     self._idle.put_nowait(actor)
-        raise ClusterError(
-            f"{_MOST_DEATHS} times a {self.what} died of the same request: mostly memory runs out. {LOGS}"
-        )
+        raise ClusterError(f"{_MOST_DEATHS} times a {self.what} died of one request: mostly memory runs out. {LOGS}")
 
     async def _free(self) -> Any:
         while True:
