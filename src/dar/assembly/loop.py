@@ -93,13 +93,8 @@ def build_loop(
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))
     updater = Updater(policy, accelerator, spec, parts.constraint(), parts.ranks())
-    callbacks = adapted(
-        objects.callbacks,
-        spec,
-        model=parts.bare,
-        processing_class=parts.tokenizer,
-        optimizer=updater.optimizer,
-    )
+    theirs = {"model": parts.bare, "processing_class": parts.tokenizer, "optimizer": updater.optimizer}
+    callbacks = adapted(objects.callbacks, spec, **theirs)
 
     def start(resume: bool) -> None:
         if accelerator.is_main_process:

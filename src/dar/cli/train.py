@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 OnCluster = Annotated[
     str | None,
     typer.Option(
-        help="The run is on a Ray cluster: local (started on this machine for the run), auto (the one that this machine "
-        "is part of) or ray://host:port. Who takes part: cluster.samplers=2 and the like.",
+        help="A run on a Ray cluster: local (started on this machine for the run), auto (the one that this machine is "
+        "part of) or ray://host:port. Who takes part: cluster.samplers=2 and the like.",
         show_default=False,
     ),
 ]
