@@ -93,7 +93,7 @@ def dar_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 def test_a_terminal_without_greek_letters_is_no_reason_to_die(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dar.config.recipe.load_recipe", lambda *_: make_spec(output_dir="π₀ → café"))
-    monkeypatch.setattr("dar.assembly.plan.make_plan", lambda _: None)
+    monkeypatch.setattr("dar.assembly.plan.make_plan", lambda *_: None)
     monkeypatch.setattr("dar.cli.train._plan_table", lambda *_: "π₀ → café")
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
