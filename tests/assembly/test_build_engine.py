@@ -116,7 +116,7 @@ def test_a_class_that_is_no_engine_is_refused_before_weights_are_loaded(here: Pa
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("vlm", "engine: unknown type 'vlm'; allowed: in_process, vllm, package.module:Class"),
+        ("vlm", "engine: unknown type 'vlm' (did you mean 'vllm'?); allowed: in_process, vllm, package.module:Class"),
         ({"max_cache_tokens": 0}, "engine.max_cache_tokens: Input should be greater than or equal to 1"),
         ({"log": "x"}, "engine: unknown key 'log'; allowed: type, max_cache_tokens"),
         ("a b:c", "engine: 'a b:c' is no import path: write package.module:Class"),

@@ -144,8 +144,8 @@ def test_two_learners_on_a_cluster_of_their_own_and_an_error_of_a_reward(
     write_recipe: Callable[..., Path], tmp_path: Path
 ):
     """Two steps are one process's up to rounding; in the third the reward raises."""
-    (tmp_path / "letters.py").write_text(REWARD)
-    recipe = write_recipe(rewards=["letters.py:failing"], prompts_per_step=3, steps=4)
+    (tmp_path / "more_letters.py").write_text(REWARD)
+    recipe = write_recipe(rewards=["more_letters.py:failing"], prompts_per_step=3, steps=4)
     alone, together = tmp_path / "alone", tmp_path / "together"
     command = [sys.executable, "-m", "dar", "train", str(recipe)]
     changes = [f"output_dir={together}", "cluster.learners=2", "cluster.patience=3000"]
@@ -155,11 +155,11 @@ def test_two_learners_on_a_cluster_of_their_own_and_an_error_of_a_reward(
     assert ended.returncode == 2, ended.stderr
     assert re.fullmatch(
         r"dar \(RewardError\): reward 'failing' raised KeyError: 'no such letter' "
-        r"\(letters.py, line \d+, in __call__\)\n",
+        r"\(more_letters.py, line \d+, in __call__\)\n",
         ended.stderr,
     ), ended.stderr
     assert "saved after step 2; continue with --resume" in ended.stdout
-    spec = load_recipe(recipe, [f"output_dir={alone}", "steps=2", f"rewards.0={tmp_path}/letters.py:vowels"])
+    spec = load_recipe(recipe, [f"output_dir={alone}", "steps=2", f"rewards.0={tmp_path}/more_letters.py:vowels"])
     run_loop(build_loop(spec, quiet=True), resume=False, command="")
     for one, other in zip(numbers(alone), numbers(together), strict=True):
         renamed = {key.replace("failing", "vowels"): value for key, value in other.items()}
