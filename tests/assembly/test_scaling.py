@@ -211,7 +211,7 @@ def test_samplers_of_their_own_get_weights_and_may_go_ahead():
     # To the two machines of samplers, from one learner.
     assert found.phases["weights"].seconds == pytest.approx(2 * 4 * shape.total / 1e6)
     assert found.seconds == pytest.approx(sum(phase.seconds for phase in found.phases.values()))
-    ahead = on(slow, sampling={"max_staleness": 1})[2]
+    ahead = on(slow, sampling={"max_staleness": 1}, cluster="local")[2]
     rollout = ahead.phases["rollout"].seconds
     assert ahead.seconds == pytest.approx(max(rollout, found.seconds - rollout))
 
