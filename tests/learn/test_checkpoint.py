@@ -228,6 +228,7 @@ def test_failure_while_saving_leaves_the_earlier_checkpoint(
         ) as caught:
             run.save(tmp_path, 2, keep=1)
     assert "--resume" in str(caught.value)
+    assert str(caught.value).count("cannot be written") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
     path = newest_valid(tmp_path)
     assert path is not None
@@ -237,8 +238,9 @@ def test_failure_while_saving_leaves_the_earlier_checkpoint(
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="step-1 cannot be written"):
+    with pytest.raises(CheckpointError, match="step-1 cannot be written") as caught:
         Run().save(tmp_path / "file", 1)
+    assert str(caught.value).count("cannot be written") == 1
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

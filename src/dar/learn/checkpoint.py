@@ -117,7 +117,11 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, CheckpointException) as error:
         # torch and safetensors report a full disk as a RuntimeError of their own.
-        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        cause: BaseException = error
+        while isinstance(cause, CheckpointError) and cause.__cause__ is not None:
+            cause = cause.__cause__  # `written`, or a block inside, has said this already
+        if isinstance(cause, CheckpointException):
+            cause = next(iter(cause.failures.values()))[0]
         raise CheckpointError(
             f"checkpoint {target} cannot be written: {cause}. Earlier checkpoints are intact; free some space and "
             "continue with --resume."
