@@ -76,18 +76,8 @@ class Engine(Protocol):
 class BackgroundEngine(Engine, Protocol):
     """An engine with weights of its own, which can sample while others are learned."""
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        *,
-        max_completion_length: int,
-        key: SamplingKey,
-        progress: Progress | None = None,
-        decoding: DecodingSpec = PLAIN,
-    ) -> Future[Rollouts]:
-        """As `generate`, without waiting, and with the weights last synced, whatever is synced afterwards.
-
-        `generate` is `submit` and waiting. Several are worked on in the order they were asked for.
+    def submit(self, *args: Any, **settings: Any) -> Future[Rollouts]:
+        """As `generate`, of the same arguments, without waiting, and with the weights last synced, whatever is synced
+        afterwards. `generate` is `submit` and waiting. Several are worked on in the order they were asked for.
         """
         ...
