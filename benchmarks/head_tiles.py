@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from dar.policies.text import head
-from dar.run.environment import settle_heap
+from dar.record.environment import settle_heap
 
 VOCABULARY, HIDDEN, TOKENS = 49_152, 576, 750
 TILES = ((1024, 1024), (1024, 2048), (1024, 4096), (512, 4096), (128, VOCABULARY))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dar.run.environment import release_freed_memory, settle_heap
+from dar.record.environment import release_freed_memory, settle_heap
 
 WIDTHS = ((576, 1536), (1536, 576))
 

@@ -31,7 +31,7 @@ from dar.learn.ranks import own_groups
 from dar.policies.precision import Precision
 from dar.policies.protocol import Wants
 from dar.policies.text.policy import Policy
-from dar.run.environment import release_freed_memory
+from dar.record.environment import release_freed_memory
 
 PROMPTS, K, LENGTH = 8, 4, 32
 

@@ -48,9 +48,9 @@ from dar.policies.precision import Precision, resolve_precision
 from dar.policies.text.head import look_up_sparsely
 from dar.policies.text.logprobs import LogprobModel
 from dar.policies.text.policy import Policy
+from dar.record.environment import settle_heap
 from dar.rollout.in_process.engine import InProcessEngine
 from dar.rollout.sampling import SamplingKey
-from dar.run.environment import settle_heap
 
 PHASES = (("rollout", True), ("reference", True), ("reference", False), ("update", True), ("update", False))
 """(phase, packed)"""

@@ -32,7 +32,7 @@ from dar.config.model import ModelSourceSpec
 from dar.config.recipe import RECIPES, build_spec, read_yaml
 from dar.config.reward_model import RewardModelSpec
 from dar.policies.text.loading import load_model
-from dar.run.folder import RunFolder
+from dar.record.folder import RunFolder
 from dar.shown import visible
 
 Write = Callable[..., Path]

@@ -28,8 +28,8 @@ from dar.compare.summary import summarize, write_frontier
 from dar.config.recipe import dump_recipe, load_recipe
 from dar.console import Console
 from dar.errors import ConfigError
-from dar.run.alerts import Alert
-from dar.run.folder import RunFolder
+from dar.record.alerts import Alert
+from dar.record.folder import RunFolder
 
 KEYS = ("eval/reward", "eval/kl/ref", "eval/completions/mean_length", "eval/completions/clipped_ratio", "eval/entropy")
 

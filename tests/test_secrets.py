@@ -11,7 +11,7 @@ import pytest
 from dar import shown
 from dar.errors import DataError
 from dar.evaluate.folder import EvaluationFolder
-from dar.run.folder import RunFolder
+from dar.record.folder import RunFolder
 from dar.shown import keep_secret, one_line, redacted, visible
 
 SECRET = "abc-very/secret"

@@ -21,6 +21,9 @@ EXTRAS = {
     "gguf": "gguf",
     "bitsandbytes": "bitsandbytes",
     "ray": "ray",
+    "trl": "trl",
+    "verl": "verl",
+    "lm_eval": "lm-eval",
 }
 """Packages that not everybody needs, with the extra that brings them."""
 

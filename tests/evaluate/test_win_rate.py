@@ -16,7 +16,7 @@ from dar.evaluate.annotations import alpaca_eval_judgements, read_judged_pairs
 from dar.evaluate.folder import Lines
 from dar.evaluate.judgements import JudgedPair, Judgement, judgement_of, pair_up
 from dar.evaluate.win_rate import win_rate
-from dar.run.intervals import bootstrap, wilson
+from dar.record.intervals import bootstrap, wilson
 
 
 def both(key: str, first: float | None, second: float | None, **fields: Any) -> JudgedPair:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from support.run_folders import add_alert, write_run
 
+from dar.record.folder import RunFolder
 from dar.report.page import render_page
 from dar.report.run import load_runs
 from dar.report.server import ReportServer
-from dar.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,6 +11,7 @@ from support.page_reader import ReadPage
 from support.run_folders import add_alert, write_run
 
 from dar.errors import CheckpointError, ConfigError
+from dar.record.intervals import mean_interval, paired_difference, win_share
 from dar.report.comparison import arms_of, final_figures, frontier, win_matrix
 from dar.report.page import render_page
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
@@ -18,7 +19,6 @@ from dar.report.png import picture, write_pictures
 from dar.report.run import load_run, load_runs
 from dar.report.text import cut, difference, duration, number, script_json, spans
 from dar.report.weights import bin_name, binned
-from dar.run.intervals import mean_interval, paired_difference, win_share
 from dar.shown import visible
 
 

@@ -13,11 +13,11 @@ import pytest
 from support.page_reader import ReadPage
 from support.run_folders import add_alert, write_run
 
+from dar.record.folder import RunFolder
 from dar.report.completions import browser_of
 from dar.report.page import render_page
 from dar.report.run import load_run, load_runs
 from dar.report.text import duration, number
-from dar.run.folder import RunFolder
 
 
 def page_of(*folders: Path) -> ReadPage:

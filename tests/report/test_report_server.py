@@ -13,8 +13,8 @@ from support.run_folders import write_run
 
 from dar.cli.app import main
 from dar.errors import ConfigError
+from dar.record.folder import RunFolder
 from dar.report.server import ReportServer
-from dar.run.folder import RunFolder
 
 
 @pytest.fixture

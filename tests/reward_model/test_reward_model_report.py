@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from dar.record.intervals import standard_error
 from dar.reward_model.report import calibration_error, preference_report
-from dar.run.intervals import standard_error
 
 
 def test_report_by_hand():

@@ -19,8 +19,8 @@ from dar.assembly.loop import build_loop
 from dar.cli.app import app
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError
+from dar.record.folder import RunFolder
 from dar.run.best import BestPolicy
-from dar.run.folder import RunFolder
 from dar.trainer import run_loop
 
 WriteRecipe = Callable[..., Path]

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dar.assembly.loop import build_loop
 from dar.config.recipe import load_recipe
-from dar.run.recorder import pngs, token_columns
+from dar.record.completions import pngs, token_columns
 from dar.trainer import run_loop
 
 

@@ -13,9 +13,9 @@ import torch
 
 from dar.config.recipe import build_spec
 from dar.config.reward_model import RewardModelSpec
+from dar.record.completions import pngs
+from dar.record.folder import RunFolder
 from dar.reward_model.report import preference_report
-from dar.run.folder import RunFolder
-from dar.run.recorder import pngs
 
 WORDS = ("rain", "bread", "tea", "maps", "slow", "green", "paper", "stone", "river", "light")
 

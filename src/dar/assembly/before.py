@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dar.assembly.data import RunData
 from dar.data.logged import LoggedSet
 from dar.policies.protocol import Policy
+from dar.record.folder import RunFolder
 from dar.run.display import Display
-from dar.run.folder import RunFolder
 
 
 class Before:

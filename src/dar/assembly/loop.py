@@ -26,6 +26,9 @@ from dar.data.prompts import PromptStream
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
+from dar.record.environment import describe_environment, settle_heap
+from dar.record.folder import RunFolder
+from dar.record.watch import Watch
 from dar.reward_model.calibration import Calibration
 from dar.reward_model.reward import calibrated
 from dar.rewards import Reward, RewardSet
@@ -35,13 +38,10 @@ from dar.run.ahead import Ahead
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 from dar.run.display import Display
-from dar.run.environment import describe_environment, settle_heap
-from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Recorder
 from dar.run.trainer_callbacks import adapted
-from dar.run.watch import Watch
 
 
 def build_loop(

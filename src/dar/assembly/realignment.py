@@ -22,10 +22,10 @@ from dar.learn.impact import gradient_agreement
 from dar.objectives.realignment import Triage, impact_weights, triage
 from dar.ops import effective_sample_size
 from dar.policies.protocol import Policy
+from dar.record.folder import RunFolder
 from dar.rewards import ask_oracle, load_function
 from dar.rewards.combine import keyword_arguments
 from dar.run.display import Display
-from dar.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

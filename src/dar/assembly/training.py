@@ -11,10 +11,10 @@ import pyarrow.parquet
 from dar.collective import from_main
 from dar.errors import require_package
 from dar.files.atomic import write_text
-from dar.run.alerts import Alert
-from dar.run.card import model_card
+from dar.record.alerts import Alert
+from dar.record.card import model_card
+from dar.record.measures import evaluations
 from dar.run.loop import Loop
-from dar.run.measures import evaluations
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dar.assembly.loop import build_loop
 from dar.config.run import LoggingSpec, RunSpec
-from dar.run.environment import peak_memory_gb
+from dar.record.environment import peak_memory_gb
 
 
 @dataclass(frozen=True)

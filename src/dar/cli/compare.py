@@ -14,12 +14,12 @@ from dar.cli.common import AsJson, Overrides, RecipeArgument, print_json, say_ne
 from dar.console import Console, new_table
 from dar.files.atomic import write_text
 from dar.files.paths import expanded
-from dar.run.measures import BY_KEY
+from dar.record.measures import BY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dar.run.measures import Measure
+    from dar.record.measures import Measure
 
 
 def compare(

@@ -12,7 +12,7 @@ from dar.evaluate.length_controlled import LengthControlled
 from dar.evaluate.mt_bench.scores import MeanRating, MTBench
 from dar.evaluate.preference_files import LabeledPairs
 from dar.evaluate.win_rate import WinRate
-from dar.run.intervals import Interval
+from dar.record.intervals import Interval
 
 
 def win_rate_json(result: WinRate, controlled: LengthControlled | None) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def ls(
 
 
 def _described(path: Path) -> dict[str, Any]:
+    from dar.record.folder import RunFolder
     from dar.report.run import ControlRun, load_training
-    from dar.run.folder import RunFolder
 
     method, model, steps, rows = "?", "?", None, []
     written = max(os.path.getmtime(file) for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())

@@ -138,10 +138,10 @@ def train(
     spec = load_recipe(recipe, [*(overrides or []), *([f"cluster.address={cluster}"] if cluster else [])])
     # Only a recipe that makes sense is worth waiting for torch.
     from dar.collective import own_rank
+    from dar.record.folder import RunFolder
     from dar.report.record import run_record
     from dar.report.run import load_run
     from dar.run.display import Display
-    from dar.run.folder import RunFolder
 
     hide_file_progress()
     # With --json only the result goes to standard output.

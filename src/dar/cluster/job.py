@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from dar.assembly.objects import Objects
 from dar.config.run import RunSpec
-from dar.run.environment import settle_heap
+from dar.record.environment import settle_heap
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dar.cluster.pool import Pool
 from dar.cluster.rewards import remote_rewards
 from dar.cluster.sampler import Weights
 from dar.console import Console, LogHandler
-from dar.run.folder import RunFolder
+from dar.record.folder import RunFolder
 from dar.run.loop import Loop
 
 

@@ -16,9 +16,9 @@ from dar.config.recipe import load_recipe
 from dar.config.run import RunSpec
 from dar.console import about
 from dar.errors import CheckpointError, ConfigError
+from dar.record.alerts import Alert
+from dar.record.folder import RunFolder
 from dar.report.run import load_run
-from dar.run.alerts import Alert
-from dar.run.folder import RunFolder
 from dar.run.stopping import signals_handled
 
 

@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from dar.compare.runs import Outcome
+from dar.record.intervals import mean_interval
+from dar.record.measures import BY_KEY, KL_OLD, Measure
 from dar.report.comparison import RecipeRuns, frontier
 from dar.report.png import write_picture
 from dar.report.run import load_run
-from dar.run.intervals import mean_interval
-from dar.run.measures import BY_KEY, KL_OLD, Measure
 from dar.shown import one_line
 
 MEASURED = {

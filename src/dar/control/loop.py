@@ -22,9 +22,9 @@ from dar.files.atomic import written
 from dar.learn.checkpoint import TrainState
 from dar.learn.optim import learning_rate_factor
 from dar.policies.precision import resolve_precision
+from dar.record.environment import describe_environment, peak_memory_gb
+from dar.record.folder import RunFolder
 from dar.run.display import Display
-from dar.run.environment import describe_environment, peak_memory_gb
-from dar.run.folder import RunFolder
 from dar.run.steps import Steps, due
 from dar.run.stopping import Control
 

@@ -14,7 +14,7 @@ from dar.errors import DataError
 from dar.evaluate.judgements import JudgedPair, Outcome, judgement_of, pair_up
 from dar.evaluate.preference_files import Choice, LabeledPair
 from dar.files.tables import Row, read_table, rows_of
-from dar.run.intervals import Interval, percent
+from dar.record.intervals import Interval, percent
 
 _CHOICES: dict[Outcome, Choice] = {"win": 1, "loss": 2, "tie": 0}
 _OTHER: dict[Choice, Choice] = {1: 2, 2: 1, 0: 0}

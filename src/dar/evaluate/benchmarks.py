@@ -8,7 +8,7 @@ from typing import Any
 
 from dar.errors import DataError
 from dar.files.tables import Row
-from dar.run.intervals import Interval, wilson
+from dar.record.intervals import Interval, wilson
 from dar.verifiable.ifeval import as_list, check_instructions
 
 

@@ -15,8 +15,8 @@ from sklearn.model_selection import GroupKFold
 
 from dar.errors import DataError
 from dar.evaluate.judgements import JudgedPair
+from dar.record.intervals import Interval, bootstrap
 from dar.run.difficulty import Array, Difficulty, GamedRows
-from dar.run.intervals import Interval, bootstrap
 
 STRENGTHS = np.logspace(-4, 4, 10)
 """Inverse regularization strengths tried, as scikit-learn and so AlpacaEval choose them; the first of equals wins."""

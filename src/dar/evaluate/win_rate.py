@@ -10,7 +10,7 @@ import numpy as np
 
 from dar.errors import DataError
 from dar.evaluate.judgements import JudgedPair
-from dar.run.intervals import Interval, bootstrap, percent, standard_error, wilson
+from dar.record.intervals import Interval, bootstrap, percent, standard_error, wilson
 
 NUM_LENGTH_BINS = 5
 

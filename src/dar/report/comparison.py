@@ -10,12 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from dar.config.recipe import flatten
+from dar.record.intervals import Estimate, WinShare, mean_interval, win_share
+from dar.record.measures import BY_KEY, MEASURES, Measure
 from dar.report.curves import KL_AXIS, STEP, Curve
 from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards
 from dar.report.run import ControlRun, Run
-from dar.run.intervals import Estimate, WinShare, mean_interval, win_share
-from dar.run.measures import BY_KEY, MEASURES, Measure
 from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")

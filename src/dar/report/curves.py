@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dar.record.measures import BY_KEY, Measure, measures_of
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.results import evaluation_intervals
 from dar.report.run import Run, Training
 from dar.report.spending import PHASES
-from dar.run.measures import BY_KEY, Measure, measures_of
 
 MAX_POINTS = 2000
 """Steps of a longer run are thinned to this many for the plots."""

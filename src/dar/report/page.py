@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dar import __version__
 from dar.config.recipe import dump_recipe
+from dar.record.intervals import wilson
 from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, over_steps, win_matrix
 from dar.report.completions import browser_of
 from dar.report.control import control_plots
@@ -29,7 +30,6 @@ from dar.report.run import AnyRuns, ControlRun, RewardModelRun, Run, Training
 from dar.report.spending import PHASES, spending
 from dar.report.text import count, difference, duration, number, script_json, spans
 from dar.report.weights import weight_plots
-from dar.run.intervals import wilson
 from dar.shown import visible
 
 _SCRIPTS = ("plot.js", "browser.js", "report.js")

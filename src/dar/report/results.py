@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from statistics import fmean
 
+from dar.record.intervals import Estimate, mean_interval, paired_difference
+from dar.record.measures import MEASURES, Measure, measures_of
 from dar.report.run import CompletionFile, Run, Training
-from dar.run.intervals import Estimate, mean_interval, paired_difference
-from dar.run.measures import MEASURES, Measure, measures_of
 
 
 @dataclass(frozen=True)

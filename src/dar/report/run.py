@@ -17,9 +17,9 @@ from dar.config.recipe import load_recipe, read_yaml
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
-from dar.run.alerts import Alert
-from dar.run.folder import RunFolder
-from dar.run.measures import evaluations
+from dar.record.alerts import Alert
+from dar.record.folder import RunFolder
+from dar.record.measures import evaluations
 from dar.shown import one_line
 
 _COMPLETIONS = re.compile(r"(heldout-)?step-(\d+)\.parquet")

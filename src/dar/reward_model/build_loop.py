@@ -17,13 +17,13 @@ from dar.learn.ranks import join_ranks
 from dar.policies.base import fingerprint as weights_fingerprint
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import add_lora, checkpoint_layers, context_length, load_config, load_tokenizer
+from dar.record.environment import describe_environment, settle_heap
+from dar.record.folder import RunFolder
 from dar.reward_model.classifier import make_classifier
 from dar.reward_model.loop import RewardModelLoop
 from dar.reward_model.pairs import TokenPair, read_pairs, tokenize_pairs
 from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
-from dar.run.environment import describe_environment, settle_heap
-from dar.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

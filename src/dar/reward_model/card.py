@@ -6,7 +6,7 @@ from typing import Any
 
 from dar.config.recipe import dump_recipe
 from dar.config.reward_model import RewardModelSpec
-from dar.run.card import front_matter
+from dar.record.card import front_matter
 from dar.shown import fenced, markdown
 
 ROWS = (

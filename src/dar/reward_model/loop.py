@@ -22,12 +22,12 @@ from dar.learn.optim import clipped_step, set_learning_rate
 from dar.learn.ranks import leave_ranks, own_groups
 from dar.objectives.reward_model import bradley_terry, centering
 from dar.policies.precision import Precision
+from dar.record.environment import peak_memory_gb
+from dar.record.folder import RunFolder
 from dar.reward_model.pairs import TokenPair
 from dar.reward_model.report import preference_report
 from dar.reward_model.score_model import ScoreModel
 from dar.run.display import Display
-from dar.run.environment import peak_memory_gb
-from dar.run.folder import RunFolder
 from dar.run.steps import Steps
 from dar.run.stopping import Control
 

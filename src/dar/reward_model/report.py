@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from dar.run.intervals import standard_error
+from dar.record.intervals import standard_error
 
 _EDGES = (-64, -16, 0, 1, 17, 65)
 """Where bins of the chosen completion's length less the rejected one's begin, in tokens: −64 to −17, −16 to −1, 0, …"""

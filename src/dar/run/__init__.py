@@ -1,1 +1,1 @@
-"""One run: the loop, what it collects and records, its folder, its held-out evaluation, its alerts."""
+"""One run: the loop, what it collects and records, its held-out evaluation, the best policy."""

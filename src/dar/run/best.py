@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from dar.collective import from_main
 from dar.config.run import BestSpec, RunSpec
 from dar.policies.protocol import Policy
-from dar.run.card import model_card
-from dar.run.folder import RunFolder
+from dar.record.card import model_card
+from dar.record.folder import RunFolder
 
 
 @dataclass(frozen=True)

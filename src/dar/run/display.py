@@ -10,8 +10,8 @@ from typing import NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dar.console import Console, about, new_table
-from dar.run.alerts import Alert
-from dar.run.measures import BY_KEY, measures_of
+from dar.record.alerts import Alert
+from dar.record.measures import BY_KEY, measures_of
 from dar.shown import one_line
 
 

@@ -18,13 +18,13 @@ from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
 from dar.learn.ranks import own_groups
 from dar.policies.protocol import Policy
+from dar.record.metrics import completion_metrics
+from dar.record.text import reward_length_metrics, sampled_entropy
 from dar.rewards import RewardSet, RewardTable, join_tables
 from dar.rollout.protocol import Engine, Progress
 from dar.rollout.sampling import SamplingKey
 from dar.rollout.truncation import PLAIN
 from dar.run.collect import logged_rollouts
-from dar.run.metrics import completion_metrics
-from dar.run.text import reward_length_metrics, sampled_entropy
 
 Item = TypeVar("Item")
 

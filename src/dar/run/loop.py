@@ -29,18 +29,18 @@ from dar.learn.learner import Learner
 from dar.learn.ranks import gather_scored, leave_ranks, own_groups
 from dar.learn.selftest import check_start
 from dar.learn.update import SAMPLER_LOGPROBS
+from dar.record.alerts import Alert
+from dar.record.environment import peak_memory_gb, release_freed_memory
+from dar.record.folder import RunFolder
+from dar.record.metrics import sample_metrics
 from dar.rewards import RewardTable
 from dar.rewards.combine import Reporting
 from dar.rollout.protocol import Engine
 from dar.run.ahead import Ahead
-from dar.run.alerts import Alert
 from dar.run.best import BestPolicy
 from dar.run.collect import Collector, Kept
 from dar.run.display import Display
-from dar.run.environment import peak_memory_gb, release_freed_memory
-from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
-from dar.run.metrics import sample_metrics
 from dar.run.recorder import Recorder
 from dar.run.steps import Steps, due
 from dar.run.trainer_callbacks import TrainerCallbacks

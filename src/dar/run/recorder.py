@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import pyarrow as pa
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dar.batch import Message, Rollouts, TokenGroups, Weighted
+from dar.batch import Rollouts, Weighted
+from dar.record.completions import completion_columns, prompt_text, token_columns
+from dar.record.folder import RunFolder
+from dar.record.measures import MEASURES
+from dar.record.watch import Watch
 from dar.rewards import RewardTable
 from dar.run.display import Display
-from dar.run.folder import RunFolder
 from dar.run.heldout import HeldoutResult
-from dar.run.measures import MEASURES
 from dar.run.stopping import Control
-from dar.run.watch import Watch
 
 
 class Callback(Protocol):
@@ -104,23 +102,6 @@ class Recorder:
             self.control.is_stopping |= alert.action == "stop"
 
 
-def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:
-    """One row per completion: prompt, text or image, length, ending, reward, its parts and what the data says of it."""
-    prompts = [prompt for prompt in rollouts.prompts for _ in range(rollouts.num_generations)]
-    known = {**rewards.parts, **rollouts.labels}
-    return {
-        "position": [prompt.position for prompt in prompts],
-        "prompt": [prompt_text(prompt.content) for prompt in prompts],
-        "completion": list(rollouts.texts),
-        **({} if rollouts.images is None else {"image": pngs(rollouts.images)}),
-        "length": rollouts.groups.lengths.tolist(),
-        "finish_reason": list(rollouts.finish_reasons),
-        "reward": rewards.total.flatten().tolist(),
-        **{f"reward/{name}": values.flatten().tolist() for name, values in known.items()},
-        **{f"contribution/{name}": values.flatten().tolist() for name, values in rewards.contributions.items()},
-    }
-
-
 def heldout_columns(result: HeldoutResult) -> dict[str, Any]:
     """One row per held-out completion: as `completion_columns`, its drift, and what the held-out rewards said."""
     columns = completion_columns(result.rollouts, result.rewards)
@@ -130,46 +111,3 @@ def heldout_columns(result: HeldoutResult) -> dict[str, Any]:
         return columns
     parts = {f"gold/{name}": values.flatten().tolist() for name, values in result.gold.parts.items()}
     return {**columns, "gold": result.gold.total.flatten().tolist(), **parts}
-
-
-def token_columns(
-    groups: TokenGroups, logprobs: Tensor | None, ref_logprobs: Tensor | None, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """Each completion's tokens as text and what π_t and π₀ say of them, as far as that is known: lists of equal length.
-
-    Args:
-        groups: the completions, B rows.
-        logprobs, ref_logprobs: [B, T] nats, or None.
-        tokenizer: turns each token into its text behind another; one that is a part of a character becomes U+FFFD.
-    """
-    ids, mask = groups.completion_ids, groups.mask
-    # Some tokenizers leave out the space that the first token of a text begins with.
-    text = {
-        token: str(tokenizer.decode([token, token])).removeprefix(str(tokenizer.decode([token])))
-        for token in ids[mask].unique().tolist()
-    }
-    columns: dict[str, Any] = {
-        "tokens": [[text[token] for token in row[keep].tolist()] for row, keep in zip(ids, mask, strict=True)]
-    }
-    for name, values in ("logprobs", logprobs), ("ref_logprobs", ref_logprobs):
-        if values is not None:
-            rows = [row[keep].tolist() for row, keep in zip(values, mask, strict=True)]
-            columns[name] = pa.array(rows, type=pa.list_(pa.float32()))
-    return columns
-
-
-def pngs(images: Tensor) -> list[bytes]:
-    """Each image of [B, C, H, W] in [−1, 1] as a PNG: in color where C is 3, else its channels' mean in grey."""
-    from PIL import Image  # noqa: PLC0415 - comes with diffusers, whose models make images
-
-    images = images if images.shape[1] == 3 else images.mean(1, keepdim=True)
-    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    files = [io.BytesIO() for _ in pixels]
-    for file, each in zip(files, pixels, strict=True):
-        Image.fromarray(each.squeeze(2).numpy()).save(file, "PNG")
-    return [file.getvalue() for file in files]
-
-
-def prompt_text(content: str | list[Message]) -> str:
-    """A prompt for people: the string, or the conversation's last message."""
-    return content if isinstance(content, str) else str(content[-1]["content"])

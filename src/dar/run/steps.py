@@ -14,8 +14,8 @@ from dar.collective import from_main, gathered, num_ranks, own_rank
 from dar.errors import CheckpointError, DarError, RankError
 from dar.learn.checkpoint import TrainState, load_checkpoint, newest_valid, read_state, save_checkpoint
 from dar.learn.ranks import lost_ranks_named
+from dar.record.folder import RunFolder
 from dar.run.display import Display
-from dar.run.folder import RunFolder
 from dar.run.stopping import Control, signals_handled
 from dar.run.trainer_callbacks import TrainerCallbacks
 

@@ -22,7 +22,7 @@ POSITIONS, ENTRIES = 1024, 2048
 
 CHUNK = 128
 """Positions per pass through a head that is not taken in tiles: 128 × 49 152 logits are 25 MB in fp32, which still come
-from the heap instead of freshly mapped pages (`dar.run.environment.settle_heap`)."""
+from the heap instead of freshly mapped pages (`dar.record.environment.settle_heap`)."""
 
 DEVICE_POSITIONS, DEVICE_ENTRIES, DEVICE_CHUNK = 4096, 16384, 512
 """The same on a GPU, where a small product leaves most of it idle: 268 MB of fp32 logits."""

@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from dar.config.control import ControlSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
+from dar.config.recorded import RecordedSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -26,7 +27,7 @@ from dar.files.intake import parse_json, read_text
 from dar.files.paths import expanded, missing
 from dar.shown import redacted
 
-AnyRecipe = RunSpec | RewardModelSpec | ControlSpec
+AnyRecipe = RunSpec | RewardModelSpec | ControlSpec | RecordedSpec
 _WRITTEN = (
     *("checkpoints/step-*", "completions/*step-*.parquet", "best", "model", "dar/events.out.tfevents.*"),
     *("metrics.jsonl", "alerts.jsonl", "evaluation.json", "triage.parquet", "reliability-*.png", "report.html"),

@@ -16,8 +16,8 @@ from dar.cli.app import app
 from dar.config.alerts import KLAlertSpec, MissingEosAlertSpec
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
-from dar.run.folder import RunFolder
-from dar.run.watch import Watch
+from dar.record.folder import RunFolder
+from dar.record.watch import Watch
 from dar.trainer import TrainResult, run_loop
 
 WriteRecipe = Callable[..., Path]

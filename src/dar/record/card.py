@@ -11,7 +11,7 @@ import yaml
 from dar.config.recipe import dump_recipe
 from dar.config.rewards import reward_name
 from dar.config.run import RunSpec
-from dar.run.measures import MEASURES, evaluations
+from dar.record.measures import MEASURES, evaluations
 from dar.shown import fenced, markdown
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
 from dar.batch import Rollouts
+from dar.record.text import reward_length_metrics, sampled_entropy, text_metrics
 from dar.rewards import RewardTable
-from dar.run.text import reward_length_metrics, sampled_entropy, text_metrics
 
 
 def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None) -> Metrics:

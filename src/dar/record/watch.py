@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from dar.config.alerts import AnyAlert
-from dar.run.alerts import Alert, metrics_read, newly_fired
+from dar.record.alerts import Alert, metrics_read, newly_fired
 
 
 class Watch:

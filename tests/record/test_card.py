@@ -10,8 +10,8 @@ import yaml
 
 from dar.config.recipe import build_spec
 from dar.config.reward_model import RewardModelSpec
+from dar.record.card import model_card
 from dar.reward_model.card import reward_model_card
-from dar.run.card import model_card
 
 RECIPE: dict[str, Any] = {
     "model": "some/model",

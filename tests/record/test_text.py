@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.handmade import make_rollouts
 
-from dar.run.text import reward_length_metrics, sampled_entropy, text_metrics, token_rows
+from dar.record.text import reward_length_metrics, sampled_entropy, text_metrics, token_rows
 
 
 def test_lengths_and_endings_have_trls_names():

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dar.run.environment import settle_heap
+from dar.record.environment import settle_heap
 
 CAPS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dar.run.ngrams import distinct_n, group_overlap, longest_repeat_share
+from dar.record.ngrams import distinct_n, group_overlap, longest_repeat_share
 
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=12), min_size=2, max_size=5)
 

@@ -17,7 +17,7 @@ from dar.config.alerts import (
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
 )
-from dar.run.alerts import Alert, check, metrics_read, newly_fired
+from dar.record.alerts import Alert, check, metrics_read, newly_fired
 
 
 def lines(rule: AnyAlert, values: Sequence[float]) -> list[dict[str, float]]:

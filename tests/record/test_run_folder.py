@@ -13,7 +13,7 @@ from support.handmade import make_spec
 
 from dar.config.recipe import load_recipe
 from dar.errors import CheckpointError, ConfigError, NonFiniteError
-from dar.run.folder import RunFolder
+from dar.record.folder import RunFolder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from dar.batch import Rollouts
-from dar.run.ngrams import distinct_n, group_overlap, longest_repeat_share
+from dar.record.ngrams import distinct_n, group_overlap, longest_repeat_share
 
 
 def text_metrics(rollouts: Rollouts) -> dict[str, float]:
