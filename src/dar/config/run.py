@@ -74,6 +74,19 @@ class LoggingSpec(Spec):
     """Prompts whose completions are scored before and after the update, to measure KL(π_t‖π_t+1); 0 = none."""
 
 
+class HubSpec(Spec):
+    """Where the trained model goes when the run is finished, with its card and the run's report."""
+
+    shorthand = "repository"
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """`ME/NAME` on the Hub; made where there is none."""
+    private: bool = True
+    """Of a new repository: only you see it. One that is there stays as it is."""
+    revision: str | None = None
+    """A branch, made where there is none; by default the main one."""
+
+
 class ComputeSpec(Spec):
     """Where and in what portions a model computes."""
 
@@ -144,6 +157,8 @@ class RunSpec(Spec):
     """What the run is watched for: a list of names or mappings with `type`."""
     logging: LoggingSpec = Field(default_factory=LoggingSpec)
     """What is written down, and where to."""
+    hub: HubSpec | None = None
+    """Upload the trained model: a name, or a mapping; by default it stays here."""
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
     """Where and how it runs."""
     cluster: ClusterSpec | None = None
