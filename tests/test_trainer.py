@@ -15,6 +15,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PeftModel
 from support.reward_models import make_classifier, save_classifier
+from support.scripted_hub import ScriptedHub
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import dar
@@ -403,6 +404,61 @@ def test_policy_is_evaluated_saved_and_reported_at_any_time(tmp_path: Path):
         trainer.push_to_hub("me/it")
     with pytest.raises(ConfigError, match="has trained its model already"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_finished_run_is_uploaded_whole_and_an_upload_that_fails_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"hub_model_id": "lab/it", "hub_revision": "try", "max_steps": 1}
+    with ScriptedHub(monkeypatch) as hub:
+        hub.status = 403
+        with pytest.raises(CheckpointError, match=r"nothing was uploaded to lab/it .*or `dar export .* --push lab/it`"):
+            make_trainer(tmp_path, settings=settings).train()
+        assert hub.commits == []
+        hub.status = 200
+        trainer = make_trainer(tmp_path, settings=settings)
+        result = trainer.train(resume_from_checkpoint=True)
+        sent = {file.name: file.read_bytes() for file in Path(result.model_dir).iterdir()}
+        report = result.report().read_bytes()
+        assert hub.commits == [("lab/it", "try", {**sent, "report.html": report})]
+        assert (hub.made[-1]["organization"], hub.made[-1]["name"]) == ("lab", "it")
+        assert hub.made[-1]["visibility"] == "private"
+        assert trainer.push_to_hub("me/other", private=False) == f"{hub.url}/me/other/commit/{'a' * 40}"
+        repository, branch, again = hub.commits[-1]
+        assert (repository, branch, hub.made[-1]["visibility"]) == ("me/other", "main", "public")
+        assert {name: again[name] for name in ("model.safetensors", "report.html")} == {
+            "model.safetensors": sent["model.safetensors"],
+            "report.html": report,
+        }
+
+
+@pytest.mark.parametrize(
+    ("account", "repository", "message"),
+    [
+        (None, "me/it", r"does not say whose the token is \(HfHubHTTPError: .*Nothing was trained"),
+        ({"name": "me", "orgs": [{"name": "lab"}]}, "you/it", "is that of me, who may write to me, lab"),
+        ({"name": "me", "auth": {"accessToken": {"role": "read"}}}, "me/it", "the token of me may only read"),
+    ],
+)
+def test_a_hub_that_would_refuse_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: dict[str, Any] | None, repository: str, message: str
+):
+    with ScriptedHub(monkeypatch) as hub:
+        hub.account = account
+        with pytest.raises(ConfigError, match=f"hub.repository is {repository}, but .*{message}"):
+            make_trainer(tmp_path, settings={"hub_model_id": repository}).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_token_or_a_hub_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer = make_trainer(tmp_path, settings={"hub_model_id": "me/it"})
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with pytest.raises(ConfigError, match=r"does not say whose the token is \(OfflineModeIsEnabled"):
+        trainer.train()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("dar.files.hub.get_token", lambda: None)
+    with pytest.raises(ConfigError, match="there is no token to write with: `hf auth login`, or set HF_TOKEN"):
+        trainer.train()
 
 
 def test_what_is_not_there_yet_is_said(tmp_path: Path):

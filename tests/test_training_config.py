@@ -34,7 +34,7 @@ MINIMAL: dict[str, Any] = {"output_dir": "run", "max_steps": 1}
         ("target_kl", "use algorithm=DARSpec(beta={'target_kl': …})"),
         ("baseline", "use algorithm=DARSpec(baseline=…)"),
         ("mask_truncated", "use overrides=['sampling.mask_truncated=…']"),
-        ("hub_model_id", "trainer.push_to_hub(name), or `dar export"),
+        ("push_to_hub", "set hub_model_id: the model is uploaded once"),
     ],
 )
 @pytest.mark.parametrize("config", [DARConfig, TrainingConfig])

@@ -18,6 +18,7 @@ from dar import arguments
 from dar.algorithms.base import Algorithm
 from dar.arguments import GivenModel, GivenReward, GivenRows, Problems, described, shown
 from dar.assembly.engine import build_engine
+from dar.assembly.export import push_model
 from dar.assembly.loop import build_loop
 from dar.assembly.objects import Objects
 from dar.assembly.training import TrainResult, run_loop, save_policy
@@ -30,7 +31,6 @@ from dar.config.recipe import build_spec
 from dar.config.run import LoggingSpec
 from dar.errors import ConfigError, DarError
 from dar.files.hints import nearest_hint
-from dar.files.hub import upload
 from dar.policies.text.loading import load_tokenizer
 from dar.policies.text.policy import Policy
 from dar.run.loop import Loop
@@ -66,7 +66,7 @@ class SavesModel(ABC):
         return target
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads what `save_model` saves to the Hub, and returns the address of the commit.
+        """Uploads what `save_model` saves to the Hub, with the run's report, and returns the address of the commit.
 
         Args:
             repo_id: `name/model`; made where there is none.
@@ -75,10 +75,12 @@ class SavesModel(ABC):
 
         Raises:
             CheckpointError: the Hub cannot be reached, or refuses.
+            ConfigError: as `save_model`, or what the report is made with is not installed.
         """
         with tempfile.TemporaryDirectory() as folder:
             model = self.save_model(Path(folder) / "model")
-            return from_main(lambda: upload(model, repo_id, private=private, token=token))
+            run = self.loop.folder.path
+            return from_main(lambda: push_model(model, run, repo_id, private=private, token=token))
 
     @abstractmethod
     def _save_to(self, folder: Path) -> None:
@@ -240,7 +242,7 @@ class Trainer(SavesModel):
         with python_words(self.config_class), tempfile.TemporaryDirectory() as folder:
             if self.loop is not None:
                 return measured(self.loop, self.spec.steps)
-            spec = self.spec.model_copy(update={"output_dir": folder, "logging": LoggingSpec()})
+            spec = self.spec.model_copy(update={"output_dir": folder, "hub": None, "logging": LoggingSpec()})
             loop = build_loop(spec, self._objects, quiet=True)
             if self._objects.model is not None:
                 # An adapter is put on in place: the run finds it there.

@@ -109,6 +109,8 @@ class FlatConfig(Spec):
             ConfigError: an override is none.
         """
         for name, key in keys.items():
+            if getattr(self, name) is None:
+                continue  # as it is in a recipe that says nothing
             *sections, last = key.split(".")
             target = raw
             for section in sections:
@@ -132,6 +134,9 @@ class TrainingConfig(FlatConfig):
         "eval_steps": "evaluation.every",
         "logging_steps": "logging.every",
         "report_to": "logging.trackers",
+        "hub_model_id": "hub.repository",
+        "hub_private_repo": "hub.private",
+        "hub_revision": "hub.revision",
     }
 
     max_steps: Count
@@ -152,6 +157,12 @@ class TrainingConfig(FlatConfig):
     """Evaluate on the held-out prompts every so many steps; 0 = only before and after."""
     report_to: str | list[str] | None = None
     """Trackers by name."""
+    hub_model_id: str | None = None
+    """Upload the trained model, its card and the report to `ME/NAME` on the Hub when the run is finished."""
+    hub_private_repo: bool | None = None
+    """Whether only you see a new repository: by default only you do."""
+    hub_revision: str | None = None
+    """A branch of it; by default the main one."""
     reward_weights: list[float] | None = None
     """Factors of the reward functions, in their order."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from dar.config.recipe import build_spec
 from dar.config.reward_model import RewardModelSpec
@@ -39,6 +41,36 @@ def test_a_run_that_nothing_watched_says_nothing_of_alerts():
     assert "alert" not in model_card(build_spec(RECIPE, where="recipe.yaml"), [], []).partition("```yaml")[0].lower()
 
 
+def test_the_hub_reads_what_it_shows_from_the_front_matter(tmp_path: Path):
+    recipe = RECIPE | {"data": {"train": "lab/prompts", "heldout": {"path": "lab/asked", "split": "test"}}}
+    lora = {"model": {"path": "some/model", "lora": {"rank": 2}}, "output_dir": "runs/first"}
+    lines = [{"step": 0, "eval/reward": 0.25, "eval/gold": -1.0}, {"step": 6, "eval/reward": 0.75, "eval/gold": -2.0}]
+    (tmp_path / "README.md").write_text(model_card(build_spec(recipe | lora, where="r"), lines, []))
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert isinstance(data, ModelCardData)
+    assert (data.base_model, data.datasets, data.library_name) == ("some/model", ["lab/prompts"], "peft")
+    assert (data.pipeline_tag, data.tags, data.model_name) == ("text-generation", ["rlhf", "dar"], "first")
+    assert [(each.metric_name, each.metric_type, each.metric_value) for each in data.eval_results or ()] == [
+        ("reward", "reward", 0.75),
+        ("reward, before training", "reward", 0.25),
+        ("gold reward, not trained on", "gold", -2.0),
+        ("gold reward, not trained on, before training", "gold", -1.0),
+    ]
+    assert {(each.task_type, each.dataset_type, each.dataset_split) for each in data.eval_results or ()} == {
+        ("text-generation", "lab/asked", "test")
+    }
+
+
+def test_the_hub_reads_the_accuracy_of_a_reward_model():
+    recipe = {"model": "some/model", "data": {"train": "a.jsonl", "heldout": "b.jsonl"}, "steps": 1, "output_dir": "rm"}
+    evaluation = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.75, "num_pairs": 4}}
+    spec = build_spec(recipe, where="r", kind=RewardModelSpec)
+    data = ModelCard(reward_model_card(spec, evaluation, num_pairs=3, command="dar")).data
+    assert isinstance(data, ModelCardData)
+    assert (data.pipeline_tag, data.datasets, data.model_name) == ("text-classification", None, "rm")
+    assert [each.metric_value for each in data.eval_results or ()] == [0.75, 0.5]
+
+
 NAME = "a/b\nlicense: mit\n---\n# <b>x</b> \u202e"
 
 
@@ -46,7 +78,8 @@ def test_what_the_front_matter_says_is_what_was_trained_from():
     card = model_card(build_spec(RECIPE | {"model": NAME}, where="recipe.yaml"), [], [])
     beginning, rest = card.removeprefix("---\n").split("\n---\n", maxsplit=1)
     # The Hub takes no card whose base model is none of its own.
-    assert yaml.safe_load(beginning) == {"library_name": "transformers", "tags": ["rlhf", "dar"]}
+    expected = {"library_name": "transformers", "tags": ["rlhf", "dar"], "pipeline_tag": "text-generation"}
+    assert yaml.safe_load(beginning) == expected
     hub = model_card(build_spec(RECIPE | {"model": "some/model"}, where="recipe.yaml"), [], [])
     assert yaml.safe_load(hub.split("---\n")[1])["base_model"] == "some/model"
     assert rest.startswith("\n# a/b license: mit --- \\# \\<b\\>x\\</b\\> \\[RLO\\], aligned with DAR\n")

@@ -1,20 +1,24 @@
-"""A trained model's folder as other programs want it: merged, in another precision, its base where it is found."""
+"""A trained model as others want it: merged, in another precision, its base where it is found; on the Hub, with the
+report of its run."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, TaskType
 from safetensors.torch import load_file, save_file
 
 from dar.config.model import ModelSourceSpec
-from dar.errors import ConfigError
+from dar.errors import ConfigError, require_package
 from dar.files.atomic import written
+from dar.files.hub import upload
 from dar.policies.saving import save_model
 from dar.policies.text.loading import followed, load_model, load_tokenizer, resolve_model
+from dar.record.folder import RunFolder
 from dar.reward_model.classifier import load_classifier
 
 
@@ -63,3 +67,26 @@ def export_model(path: Path, out: Path, *, merge: bool, dtype: str | None) -> st
         found = json.loads(settings.read_text(encoding="utf-8"))
         settings.write_text(json.dumps(found | changes, indent=2) + "\n", encoding="utf-8")
     return needs
+
+
+def push_model(folder: Path, run: Path, repository: str, **settings: Any) -> str:
+    """Uploads a model's folder, and `report.html` of the run that made it, if `run` is one or is a folder in one.
+
+    Args:
+        folder, repository, settings: of `dar.files.hub.upload`, which says what is returned and raised.
+
+    Raises:
+        ConfigError: what a report is made with is not installed.
+    """
+    found = next((each for each in (run, run.parent) if RunFolder(each).is_run), None)
+    more = {} if found is None else {"report.html": report_html(found).encode()}
+    return upload(folder, repository, more=more, **settings)
+
+
+def report_html(run: Path) -> str:
+    """The report of a run. Raises ConfigError where what it is made with is not installed."""
+    require_package("plotly", "the report of a run")
+    from dar.report.page import render_page  # noqa: PLC0415 - an extra
+    from dar.report.run import load_trainings  # noqa: PLC0415
+
+    return render_page(load_trainings([run]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from dar.algorithms import preference
 from dar.algorithms.base import Algorithm
@@ -15,6 +16,7 @@ from dar.assembly.flow import FlowParts
 from dar.assembly.objects import NOTHING, Objects
 from dar.assembly.reward import build_reward, check_calls
 from dar.assembly.text import TextParts
+from dar.collective import from_main
 from dar.config.data import DecodingSpec
 from dar.config.flow import FlowModelSpec
 from dar.config.preference import DPOSpec
@@ -23,6 +25,8 @@ from dar.config.recipe import flatten
 from dar.config.run import RunSpec
 from dar.console import Console
 from dar.data.prompts import PromptStream
+from dar.errors import require_package
+from dar.files.hub import require_writable
 from dar.learn.learner import Learner
 from dar.learn.update import Updater
 from dar.policies.protocol import Policy
@@ -71,6 +75,9 @@ def build_loop(
     settle_heap()
     precision = build_precision(spec)
     accelerator = build_accelerator(spec, precision)
+    if spec.hub is not None:
+        require_package("plotly", "hub: the report that is uploaded")
+        from_main(partial(require_writable, spec.hub.repository))
     parts = build_parts(spec, objects)
     data, before = build_data(spec, objects, parts), build_before(spec)
     rewards = [build_reward(reward, objects.rewards, spec.runtime) for reward in spec.rewards]

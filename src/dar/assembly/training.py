@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow.parquet
 
+from dar.assembly.export import push_model, report_html
 from dar.collective import from_main
-from dar.errors import require_package
+from dar.config.run import HubSpec
+from dar.errors import CheckpointError
 from dar.files.atomic import write_text
 from dar.record.alerts import Alert
 from dar.record.card import model_card
@@ -39,22 +41,21 @@ class TrainResult:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Writes the report of the run, by default `report.html` in its folder, and returns where it is."""
-        require_package("plotly", "the report of a run")
-        from dar.report.page import render_page  # noqa: PLC0415 - an extra
-        from dar.report.run import load_runs  # noqa: PLC0415
-
         target = Path(path or Path(self.output_dir) / "report.html")
-        write_text(target, render_page(load_runs([self.output_dir])))
+        write_text(target, report_html(Path(self.output_dir)))
         return target
 
 
 def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
-    """Runs a loop, saves the model when it is finished, and shows the before/after table.
+    """Runs a loop; when it is finished, saves the model, shows the before/after table, and uploads.
 
     Args:
         loop: from `dar.assembly.loop.build_loop`.
         resume: continue from the newest checkpoint.
         command: for the model card.
+
+    Raises:
+        DarError: as `Loop.run`; of an upload, once all else is done.
     """
     try:
         done = loop.run(resume=resume)
@@ -65,6 +66,8 @@ def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
         save_policy(loop, loop.folder.model, command=command)
         if loop.is_main:
             show_before_after(loop, metrics)
+        if (hub := loop.spec.hub) is not None:
+            loop.display.note(f"uploaded: {from_main(lambda: _upload(loop, hub))}")
     return TrainResult(done, metrics, str(loop.folder.path), from_main(lambda: loop.stopped_by))
 
 
@@ -72,6 +75,17 @@ def save_policy(loop: Loop, folder: Path, *, command: str) -> None:
     """Saves a loop's policy with its card, on every rank; `command` is what was run. Raises as `Policy.save`."""
     card = model_card(loop.spec, loop.folder.metrics(), loop.folder.alerts(), command=command)
     loop.learner.policy.save(folder, card=card)
+
+
+def _upload(loop: Loop, hub: HubSpec) -> str:
+    run, settings = loop.folder.path, hub.model_dump(exclude={"repository"})
+    try:
+        return push_model(loop.folder.model, run, hub.repository, **settings)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. The run is finished and {loop.folder.model} is written: upload it later with --resume, or "
+            f"`dar export {run} OUT --push {hub.repository}`"
+        ) from error
 
 
 def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:

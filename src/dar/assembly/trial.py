@@ -42,7 +42,7 @@ def try_step(spec: RunSpec, *, num_heldout_prompts: int) -> Trial:
     with tempfile.TemporaryDirectory(prefix="dar-try-") as temporary:
         logging = LoggingSpec(completions_every=1, old_kl_prompts=spec.logging.old_kl_prompts)
         evaluation = spec.evaluation.model_copy(update={"max_prompts": num_tried or None})
-        changes = {"output_dir": temporary, "alerts": [], "logging": logging, "evaluation": evaluation}
+        changes = {"output_dir": temporary, "alerts": [], "hub": None, "logging": logging, "evaluation": evaluation}
         loop = build_loop(spec.model_copy(update=changes), quiet=True)
         try:
             loop.begin()

@@ -21,7 +21,10 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="Write the weights in bf16, or fp32.", show_default=False)] = None,
     push: Annotated[
         str | None,
-        typer.Option(help="Upload it too, to ME/NAME on the Hub; made private if it is new.", show_default=False),
+        typer.Option(
+            help="Upload it too, with the run's report, to ME/NAME on the Hub; made private if it is new.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,13 +33,12 @@ def export(
         raise ConfigError(f"{out} is there already, and nothing is overwritten: name a new folder")
     if dtype not in (None, "bf16", "fp32"):
         raise ConfigError(f"--dtype is {dtype}, and must be bf16 or fp32")
-    from dar.assembly.export import export_model
-    from dar.files.hub import upload
+    from dar.assembly.export import export_model, push_model
 
     hide_file_progress()
     base = export_model(run, out, merge=merge, dtype=dtype)
     try:
-        address = None if push is None else upload(out, push, private=True)
+        address = None if push is None else push_model(out, run, push, private=True)
     except CheckpointError as error:
         raise CheckpointError(f"{error}. {out} is written: later, hf upload {push} {out}") from error
     if as_json:

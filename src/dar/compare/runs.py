@@ -121,6 +121,8 @@ def _jobs(recipe: Path, overrides: Sequence[str], arms: Sequence[Arm], seeds: Se
             spec = load_recipe(recipe, changes)
             if spec.data.heldout is None or not spec.rewards:
                 raise ConfigError(f"{recipe} needs data.heldout and rewards: there is nothing to compare runs by")
+            if spec.hub is not None:
+                raise ConfigError(f"each run would upload to {spec.hub.repository}: add hub=null, and push one later")
             _require_same_recipe(folder, spec)
             jobs.append(_Job(Outcome(arm, seed, folder, spec.optim.learning_rate), changes, spec))
     return jobs

@@ -72,6 +72,12 @@ INSTEAD = {
     "report_to": "use {logging.trackers}",
     "run_name logging_dir": "a run has its name and all it writes from its folder, {output_dir}",
     "overwrite_output_dir": "train(overwrite=True), or `--overwrite`, starts again where {output_dir} holds a run",
+    "push_to_hub hub_strategy hub_always_push": "set {hub.repository}: the model is uploaded once, when the run is "
+    "finished",
+    "hub_token": "set HF_TOKEN, or `hf auth login`: a token is written into no recipe",
+    "hub_model_id": "use {hub.repository}",
+    "hub_private_repo": "use {hub.private}",
+    "hub_revision": "use {hub.revision}",
     "push_to_hub hub_*": "trainer.push_to_hub(name), or `dar export … --push NAME`, uploads what is in {output_dir}",
     "resume_from_checkpoint": "train(resume_from_checkpoint=True), or `--resume`, continues the run in {output_dir}",
 }

@@ -22,7 +22,7 @@ from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyRewards, FunctionRewardSpec, reward_name
-from dar.files.paths import expanded
+from dar.files.paths import expanded, is_hub_name
 
 
 class EvaluationSpec(TruncationSpec):
@@ -72,6 +72,25 @@ class LoggingSpec(Spec):
     """Write `completions/step-N.parquet` and show a sample every so many steps; 0 = never."""
     old_kl_prompts: Annotated[int, Field(ge=0)] = 1
     """Prompts whose completions are scored before and after the update, to measure KL(π_t‖π_t+1); 0 = none."""
+
+
+def _named_on_the_hub(name: str) -> str:
+    if not is_hub_name(name):
+        raise ValueError(f"'{name}' is no name on the Hub: write ME/NAME")
+    return name
+
+
+class HubSpec(Spec):
+    """Where the trained model goes when the run is finished, with its card and the run's report."""
+
+    shorthand = "repository"
+
+    repository: Annotated[str, AfterValidator(_named_on_the_hub)]
+    """`ME/NAME` on the Hub; made where there is none."""
+    private: bool = True
+    """Of a new repository: only you see it. One that is there stays as it is."""
+    revision: str | None = None
+    """A branch, made where there is none; by default the main one."""
 
 
 class ComputeSpec(Spec):
@@ -144,6 +163,8 @@ class RunSpec(Spec):
     """What the run is watched for: a list of names or mappings with `type`."""
     logging: LoggingSpec = Field(default_factory=LoggingSpec)
     """What is written down, and where to."""
+    hub: HubSpec | None = None
+    """Upload the trained model: a name, or a mapping; by default it stays here."""
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec)
     """Where and how it runs."""
     cluster: ClusterSpec | None = None

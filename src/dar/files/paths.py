@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from dar.errors import ConfigError
@@ -33,6 +34,11 @@ def missing(path: str | Path) -> str:
     folder = "" if gone == Path(path) else f": there is no {gone}"
     beside = [entry.name for entry in gone.parent.iterdir()] if gone.parent.is_dir() else []
     return f"{path} does not exist{folder}{nearest_hint(gone.name, beside)}"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it is written as a model or data set of the Hub is: `ORG/NAME`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def resolve_path(path: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from dar.config.recipe import dump_recipe
+from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import reward_name
 from dar.config.run import RunSpec
+from dar.files.paths import is_hub_name
 from dar.record.measures import MEASURES, evaluations
 from dar.shown import fenced, markdown
 
@@ -25,8 +28,17 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         command: what was run, where that is known.
     """
     rewards = ", ".join(f"{markdown(reward_name(reward))} (weight {reward.weight:g})" for reward in spec.rewards)
+    before, after = (found[0], found[-1]) if len(found := evaluations(metrics)) >= 2 else ({}, {})
+    rows = [row for row in MEASURES if row.key in before and row.key in after]
+    is_text = spec.model.library == "transformers"
     lines = [
-        *front_matter(base_model=spec.model.path, library=spec.model.library, tags=["rlhf", spec.algorithm.type]),
+        *front_matter(
+            spec,
+            library="peft" if spec.model.lora else spec.model.library,
+            task="text-generation" if is_text else None,
+            tags=["rlhf", spec.algorithm.type],
+            results=[(row.key, row.name, before[row.key], after[row.key]) for row in rows],
+        ),
         f"# {markdown(spec.model.path)}, aligned with {spec.algorithm.type.upper()}",
         "",
         f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
@@ -35,17 +47,11 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         + (f"; reward: {rewards}." if rewards else "."),
         "",
     ]
-    found = evaluations(metrics)
-    if len(found) >= 2:
-        before, after = found[0], found[-1]
+    if rows:
         lines += [
             "| held-out prompts | before | after |",
             "|---|---:|---:|",
-            *(
-                f"| {row.name} | {row.shown(before[row.key])} | {row.shown(after[row.key])} |"
-                for row in MEASURES
-                if row.key in before and row.key in after
-            ),
+            *(f"| {row.name} | {row.shown(before[row.key])} | {row.shown(after[row.key])} |" for row in rows),
             "",
         ]
     if alerts:
@@ -64,9 +70,43 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
     return "\n".join(lines)
 
 
-def front_matter(*, library: str = "transformers", **fields: Any) -> list[str]:
-    """The lines a card begins with: YAML that holds just these values, a base model only if it is one of the Hub."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base := fields["base_model"])) or Path(base).exists():
-        del fields["base_model"]  # the Hub takes no card that names another
-    text = yaml.safe_dump({"library_name": library} | fields, sort_keys=False)
-    return ["---", text.rstrip(), "---", ""]
+def front_matter(
+    spec: RunSpec | RewardModelSpec,
+    *,
+    task: str | None,
+    tags: list[str],
+    results: Iterable[tuple[str, str, float, float]],
+    library: str = "transformers",
+) -> list[str]:
+    """The lines a card begins with, by which the Hub files and shows it: YAML that holds just these values.
+
+    Args:
+        spec: the recipe; a base model or data set is named only if it is one of the Hub, which takes no other.
+        task: the Hub's `pipeline_tag`, where it has one.
+        tags: on the Hub.
+        results: (key, name, before, after) of what held-out data said, for the Hub's table (`model-index`).
+        library: that loads the model.
+    """
+    heldout, train = spec.data.heldout, _on_hub(spec.data.train.path)
+    found = [
+        EvalResult(
+            task or "other", heldout.path, heldout.path, key, value, metric_name=label, dataset_split=heldout.split
+        )
+        for key, name, before, after in results
+        for label, value in ((name, after), (f"{name}, before training", before))
+        if heldout is not None
+    ]
+    fields = ModelCardData(
+        library_name=library,
+        base_model=_on_hub(spec.model.path),
+        datasets=[train] if train else None,
+        pipeline_tag=task,
+        tags=tags,
+        model_name=Path(spec.output_dir).name if found else None,
+        eval_results=found or None,
+    )
+    return ["---", yaml.safe_dump(fields.to_dict(), sort_keys=False).rstrip(), "---", ""]
+
+
+def _on_hub(path: str) -> str | None:
+    return path if is_hub_name(path) and not Path(path).exists() else None

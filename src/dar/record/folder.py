@@ -35,7 +35,7 @@ _WRITTEN = (
 )
 """All that is ever written here, what makes it a run's folder last."""
 _FREE_TO_CHANGE = (
-    *("output_dir", "alerts", "checkpoint.", "logging.", "cluster"),
+    *("output_dir", "alerts", "checkpoint.", "logging.", "cluster", "hub"),
     *("runtime.max_logprob_gap", "runtime.rank_timeout"),
 )
 """Keys that change nothing a resumed run computes."""

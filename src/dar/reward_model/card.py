@@ -29,8 +29,11 @@ def reward_model_card(spec: RewardModelSpec, evaluation: dict[str, Any], *, num_
         num_pairs: that were trained on.
         command: what was run.
     """
+    before, after = evaluation.get("before", {}), evaluation.get("after", {})
+    rows = [row for row in ROWS if row[1] in before and row[1] in after]
+    results = [(key, label, before[key], after[key]) for label, key, _ in rows]
     lines = [
-        *front_matter(pipeline_tag="text-classification", base_model=spec.model.path, tags=["reward-model"]),
+        *front_matter(spec, task="text-classification", tags=["reward-model"], results=results),
         f"# A reward model from {markdown(spec.model.path)}",
         "",
         f"Trained with `dar reward-model` on {num_pairs} preference pairs from {markdown(spec.data.train.path)}. One "
@@ -38,12 +41,11 @@ def reward_model_card(spec: RewardModelSpec, evaluation: dict[str, Any], *, num_
         "the same prompt mean something.",
         "",
     ]
-    if "before" in evaluation and "after" in evaluation:
-        before, after = evaluation["before"], evaluation["after"]
+    if rows:
         lines += [
             f"| {after['num_pairs']} held-out pairs | before | after |",
             "|---|---:|---:|",
-            *(f"| {label} | {form.format(before[key])} | {form.format(after[key])} |" for label, key, form in ROWS),
+            *(f"| {label} | {form.format(before[key])} | {form.format(after[key])} |" for label, key, form in rows),
             "",
         ]
     lines += [fenced(command, "sh"), "", fenced(dump_recipe(spec), "yaml"), ""]

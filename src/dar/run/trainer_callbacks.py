@@ -86,7 +86,7 @@ class _Arguments:
 
     def __init__(self, spec: RunSpec) -> None:
         for name, key in TrainingConfig.keys.items():
-            setattr(self, name, reduce(getattr, key.split("."), spec))
+            setattr(self, name, reduce(lambda part, key: getattr(part, key, None), key.split("."), spec))
         best = spec.checkpoint.best or BestSpec()
         self.load_best_model_at_end = spec.checkpoint.best is not None
         self.metric_for_best_model = best.metric.removeprefix("eval/")
