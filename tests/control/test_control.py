@@ -20,8 +20,9 @@ from dar.control.layers import Factored, factor, factors, layers_between, spectr
 from dar.control.loop import ControlLoop, learning_rate
 from dar.errors import ConfigError
 from dar.low_rank import energy_rank
+from dar.report.kinds import ControlRun
 from dar.report.page import panels_of, render_page
-from dar.report.run import ControlRun, load_trainings
+from dar.report.run import load_trainings
 
 TINY: dict[str, Any] = {
     "environment": "InvertedPendulum-v5", "net": [8, 8], "steps": 240, "learning_starts": 30, "batch_size": 8,

@@ -10,10 +10,11 @@ from support.run_folders import write_reward_model_run, write_run
 
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
+from dar.report.kinds import RewardModelRun
 from dar.report.page import render_page
 from dar.report.png import write_pictures
 from dar.report.record import record
-from dar.report.run import RewardModelRun, load_trainings
+from dar.report.run import load_trainings
 
 
 @pytest.fixture

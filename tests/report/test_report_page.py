@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from support.page_reader import ReadPage
-from support.run_folders import add_alert, write_run
+from support.run_folders import add_alert, recorded_run, write_run
+from typer.testing import CliRunner
 
+from dar.cli.app import app
+from dar.config.recorded import RecordedSpec
 from dar.record.folder import RunFolder
 from dar.report.completions import browser_of
 from dar.report.page import render_page
@@ -290,7 +293,7 @@ def test_what_is_empty_is_left_out_or_said(tmp_path: Path) -> None:
     no_heldout = page_of(write_run(tmp_path / "no_heldout", evaluations=()))
     assert "The run has no held-out evaluation (data.heldout)" in no_heldout.prose
     assert "Training reward" in no_heldout.prose
-    assert "The recipe has no alerts." in no_heldout.prose
+    assert "No alerts were asked for." in no_heldout.prose
     assert sections(no_heldout) == ["result", "curves", "weights", "time", "completions", "recipe"]
 
     offline = page_of(
@@ -408,3 +411,21 @@ def test_ratios_of_denoising_steps_are_pooled_over_the_training_steps(tmp_path: 
 
 def test_numbers_are_json_that_a_browser_reads(folder: Path) -> None:
     assert json.loads(page_of(folder).block("report-data"))["version"] is None
+
+
+def test_the_run_of_another_trainer_is_shown_as_far_as_it_is_known(tmp_path: Path) -> None:
+    spec = RecordedSpec(trainer="trl.GRPOTrainer 1.16.0", method="grpo", model="some/model", output_dir="out")
+    folder = RunFolder(recorded_run(tmp_path / "theirs", spec))
+    (listed,) = json.loads(CliRunner().invoke(app, ["ls", str(tmp_path), "--json"]).stdout)
+    assert [listed[key] for key in ("method", "model", "done", "steps")] == ["grpo", "some/model", 6, None]
+    page = page_of(folder.path)
+    for shown in ("trained bytrl.GRPOTrainer 1.16.0", "methodgrpo", "6 steps done", "No alerts were asked for."):
+        assert shown in page.prose
+    assert "seed" not in page.prose.partition("6 steps done")[0]
+    assert {"reward", "kl", "weights", "time"} <= page.data["plots"].keys()
+    both = page_of(folder.path, write_run(tmp_path / "ours"))
+    assert [row[0] for row in both.table("recipe")] == ["theirs", "dar"]
+    assert "Not finished, and compared as far as they are: theirs (6 steps)." in both.prose
+    folder.record_recipe(spec.model_copy(update={"steps": 6, "data": "https://hub/some/data", "seed": 4}))
+    known = page_of(folder.path).prose
+    assert all(shown in known for shown in ("Finished after 6 steps.", "datadata", "seed4"))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from dar.config.recipe import build_spec
+from dar.config.recorded import RecordedSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.record.completions import pngs
 from dar.record.folder import RunFolder
@@ -76,6 +77,12 @@ def write_run(
                 columns["gold"] = [0.5 - value for value in columns["reward"]]
             folder.write_completions(f"heldout-step-{step}", columns)
             folder.append_metrics({"step": step, **heldout_metrics(columns, step)})
+    return path
+
+
+def recorded_run(path: Path, spec: RecordedSpec) -> Path:
+    """The same run, as another trainer's that a callback has recorded."""
+    RunFolder(write_run(path)).record_recipe(spec)
     return path
 
 

@@ -54,17 +54,13 @@ def ls(
 
 def _described(path: Path) -> dict[str, Any]:
     from dar.record.folder import RunFolder
-    from dar.report.run import ControlRun, load_training
+    from dar.report.run import load_training
 
     method, model, steps, rows = "?", "?", None, []
     written = max(os.path.getmtime(file) for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())
     try:
         run, rows = load_training(path), RunFolder(path).metrics()
-        if isinstance(run, ControlRun):
-            method, model, steps = run.spec.method, run.spec.environment, run.spec.steps
-        else:
-            method = getattr(run.spec, "algorithm", None)
-            method, model, steps = method.type if method else "reward-model", run.spec.model.path, run.spec.steps
+        method, model, steps = run.method, run.model, run.spec.steps
         if run.is_finished:
             state = "finished"
         elif time.time() - written < max([300.0, *(3 * row.get("step_time", 0.0) for row in rows[-5:])]):

@@ -33,10 +33,11 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write what one run did, or how several compare, as one HTML file that needs no network."""
+    from dar.report.kinds import RewardModelRun
     from dar.report.page import render_page
     from dar.report.png import write_pictures
     from dar.report.record import record
-    from dar.report.run import RewardModelRun, load_trainings
+    from dar.report.run import load_trainings
 
     found = load_trainings(runs)
     only = found if isinstance(found, RewardModelRun) else found[0] if len(found) == 1 else None

@@ -13,9 +13,9 @@ from dar.config.recipe import flatten
 from dar.record.intervals import Estimate, WinShare, mean_interval, win_share
 from dar.record.measures import BY_KEY, MEASURES, Measure
 from dar.report.curves import KL_AXIS, STEP, Curve
+from dar.report.kinds import ControlRun, RecordedRun, Run
 from dar.report.plots import Axis, Plot, Series
 from dar.report.results import final_prompt_rewards
-from dar.report.run import ControlRun, Run
 from dar.shown import one_line
 
 _SAME_ANYWAY = ("seed", "output_dir", "alerts", "checkpoint.", "logging.", "runtime.")
@@ -129,9 +129,11 @@ def _name(group: Sequence[Run] | Sequence[ControlRun], mine: dict[str, str], eve
     if all(matches) and len(given) == 1:
         return given.pop()
     if isinstance(group[0], ControlRun):
-        return group[0].spec.method
-    method = group[0].spec.algorithm.type
-    others = [settings for settings in everyone if settings["algorithm.type"] == mine["algorithm.type"]]
+        return group[0].method
+    if isinstance(group[0], RecordedRun):
+        return group[0].name  # which of its settings matter is not known
+    method = group[0].method
+    others = [settings for settings in everyone if settings.get("algorithm.type") == mine["algorithm.type"]]
     apart = [key for key in mine if key != "algorithm.type" and len({other.get(key) for other in others}) > 1]
     return f"{method}, " + ", ".join(f"{key.rpartition('.')[2]} {mine[key]}" for key in apart[:3]) if apart else method
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dar.report.kinds import CompletionFile, Training
 from dar.report.plots import thinned
-from dar.report.run import CompletionFile, Training
 from dar.report.text import count, cut
 from dar.shown import visible
 

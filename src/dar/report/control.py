@@ -7,8 +7,8 @@ from statistics import fmean
 
 from dar.report.comparison import RecipeRuns, with_band
 from dar.report.curves import Curve, plots_of
+from dar.report.kinds import ControlRun
 from dar.report.plots import Axis, Plot, Series
-from dar.report.run import ControlRun
 
 
 def control_plots(arms: Sequence[RecipeRuns]) -> list[Plot]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dar.record.measures import BY_KEY, Measure, measures_of
+from dar.report.kinds import Run, Training
 from dar.report.plots import Axis, Plot, Series, running_mean, thinned
 from dar.report.results import evaluation_intervals
-from dar.report.run import Run, Training
 from dar.report.spending import PHASES
 
 MAX_POINTS = 2000
@@ -134,7 +134,7 @@ def training_plots(run: Run) -> list[Plot]:
         for measure in measures_of(run.evaluations[-1] if run.evaluations else {})
         if measure.key not in known and not measure.is_part
     ]
-    return plots_of(run, (*PAIRS, LOSS, *others, *CURVES) if run.spec.algorithm.logged else (*CURVES, *PAIRS, *others))
+    return plots_of(run, (*PAIRS, LOSS, *others, *CURVES) if run.learns_from_data else (*CURVES, *PAIRS, *others))
 
 
 def plots_of(run: Training, curves: Sequence[Curve]) -> list[Plot]:

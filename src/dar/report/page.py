@@ -22,11 +22,11 @@ from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, ove
 from dar.report.completions import browser_of
 from dar.report.control import control_plots
 from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, plots_of, time_plot, training_plots
+from dar.report.kinds import AnyRuns, ControlRun, RewardModelRun, Run, Training
 from dar.report.plots import Plot, thinned
 from dar.report.ratios import ratio_plots
 from dar.report.results import changes, training_change
 from dar.report.reward_model import CURVES, reliability
-from dar.report.run import AnyRuns, ControlRun, RewardModelRun, Run, Training
 from dar.report.spending import PHASES, spending
 from dar.report.text import count, difference, duration, number, script_json, spans
 from dar.report.weights import weight_plots
@@ -154,9 +154,7 @@ def comparison_context(runs: Sequence[Run] | Sequence[ControlRun]) -> dict[str, 
     counts = {cell.count for row in matrix for cell in row if cell}
     return {
         "arms": arms,
-        "models": dict.fromkeys(
-            run.spec.environment if isinstance(run, ControlRun) else run.spec.model.path for run in runs
-        ),
+        "models": dict.fromkeys(run.model for run in runs),
         "columns": [column for column in COLUMNS if any(column.key in found for found in figures)],
         "figures": figures,
         "matrix": matrix,

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dar.files.atomic import written
+from dar.report.kinds import AnyRuns
 from dar.report.page import panels_of
 from dar.report.plots import PALETTE, Axis, Number, Plot, Series
-from dar.report.run import AnyRuns
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#3f8fc4", "#00365c"])
 _DASHES, _MARKERS = ("-", "--", ":", "-."), "oDs^vPX"

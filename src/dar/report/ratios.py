@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from statistics import fmean
 
+from dar.report.kinds import Run
 from dar.report.plots import Axis, Heatmap, Plot, Series
-from dar.report.run import Run
 
 _STEP = Axis("denoising step", is_whole=True)
 _RANGES = Axis("log-ratio in clip ranges")

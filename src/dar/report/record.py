@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
+from dar.report.kinds import AnyRuns, ControlRun, RewardModelRun, Run
 from dar.report.results import changes, training_change
-from dar.report.run import AnyRuns, ControlRun, RewardModelRun, Run
 
 
 def record(runs: AnyRuns) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def run_record(run: Run) -> dict[str, Any]:
     training = training_change(run)
     found: dict[str, Any] = {
         "folder": str(run.path),
-        "algorithm": run.spec.algorithm.type,
+        "algorithm": run.method,
         "seed": run.spec.seed,
         "steps_done": run.last_step,
         "steps": run.spec.steps,

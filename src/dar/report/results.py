@@ -9,7 +9,7 @@ from statistics import fmean
 
 from dar.record.intervals import Estimate, mean_interval, paired_difference
 from dar.record.measures import MEASURES, Measure, measures_of
-from dar.report.run import CompletionFile, Run, Training
+from dar.report.kinds import CompletionFile, Run, Training
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dar.report.curves import Curve
+from dar.report.kinds import RewardModelRun
 from dar.report.plots import Axis, Plot, Series
-from dar.report.run import RewardModelRun
 
 CURVES = (
     Curve("loss", "loss", "Loss", Axis("nats per pair"), "−log σ(margin). Untrained it is log 2 = 0.693."),

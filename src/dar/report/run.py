@@ -4,134 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet
 
 from dar.config.base import Spec
 from dar.config.control import ControlSpec
 from dar.config.recipe import load_recipe, read_yaml
+from dar.config.recorded import RecordedSpec
 from dar.config.reward_model import RewardModelSpec
 from dar.config.run import RunSpec
 from dar.errors import CheckpointError, ConfigError
 from dar.record.alerts import Alert
 from dar.record.folder import RunFolder
 from dar.record.measures import evaluations
+from dar.report.kinds import CompletionFile, ControlRun, RecipeRun, RecordedRun, RewardModelRun, Run, Training
 from dar.shown import one_line
 
 _COMPLETIONS = re.compile(r"(heldout-)?step-(\d+)\.parquet")
 
-
-@dataclass(frozen=True)
-class CompletionFile:
-    """The recorded completions of one training step, or of one held-out evaluation."""
-
-    step: int
-    is_heldout: bool
-    path: Path
-
-    @property
-    def label(self) -> str:
-        return f"held-out, after step {self.step}" if self.is_heldout else f"training step {self.step}"
-
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The table, or those of `columns` that it has.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-            known = file.schema_arrow.names
-            return file.read(known if columns is None else [name for name in columns if name in known])
-        except (OSError, pa.ArrowException) as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error}") from error
-
-
-@dataclass(frozen=True)
-class Training:
-    """What every training leaves behind.
-
-    name: of its folder, as it is shown.
-    steps, evaluations: the lines of metrics.jsonl, in order; an evaluation's keys without `eval/`, `step` apart.
-    completions: training steps and evaluations whose completions were recorded, in order.
-    spec: its recipe.
-    evaluation: what evaluation.json holds, which runs of policies do not have.
-    """
-
-    name: str
-    path: Path
-    environment: dict[str, Any]
-    steps: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    alerts: list[Alert]
-    completions: list[CompletionFile]
-    evaluation: dict[str, Any]
-    spec: Any
-
-    @property
-    def last_step(self) -> int:
-        return max((row["step"] for row in (*self.steps, *self.evaluations)), default=0)
-
-    def heldout_file(self, step: int) -> CompletionFile | None:
-        """The completions of the evaluation after `step`."""
-        return next((file for file in self.completions if file.is_heldout and file.step == step), None)
-
-    def series(self, key: str, *, heldout: bool = False) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric where it was recorded."""
-        rows = [row for row in (self.evaluations if heldout else self.steps) if key in row]
-        return [row["step"] for row in rows], [row[key] for row in rows]
-
-
-@dataclass(frozen=True)
-class Run(Training):
-    """One run of a policy."""
-
-    spec: RunSpec
-
-    @property
-    def is_finished(self) -> bool:
-        return self.last_step >= self.spec.steps
-
-    @property
-    def stopped_by(self) -> Alert | None:
-        """The alert that ended the run before its last step: nothing has been recorded of a later step."""
-        if self.is_finished:
-            return None
-        return next((alert for alert in self.alerts if (alert.action, alert.step) == ("stop", self.last_step)), None)
-
-
-@dataclass(frozen=True)
-class RewardModelRun(Training):
-    """One training of a reward model, with its evaluation `before` and, at the end, `after`."""
-
-    spec: RewardModelSpec
-
-    @property
-    def is_finished(self) -> bool:
-        return RunFolder(self.path).model.is_dir()
-
-
-@dataclass(frozen=True)
-class ControlRun(Training):
-    """One training of a controller, with its last evaluation."""
-
-    spec: ControlSpec
-    stopped_by: None = None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.last_step >= self.spec.steps
-
-
-AnyRuns = Sequence[Run] | Sequence[ControlRun] | RewardModelRun
-"""What a page, pictures or figures are of."""
-
-
-_SPECS: dict[type[Training], type[Spec]] = {Run: RunSpec, RewardModelRun: RewardModelSpec, ControlRun: ControlSpec}
+_SPECS: dict[type[Training], type[Spec]] = {
+    RecipeRun: RunSpec, RecordedRun: RecordedSpec, RewardModelRun: RewardModelSpec, ControlRun: ControlSpec
+}  # fmt: skip
+_TOLD_BY = {"environment": ControlRun, "pairs_per_step": RewardModelRun, "trainer": RecordedRun}
+"""A key that only one kind's config.yaml has."""
 Kind = TypeVar("Kind", bound=Training)
 
 
@@ -143,14 +39,16 @@ def load_run(path: str | Path, kind: type[Kind] = Run) -> Kind:
         CheckpointError: a file of it is damaged.
     """
     folder = _run_folder(path)
-    return kind(**_recorded(folder), spec=load_recipe(folder.path / "config.yaml", kind=_SPECS[kind]))
+    exact: Any = kind
+    if kind is Run:
+        exact = RecordedRun if _kind(folder) is RecordedRun else RecipeRun
+    spec = load_recipe(folder.path / "config.yaml", kind=_SPECS[exact])
+    return exact(**_recorded(folder), spec=spec)
 
 
 def load_training(path: str | Path) -> Run | RewardModelRun | ControlRun:
     """Reads a run folder, of a policy, a reward model or a controller. Raises as `load_run`."""
-    raw = read_yaml(_run_folder(path).path / "config.yaml")
-    keys = raw if isinstance(raw, dict) else ()
-    return load_run(path, ControlRun if "environment" in keys else RewardModelRun if "pairs_per_step" in keys else Run)
+    return load_run(path, _kind(_run_folder(path)))
 
 
 def load_trainings(paths: Sequence[str | Path]) -> list[Run] | list[ControlRun] | RewardModelRun:
@@ -178,6 +76,12 @@ def load_runs(paths: Sequence[str | Path], kind: type[Kind] = Run) -> list[Kind]
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):
         raise ConfigError(f"{twice[0]} is given twice")
     return found
+
+
+def _kind(folder: RunFolder) -> type[RecipeRun] | type[RecordedRun] | type[RewardModelRun] | type[ControlRun]:
+    raw = read_yaml(folder.path / "config.yaml")
+    keys = raw if isinstance(raw, dict) else ()
+    return next((kind for key, kind in _TOLD_BY.items() if key in keys), RecipeRun)
 
 
 def _run_folder(path: str | Path) -> RunFolder:

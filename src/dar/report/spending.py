@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dar.report.run import Training
+from dar.report.kinds import Training
 
 PHASES = {
     "rollout": "sampling", "reward": "scoring", "reference": "reference", "critic": "critic", "update": "update",

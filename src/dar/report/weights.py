@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dar.report.curves import STEP, Curve, plots_of
+from dar.report.kinds import Run
 from dar.report.plots import Axis, Heatmap, Plot, thinned
-from dar.report.run import Run
 
 _DECADES = range(-3, 5)
 EDGES = tuple(mantissa * 10.0**decade for decade in _DECADES for mantissa in (1.0, 2.0, 5.0))
