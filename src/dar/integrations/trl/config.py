@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
-from trl import GRPOConfig
+from trl.trainer.grpo_config import GRPOConfig
 
 from dar.config.problems import explain, in_one_message
 from dar.config.regression import DARSpec
 from dar.errors import ConfigError
 
-_OURS = {"beta": "dar_beta", "updates": "num_iterations"}
-"""Fields of `DARSpec` that have another name here."""
+_OURS = {"beta": "dar_beta", "updates": "num_iterations"}  # fields of `DARSpec` that have another name here
 
 _NO_RATIO = "DAR's loss has no ratio to clip or mask; `w_clip` bounds its weights"
 _OTHER_LOSS = "it belongs to another loss than DAR's"
@@ -53,7 +52,6 @@ class DARConfig(GRPOConfig):
 
     Raises (when constructed):
         ConfigError: all that is impossible or would not be DAR, in one message.
-        ValueError: what TRL refuses.
     """
 
     _VALID_DICT_FIELDS: ClassVar = [*GRPOConfig._VALID_DICT_FIELDS, "dar_beta"]
@@ -81,7 +79,7 @@ class DARConfig(GRPOConfig):
         try:
             beta = self.spec.beta
             # What trackers and checkpoints write down is plain numbers and mappings.
-            self.dar_beta = beta if isinstance(beta, float) else beta.model_dump()
+            self.dar_beta = beta if isinstance(beta, float | int) else beta.model_dump()
         except ValidationError as error:
             lines = explain(error, self._settings())
             problems += [re.sub(r"^(beta|updates)\b", lambda name: _OURS[name[0]], line) for line in lines]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from copy import copy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from dar.algorithms.base import kl_metrics
 from dar.algorithms.regression import DAR
 from dar.batch import Batch, TokenGroups, joined
-from dar.collective import gathered
+from dar.collective import gathered, own_rank
 from dar.errors import ConfigError, NonFiniteError, RewardError
 from dar.integrations.trl.config import DARConfig
 
@@ -38,19 +39,16 @@ class DARTrainer(GRPOTrainer):
     He et al. 2026, arXiv:2602.11523.
     """
 
-    _tag_names: ClassVar = ["trl", "dar"]
-    _name = "DAR"
-    _paper: ClassVar = {
-        "title": "Unifying Stable Optimization and Reference Regularization in RLHF",
-        "id": "2602.11523",
-    }
+    args: Any
+    model: Any
+    _name, _tag_names = "DAR", ("trl", "dar")
+    _paper: ClassVar = dict(title="Unifying Stable Optimization and Reference Regularization in RLHF", id="2602.11523")
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: DARConfig | None = None, *others: Any, **options: Any
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = DARConfig(f"{name.split('/')[-1]}-DAR")
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = args or DARConfig(f"{name.split('/')[-1]}-DAR")
         if not isinstance(args, DARConfig):
             raise ConfigError(f"args must be a DARConfig, and a {type(args).__name__} was given")
         self.algorithm = DAR(args.spec)
@@ -73,32 +71,27 @@ class DARTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         is_training = self.model.training
-        metrics = self._metrics["train" if is_training else "eval"]
         batch = self._batch(output, self.num_generations if is_training else self.num_generations_eval)
         weighted, found = self.algorithm.weigh(batch.rewarded())
-        weights, advantages = (
-            weighted.to_table(rows, absent=0.0).flatten() for rows in (weighted.weights, weighted.advantages)
-        )
+        weights = weighted.to_table(weighted.weights, absent=0.0).flatten()
+        advantages = weighted.to_table(weighted.advantages, absent=0.0).flatten()
         if self.args.mask_truncated_completions:
             weights = weights * batch.has_eos
         if batch.ref_logprobs is not None:
             found |= kl_metrics(batch.old_logprobs, batch.ref_logprobs, batch.mask, name="ref")
             found["kl"] = found["kl/ref_k3_per_token"]
         for name, value in found.items():
-            metrics[name].append(value)
+            self._metrics["train" if is_training else "eval"][name].append(value)
         # TRL has written down GRPO's.
         logged = self._logs["advantages"]
-        earlier = list(logged)[: -len(advantages)]
-        logged.clear()
-        logged.extend(earlier + advantages.tolist())
+        self._logs["advantages"] = deque([*logged][: -len(advantages)] + advantages.tolist(), logged.maxlen)
         self._logs["extra"]["weight"].extend(weights.tolist())
-        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        device = output["completion_ids"].device
-        output["weights"], output["advantages"] = weights[own].to(device), advantages[own].to(device)
-        output["num_items_in_batch"] = torch.tensor(weighted.denominator, device=device)
-        return output
+        own = slice(own_rank() * len(inputs), (own_rank() + 1) * len(inputs))
+        fixed = {"weights": weights[own], "advantages": advantages[own]}
+        fixed["num_items_in_batch"] = torch.tensor(weighted.denominator)
+        return output | {name: tensor.to(self.accelerator.device) for name, tensor in fixed.items()}
 
-    def _batch(self, output: dict[str, Any], num_generations: int) -> Batch:
+    def _batch(self, output: dict[str, Any], num_generations: Any) -> Batch:
         """The generation batch of all processes, as the maths reads it: without the tokens themselves."""
         mask = output["completion_mask"].bool()
         last = output["completion_ids"].gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
@@ -106,16 +99,13 @@ class DARTrainer(GRPOTrainer):
         if "tool_mask" in output:
             mask &= output["tool_mask"].bool()
         # From here on nobody reads these but the maths; with α = 0 it does not either.
-        ref = output.pop("ref_per_token_logps", None)
-        old = output.pop("old_per_token_logps", None)
+        old, ref = (output.pop(f"{name}_per_token_logps", None) for name in ("old", "ref"))
         if ref is None:
             old = torch.zeros_like(mask, dtype=torch.float32)
         elif old is None:
             old = self._old_logprobs(output)
-        rows = (old, ref, mask, has_eos)
-        own = tuple(None if each is None else each.cpu() for each in rows)
+        own = tuple(None if each is None else each.cpu() for each in (old, ref, mask, has_eos))
         old, ref, mask, has_eos = (joined(parts) for parts in zip(*gathered(own), strict=True))
-        # A reward that does not apply is NaN, a completion without any has none.
         per_func = self._rewards_per_func.cpu()
         rewards = (per_func * self.reward_weights.cpu()).nansum(1).masked_fill(per_func.isnan().all(1), torch.nan)
         if rewards.isnan().all():
