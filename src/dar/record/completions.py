@@ -31,6 +31,28 @@ def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, An
     }
 
 
+def sample_columns(
+    rollouts: Rollouts,
+    rewards: RewardTable,
+    logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    gold: RewardTable | None = None,
+) -> dict[str, Any]:
+    """As `completion_columns` and `token_columns`, each completion's drift, and what the held-out rewards said.
+
+    Log-probabilities that are NaN (the data's, say) are nobody's knowledge, and left out.
+    """
+    columns = completion_columns(rollouts, rewards)
+    logprobs = logprobs if logprobs is not None and logprobs.isfinite().all() else None
+    if logprobs is not None and ref_logprobs is not None:
+        columns["kl_ref"] = (logprobs - ref_logprobs).sum(1).tolist()
+    if gold is not None:
+        columns["gold"] = gold.total.flatten().tolist()
+        columns |= {f"gold/{name}": values.flatten().tolist() for name, values in gold.parts.items()}
+    return columns | token_columns(rollouts.groups, logprobs, ref_logprobs, tokenizer)
+
+
 def token_columns(
     groups: TokenGroups, logprobs: Tensor | None, ref_logprobs: Tensor | None, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dar.config.control import ControlSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.recorded import RecordedSpec
 from dar.config.reward_model import RewardModelSpec
-from dar.config.run import RunSpec
+from dar.config.run import BestSpec, RunSpec
 from dar.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dar.files.atomic import remove, remove_rests, write_text, written
 from dar.files.intake import parse_json, read_text
@@ -184,6 +184,14 @@ class RunFolder:
     def best_record(self) -> dict[str, Any] | None:
         """What `best/` holds: its `step`, `metric`, `mode` and `value`; None where there is none."""
         return self._json("best/best.json") or None
+
+    def is_better(self, value: float, best: BestSpec) -> bool:
+        """Whether a value of the metric is better than that of what `best/` holds."""
+        before = self.best_record()
+        # A record of another metric, from before the recipe was changed, is not one to beat.
+        if before is None or (before["metric"], before["mode"]) != (best.metric, best.mode):
+            return True
+        return value > before["value"] if best.mode == "max" else value < before["value"]
 
     def is_evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the held-out evaluation after `step`."""

@@ -34,3 +34,12 @@ def completion_metrics(rollouts: Rollouts) -> Metrics:
     # Of two values drawn without replacement the squared difference is on average twice the variance.
     distance = (2 * groups.var(1)).mean().sqrt() if rollouts.num_generations > 1 else 0.0
     return {"images/brightness": float(groups.mean()), "images/group_distance": float(distance)}
+
+
+def gold_metrics(table: RewardTable | None) -> Metrics:
+    """`gold`, the mean weighted sum, and `gold/<name>/mean` of each held-out reward."""
+    if table is None:
+        return {}
+    found = table.metrics()
+    parts = {name: found[f"rewards/{name}/mean"] for name in table.parts if f"rewards/{name}/mean" in found}
+    return {"gold": found["reward"], **{f"gold/{name}/mean": value for name, value in parts.items()}}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dar.collective import from_main
-from dar.config.run import BestSpec, RunSpec
+from dar.config.run import RunSpec
 from dar.policies.protocol import Policy
 from dar.record.card import model_card
 from dar.record.folder import RunFolder
@@ -42,7 +42,7 @@ class BestPolicy:
         if best is None or best.metric not in metrics:
             return False
         value = metrics[best.metric]
-        if not from_main(lambda: self._is_better(value, best)):
+        if not from_main(lambda: self.folder.is_better(value, best)):
             return False
         record = {"step": step, "metric": best.metric, "mode": best.mode, "value": value}
         self.policy.save(
@@ -51,11 +51,3 @@ class BestPolicy:
             notes={"best.json": json.dumps(record, indent=2) + "\n"},
         )
         return True
-
-    def _is_better(self, value: float, best: BestSpec) -> bool:
-        """Whether it is better than what `best/` holds. Raises CheckpointError."""
-        before = self.folder.best_record()
-        # A record of another metric, from before the recipe was changed, is not one to beat.
-        if before is None or (before["metric"], before["mode"]) != (best.metric, best.mode):
-            return True
-        return value > before["value"] if best.mode == "max" else value < before["value"]

@@ -18,7 +18,7 @@ from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
 from dar.learn.ranks import own_groups
 from dar.policies.protocol import Policy
-from dar.record.metrics import completion_metrics
+from dar.record.metrics import completion_metrics, gold_metrics
 from dar.record.text import reward_length_metrics, sampled_entropy
 from dar.rewards import RewardSet, RewardTable, join_tables
 from dar.rollout.protocol import Engine, Progress
@@ -97,7 +97,7 @@ class HeldoutEvaluation:
         tables, golds, *rows = zip(*filter(None, found))
         rewards, gold = join_tables(tables), None if self.gold is None else join_tables(golds)
         rollouts, current, reference = map(joined, rows)
-        metrics = rewards.metrics() | completion_metrics(rollouts) | _gold_metrics(gold)
+        metrics = rewards.metrics() | completion_metrics(rollouts) | gold_metrics(gold)
         metrics["frac_reward_zero_std"] = float(tied_groups(rewards.total).float().mean())
         metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
@@ -136,12 +136,3 @@ def _own_share(items: Sequence[Item]) -> tuple[Sequence[Item], bool]:
     """This rank's items, and whether they are its own: one that is left without takes part with the first."""
     first, stop = own_groups(len(items))
     return (items[first:stop], True) if first < stop else (items[:1], False)
-
-
-def _gold_metrics(table: RewardTable | None) -> dict[str, float]:
-    """`gold`, the mean weighted sum, and `gold/<name>/mean` of each held-out reward."""
-    if table is None:
-        return {}
-    found = table.metrics()
-    parts = {name: found[f"rewards/{name}/mean"] for name in table.parts if f"rewards/{name}/mean" in found}
-    return {"gold": found["reward"], **{f"gold/{name}/mean": value for name, value in parts.items()}}

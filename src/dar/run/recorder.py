@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dar.batch import Rollouts, Weighted
-from dar.record.completions import completion_columns, prompt_text, token_columns
+from dar.record.completions import prompt_text, sample_columns
 from dar.record.folder import RunFolder
 from dar.record.measures import MEASURES
 from dar.record.watch import Watch
@@ -58,8 +58,8 @@ class Recorder:
         line = {f"eval/{name}": value for name, value in {**found, "time": seconds}.items()}
         self._metrics(step, line, tracked=True)
         if result is not None:
-            columns = heldout_columns(result)
-            columns |= token_columns(result.rollouts.groups, result.logprobs, result.ref_logprobs, self.tokenizer)
+            known = result.logprobs, result.ref_logprobs, self.tokenizer, result.gold
+            columns = sample_columns(result.rollouts, result.rewards, *known)
             self.folder.write_completions(f"heldout-step-{step}", columns)
         said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:6] if one.key in found)
         self.display.note(f"held-out after step {step}: {said} ({seconds:.0f} s)")
@@ -70,18 +70,13 @@ class Recorder:
         """The completions of a training step, with all that decided about them; one is shown."""
         if not self.accelerator.is_main_process:
             return
-        columns = completion_columns(rollouts, rewards)
+        columns = sample_columns(rollouts, rewards, rollouts.logprobs, ref_logprobs, self.tokenizer)
         advantages = weighted.advantages
         # Where every token has its own, the row shows their mean.
         rows = advantages if advantages.ndim == 1 else advantages.sum(1) / weighted.mask.sum(1)
         # A completion without a reward has neither.
         columns["advantage"] = weighted.to_table(rows, absent=0.0).flatten().tolist()
         columns["weight"] = weighted.to_table(weighted.weights, absent=0.0).flatten().tolist()
-        # What completions from the data were sampled with is nobody's knowledge, and NaN.
-        logprobs = rollouts.logprobs if rollouts.logprobs.isfinite().all() else None
-        if ref_logprobs is not None and logprobs is not None:
-            columns["kl_ref"] = (logprobs - ref_logprobs).sum(1).tolist()
-        columns |= token_columns(rollouts.groups, logprobs, ref_logprobs, self.tokenizer)
         self.folder.write_completions(f"step-{step}", columns)
         if rollouts.images is None:
             best = int(rewards.total[0].argmax())
@@ -100,14 +95,3 @@ class Recorder:
             self.folder.append_alert(asdict(alert))
             self.display.alert(alert)
             self.control.is_stopping |= alert.action == "stop"
-
-
-def heldout_columns(result: HeldoutResult) -> dict[str, Any]:
-    """One row per held-out completion: as `completion_columns`, its drift, and what the held-out rewards said."""
-    columns = completion_columns(result.rollouts, result.rewards)
-    if result.logprobs is not None and result.ref_logprobs is not None:
-        columns["kl_ref"] = (result.logprobs - result.ref_logprobs).sum(1).tolist()
-    if result.gold is None:
-        return columns
-    parts = {f"gold/{name}": values.flatten().tolist() for name, values in result.gold.parts.items()}
-    return {**columns, "gold": result.gold.total.flatten().tolist(), **parts}

@@ -1,22 +1,15 @@
-"""DAR for who trains with TRL: in a GRPO script, `GRPOConfig` and `GRPOTrainer` become `DARConfig` and `DARTrainer`."""
+"""DAR for who trains with TRL: in a GRPO script, `GRPOConfig` and `GRPOTrainer` become `DARConfig` and `DARTrainer`; and
+a callback that writes this library's record of any online run."""
 
-from importlib.metadata import version
-
-from packaging.specifiers import SpecifierSet
-
-from dar.errors import ConfigError, require_package
+from dar.integrations import require_tested
 
 TESTED = ">=1.16,<1.17"
 """The versions of TRL whose loss and bookkeeping this was compared with; pyproject.toml's extra has the same."""
 
-require_package("trl", "dar.integrations.trl")
-if version("trl") not in SpecifierSet(TESTED):
-    raise ConfigError(
-        f"dar.integrations.trl was tested with trl{TESTED}, and trl {version('trl')} is installed: another version may "
-        "compute another loss in the places that this builds on. Install one that fits: pip install 'dar-rlhf[trl]'"
-    )
+require_tested("trl", TESTED)
 
+from dar.integrations.trl.callback import RunRecorder  # noqa: E402
 from dar.integrations.trl.config import DARConfig  # noqa: E402
 from dar.integrations.trl.trainer import DARTrainer  # noqa: E402
 
-__all__ = ["DARConfig", "DARTrainer"]
+__all__ = ["DARConfig", "DARTrainer", "RunRecorder"]
