@@ -199,7 +199,14 @@ def test_a_missing_file_is_one_paragraph(dar: Run, tmp_path: Path):
     assert err.strip() == f"dar (DataError): the data file {tmp_path / 'none.json'} does not exist"
 
 
-@pytest.mark.parametrize("command", ["win-rate", "agreement", "ifeval", "gsm8k", "mt-bench"])
+def test_lm_eval_that_is_missing_is_named_with_its_extra(dar: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("dar.errors.importlib.util.find_spec", lambda name: None)
+    code, _, err = dar("eval", "lm-eval", "model", "--tasks", "piqa", "--out", tmp_path / "out")
+    assert code == 2
+    assert "dar eval lm-eval needs the package lm_eval: pip install 'dar-rlhf[lm-eval]'" in err
+
+
+@pytest.mark.parametrize("command", ["win-rate", "agreement", "ifeval", "gsm8k", "lm-eval", "mt-bench"])
 def test_help_teaches_by_example(dar: Run, command: str):
     code, out, _ = dar("eval", command, "--help")
     assert code == 0

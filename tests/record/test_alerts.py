@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from support.handmade import make_spec
 
 from dar.config.alerts import (
     AnyAlert,
@@ -16,7 +17,9 @@ from dar.config.alerts import (
     NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
+    RetentionAlertSpec,
 )
+from dar.errors import ConfigError
 from dar.record.alerts import Alert, check, metrics_read, newly_fired
 
 
@@ -171,6 +174,25 @@ def test_rise_below_min_rise_is_none():
     history = evaluations((0, 0.0, 2.0), (1, 1.0, 1.0), (2, 2.0, 0.0))
     assert check(OveroptimizationAlertSpec(min_fall=0.5, min_rise=1.9), history) is not None
     assert check(OveroptimizationAlertSpec(min_fall=0.5, min_rise=2.0), history) is None
+
+
+# --- retention ------------------------------------------------------------------------------------------------------
+
+
+def test_score_is_compared_with_the_first_evaluation_and_not_with_the_best():
+    rule = RetentionAlertSpec(task="piqa", max_drop=0.25)
+    assert check(rule, lines(rule, [0.75])) is None
+    assert check(rule, lines(rule, [0.75, 1.0, 0.5])) is None  # exactly as much as may be
+    assert check(rule, lines(rule, [0.75, 0.25, 0.375])) == Alert(
+        3, "retention", "mark", "eval/retention/piqa", -0.375, -0.25,
+        "piqa fell from 0.75 to 0.375 (step 1 to step 3; limit 0.25)",
+    )  # fmt: skip
+
+
+def test_retention_needs_no_held_out_prompts_and_one_alert_a_task():
+    make_spec(alerts=[{"type": "retention", "task": "piqa", "max_drop": 0.1}])
+    with pytest.raises(ConfigError, match="two of type retention watch one of piqa, piqa"):
+        make_spec(alerts=[{"type": "retention", "task": "piqa", "max_drop": drop} for drop in (0.1, 0.2)])
 
 
 # --- once ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dar.assembly.device import build_accelerator, build_precision
 from dar.assembly.engine import require_submit
 from dar.assembly.flow import FlowParts
 from dar.assembly.objects import NOTHING, Objects
+from dar.assembly.retention import build_retention
 from dar.assembly.reward import build_reward, check_calls
 from dar.assembly.text import TextParts
 from dar.collective import from_main
@@ -85,6 +86,7 @@ def build_loop(
     if data.logged is None:  # an offline method scores held-out ones alone
         check_calls(rewards, data.train, parts.offered)
     check_calls([*rewards, *gold], data.heldout, parts.offered)
+    retention = build_retention(spec, parts.tokenizer)
     display = Display(num_steps=spec.steps, quiet=quiet or not accelerator.is_main_process, console=console)
     engine = objects.engine or in_portions(parts.engine(display.note), spec.sampling.prompts_per_request)
     require_submit(spec, engine)
@@ -122,6 +124,7 @@ def build_loop(
         ahead=ahead,
         heldout=_heldout(spec, data, rewards, gold, policy, engine),
         known=_known(spec, data, policy, algorithm),
+        retention=None if retention is None else partial(retention, policy),
         accelerator=accelerator,
         folder=folder,
         display=display,

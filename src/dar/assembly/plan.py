@@ -14,6 +14,7 @@ from dar.assembly.device import build_precision
 from dar.assembly.engine import build_engine, require_submit
 from dar.assembly.memory import ModelShape, StepShape, memory_of, shape_of
 from dar.assembly.objects import NOTHING
+from dar.assembly.retention import build_retention
 from dar.assembly.reward import check_reward
 from dar.assembly.scaling import Estimate, estimate, update_bytes
 from dar.assembly.text import TextParts
@@ -85,6 +86,7 @@ def make_plan(spec: RunSpec, hardware: HardwareSpec | None = None) -> Plan:
     engine.close()
     for reward in (*spec.rewards, *spec.evaluation.rewards):
         check_reward(reward, spec.runtime)
+    build_retention(spec, parts.tokenizer)
     algorithm = build_algorithm(spec.algorithm, max_completion_length=spec.sampling.max_completion_length)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
     parts.require(algorithm)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dar.cli.common import AsJson, MaxTokens, NumPrompts, Plain, Seed, Temperature, hide_file_progress, note, print_json
-from dar.cli.evaluate_benchmarks import gsm8k, ifeval
+from dar.cli.evaluate_benchmarks import gsm8k, ifeval, lm_eval
 from dar.cli.mt_bench import mt_bench
 from dar.console import Console
 from dar.errors import ConfigError
@@ -187,4 +187,5 @@ def agreement(
 
 eval_app.command("ifeval")(ifeval)
 eval_app.command("gsm8k")(gsm8k)
+eval_app.command("lm-eval")(lm_eval)
 eval_app.command("mt-bench")(mt_bench)

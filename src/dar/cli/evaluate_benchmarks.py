@@ -1,4 +1,4 @@
-"""`dar eval ifeval` and `dar eval gsm8k`: answers that can be checked."""
+"""`dar eval ifeval`, `gsm8k` and `lm-eval`: answers that can be checked."""
 
 from __future__ import annotations
 
@@ -104,3 +104,44 @@ gsm8k = _command(
     """,
     default_max_tokens=512,
 )
+
+
+def lm_eval(
+    model: ModelArgument,
+    tasks: Annotated[str, typer.Option(help="Names of lm-eval's tasks or groups: arc_easy,piqa.", show_default=False)],
+    out: Out,
+    include_path: Annotated[
+        str | None, typer.Option(help="A folder of your own tasks, in lm-eval's YAML.", show_default=False)
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples; else as the task says.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first rows of each task.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one pass.")] = 8,
+    chat_template: Annotated[bool, typer.Option("--chat-template", help="Ask in the model's chat template.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The tasks of EleutherAI's lm-evaluation-harness, by its own code (dar-rlhf[lm-eval]).
+
+    dar eval lm-eval RUN/best --tasks arc_easy,piqa --limit 200 --out evals/lm
+    """
+    from dar.cli.evaluate_tables import print_lm_eval
+    from dar.config.lm_eval import LMEvalSpec
+    from dar.evaluate.commands import run_lm_eval
+
+    hide_file_progress()
+    spec = LMEvalSpec(
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        include_path=include_path,
+    )
+    result = run_lm_eval(model, [name.strip() for name in tasks.split(",")], out, spec, seed, note)
+    if as_json:
+        print_json(result)
+    else:
+        print_lm_eval(Console(), f"lm-eval: {model}", result)

@@ -179,3 +179,17 @@ def print_shares(console: Console, title: str, shares: dict[str, Share]) -> None
     for name, share in shares.items():
         table.add_row(name, f"{share.percent:.1f}", _interval(share.interval), str(share.n))
     console.print(table)
+
+
+def print_lm_eval(console: Console, title: str, result: dict[str, Any]) -> None:
+    table = new_table(title, "", "metric", "filter", "shots", "value", "± standard error", "of")
+    for name, figures in result["results"].items():
+        for key, value in figures.items():
+            metric, is_metric, kind = key.partition(",")
+            if not is_metric or metric.endswith("_stderr"):
+                continue
+            error = figures.get(f"{metric}_stderr,{kind}")
+            cells = [f"{each:.4f}" if isinstance(each, float) else "–" for each in (value, error)]
+            size = result["n-samples"].get(name, {}).get("effective", "–")
+            table.add_row(name, metric, kind, str(result["n-shot"].get(name, "–")), *cells, str(size))
+    console.print(table)

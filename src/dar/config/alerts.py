@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
+from dar.config.lm_eval import LMEvalSpec
 
 
 class AlertSpec(Spec):
@@ -90,6 +91,26 @@ class OveroptimizationAlertSpec(AlertSpec):
     """The held-out reward falls by more than this, in its units: more than the noise of an evaluation."""
 
 
+class RetentionAlertSpec(LMEvalSpec, AlertSpec):
+    """The policy unlearns something else: its score in a task of lm-eval falls (`eval/retention/<task>`).
+
+    The task is asked before the first step and at every held-out evaluation, which needs no held-out prompts for this.
+    Reports of a fall within the noise are spared by a `max_drop` well above `eval/retention/<task>_stderr`.
+    """
+
+    type: Literal["retention"] = "retention"
+    task: str
+    """Name of a task or group of lm-eval, or of one in `include_path`."""
+    metric: str | None = None
+    """Which of its figures, such as `acc_norm` or `exact_match,strict-match`; by default its first."""
+    max_drop: NotNegative
+    """The score has fallen by more than this since the first evaluation, in its units (an accuracy's: shares)."""
+    limit: Count | None = 200
+    """Only the first so many rows of the task."""
+    window: ClassVar[int] = 2
+    """Evaluations without which nothing can be compared."""
+
+
 AnyAlert = Annotated[
     MissingEosAlertSpec
     | KLAlertSpec
@@ -97,7 +118,8 @@ AnyAlert = Annotated[
     | EntropyAlertSpec
     | RepetitionAlertSpec
     | NoSignalAlertSpec
-    | OveroptimizationAlertSpec,
+    | OveroptimizationAlertSpec
+    | RetentionAlertSpec,
     Field(discriminator="type"),
 ]
 
@@ -126,6 +148,8 @@ def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bo
         has_gold: there are `evaluation.rewards`.
         num_evaluations: of the run.
     """
+    if isinstance(alert, RetentionAlertSpec):
+        return None
     on_heldout = _reads_heldout(alert)
     if on_heldout and num_evaluations == 0:
         return "it reads held-out evaluations, but no held-out prompts are sampled: name data.heldout and rewards"
@@ -140,11 +164,13 @@ def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bo
 
 def why_silent(alert: AnyAlert, *, num_steps: int, num_evaluations: int) -> str | None:
     """Why an alert cannot fire in a run that is too short for it, such as one that is only tried, or None."""
+    if isinstance(alert, RetentionAlertSpec):  # before the first step and after the last, at least
+        return None
     count, what = (num_evaluations, "evaluations") if _reads_heldout(alert) else (num_steps, "steps")
     if alert.window > count:
         return f"its window is {alert.window}, but the run has {count} {what}"
     return None
 
 
-def _reads_heldout(alert: AnyAlert) -> bool:
+def _reads_heldout(alert: SampledAlertSpec | OveroptimizationAlertSpec) -> bool:
     return isinstance(alert, OveroptimizationAlertSpec) or alert.samples == "heldout"

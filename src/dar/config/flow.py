@@ -52,7 +52,7 @@ TEXT_ONLY = (
     *("runtime.sharding", "runtime.compile_layers"),
 )
 """Keys that mean nothing to it."""
-ALERTS_OF_TEXT = ("missing_eos", "length_drift", "entropy", "repetition")
+ALERTS_OF_TEXT = ("missing_eos", "length_drift", "entropy", "repetition", "retention")
 
 AnyModel = Annotated[
     Annotated[ModelSpec, Tag("text")] | Annotated[FlowModelSpec, Tag("flow")],

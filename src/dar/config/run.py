@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dar.config.alerts import AnyAlerts, why_blind, why_silent
+from dar.config.alerts import AnyAlerts, RetentionAlertSpec, why_blind, why_silent
 from dar.config.algorithms import AnyAlgorithm
 from dar.config.base import Count, Positive, Rows, Seed, Spec, by_type
 from dar.config.cluster import ClusterSpec
@@ -212,6 +212,9 @@ class RunSpec(Spec):
     @model_validator(mode="after")
     def _alerts_see_something(self) -> RunSpec:
         evaluation = self.evaluation
+        tasks = [alert.task for alert in self.alerts if isinstance(alert, RetentionAlertSpec)]
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"alerts: two of type retention watch one of {', '.join(tasks)}, which has one place")
         for index, alert in enumerate(self.alerts):
             reason = why_blind(
                 alert,

@@ -1,10 +1,11 @@
-"""Evaluations that generate and judge: win rates, IFEval, GSM8K, judges beside people. A second call continues."""
+"""Evaluations that ask a model or a judge: win rates, IFEval, GSM8K, lm-eval, agreement. A second call continues."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from dar.assembly.rows import check_rows
 from dar.batch import Prompt
 from dar.config.data import EvalSamplingSpec
 from dar.config.judge import JudgeEndpointSpec
+from dar.config.lm_eval import LMEvalSpec
+from dar.config.model import ModelSpec
 from dar.config.rewards import AnyReward
 from dar.config.run import RuntimeSpec
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
 from dar.data.messages import text_of
-from dar.errors import RewardError
+from dar.errors import RewardError, require_package
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
@@ -26,6 +29,8 @@ from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.models import build_generators, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
+from dar.policies.precision import resolve_precision
+from dar.policies.text.loading import load_model, load_tokenizer
 from dar.rewards import Failed
 from dar.sandbox.sandbox import Sandbox
 
@@ -126,6 +131,27 @@ def run_gsm8k(model: str, prompts: Path, out: Path, sampling: EvalSamplingSpec, 
         note(f"{len(failed)} answers could not be checked and count as wrong; the first: {failed[0]}")
     result = Share.of([value == 1.0 for value in found])
     folder.write_result(dataclasses.asdict(result))
+    return result
+
+
+def run_lm_eval(model: str, tasks: Sequence[str], out: Path, spec: LMEvalSpec, seed: int, note: Note) -> dict[str, Any]:
+    """lm-eval's tasks, and its figures by its own names (`Harness.measure`).
+
+    Raises:
+        ConfigError: lm-eval is missing or does not know a task, the folder holds another evaluation, or the model
+            cannot be loaded.
+    """
+    require_package("lm_eval", "dar eval lm-eval")
+    from dar.integrations import lm_eval  # noqa: PLC0415 - an extra
+
+    source, precision = ModelSpec.model_validate({"path": model}), resolve_precision(RuntimeSpec())
+    harness = lm_eval.Harness(tasks, spec, load_tokenizer(source))
+    settings = {"kind": "lm-eval", "lm_eval": version("lm_eval"), "model": model, "tasks": list(tasks), "seed": seed}
+    folder = EvaluationFolder(out, settings | spec.model_dump(exclude={"batch_size"}))
+    answers = folder.lines("answers", key=lm_eval.ANSWER_KEY)
+    causal_lm = load_model(source).to(precision.device)
+    result = harness.measure(causal_lm, precision, seed=seed, answers=answers, note=note)
+    folder.write_result(result)
     return result
 
 

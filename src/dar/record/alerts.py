@@ -15,6 +15,7 @@ from dar.config.alerts import (
     NoSignalAlertSpec,
     OveroptimizationAlertSpec,
     RepetitionAlertSpec,
+    RetentionAlertSpec,
     SampledAlertSpec,
 )
 
@@ -56,6 +57,8 @@ def metrics_read(rule: AnyAlert) -> tuple[str, ...]:
     """The keys of metrics.jsonl that a rule reads; lines without them are none of its business."""
     if isinstance(rule, OveroptimizationAlertSpec):
         return "eval/gold", "eval/reward"
+    if isinstance(rule, RetentionAlertSpec):
+        return (f"eval/retention/{rule.task}",)
     key = _KEYS[rule.type]
     return (key if rule.samples == "train" else f"eval/{key}",)
 
@@ -75,6 +78,8 @@ def check(rule: AnyAlert, history: History) -> Alert | None:
         return None
     if isinstance(rule, OveroptimizationAlertSpec):
         found = _overoptimized(rule, history[-rule.window :])
+    elif isinstance(rule, RetentionAlertSpec):
+        found = _unlearned(rule, history)
     else:
         (key,) = metrics_read(rule)
         start, now = (fmean(line[key] for line in part) for part in (history[: rule.window], history[-rule.window :]))
@@ -133,6 +138,15 @@ def _overoptimized(rule: OveroptimizationAlertSpec, window: History) -> _Found:
     sizes = f"the reward rose by {rise:.3g} while the held-out reward fell by {fall:.3g}"
     where = f"steps {window[0]['step']} to {window[-1]['step']}, lines fitted to {len(window)} evaluations"
     return -fall, -rule.min_fall, f"{sizes} ({where}; limits {rule.min_rise:g} and {rule.min_fall:g})"
+
+
+def _unlearned(rule: RetentionAlertSpec, history: History) -> _Found:
+    (key,) = metrics_read(rule)
+    start, now = history[0][key], history[-1][key]
+    if start - now <= rule.max_drop:
+        return None
+    since = f"step {history[0]['step']} to step {history[-1]['step']}; limit {rule.max_drop:g}"
+    return now - start, -rule.max_drop, f"{rule.task} fell from {start:.3g} to {now:.3g} ({since})"
 
 
 def _fitted_change(window: History, key: str) -> float:

@@ -48,6 +48,7 @@ MEASURES = (
     Measure("entropy", "entropy", "z.3f", "nats per token"),
     Measure("completions/distinct_2", "distinct-2"),
 )
+_RETENTION = "retention/"
 KL_OLD = Measure("kl/old_k3", "KL to π_t", "z.3f", "nats per completion")
 BY_KEY = {measure.key: measure for measure in (*MEASURES, KL_OLD)}
 
@@ -59,9 +60,12 @@ def evaluations(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measures_of(evaluation: Mapping[str, float]) -> list[Measure]:
-    """The measures that an evaluation has, and each single reward, where there are several, after the total."""
+    """The measures that an evaluation has; single rewards, where there are several, after their total, and last the
+    tasks of alerts `retention`."""
     names = {key: key.removeprefix("rewards/").removesuffix("/mean") for key in evaluation}
     all_of_it = (Measure(key, name, "+z.3f", column=f"reward/{name}") for key, name in names.items())
     parts = [measure for measure in all_of_it if measure.is_part]
-    found = [MEASURES[0], *(parts if len(parts) > 1 else []), *MEASURES[1:]]
+    tasks = [Measure(key, key.removeprefix(_RETENTION), unit="capability retained")
+             for key in evaluation if key.startswith(_RETENTION) and not key.endswith("_stderr")]  # fmt: skip
+    found = [MEASURES[0], *(parts if len(parts) > 1 else []), *MEASURES[1:], *tasks]
     return [measure for measure in found if measure.key in evaluation]

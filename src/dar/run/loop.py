@@ -67,6 +67,7 @@ class Loop(Steps):
     ahead: Ahead
     heldout: HeldoutEvaluation | None
     known: HeldoutCompletions | None
+    retention: Callable[[], Metrics] | None
     accelerator: Accelerator
     folder: RunFolder
     display: Display
@@ -184,10 +185,11 @@ class Loop(Steps):
         atexit.register(leave_ranks)
 
     def evaluate(self, step: int) -> None:
-        if self.heldout is None and self.known is None:
+        if self.heldout is None and self.known is None and self.retention is None:
             return
         with self._phase("heldout"):
             found = {} if self.known is None else self.known.run()
+            found |= {} if self.retention is None else self.retention()
             result = None if self.heldout is None else self.heldout.run(step, progress=self.display.tokens)
         found |= {} if result is None else result.metrics
         # Before its line is written: a run that is killed in between evaluates again, and finds the best as it is.

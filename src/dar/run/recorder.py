@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dar.batch import Rollouts, Weighted
 from dar.record.completions import prompt_text, sample_columns
 from dar.record.folder import RunFolder
-from dar.record.measures import MEASURES
+from dar.record.measures import MEASURES, measures_of
 from dar.record.watch import Watch
 from dar.rewards import RewardTable
 from dar.run.display import Display
@@ -61,7 +61,8 @@ class Recorder:
             known = result.logprobs, result.ref_logprobs, self.tokenizer, result.gold
             columns = sample_columns(result.rollouts, result.rewards, *known)
             self.folder.write_completions(f"heldout-step-{step}", columns)
-        said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:6] if one.key in found)
+        shown = [one for one in measures_of(found) if one not in MEASURES[6:] and not one.is_part]
+        said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in shown)
         self.display.note(f"held-out after step {step}: {said} ({seconds:.0f} s)")
 
     def completions(

@@ -1,0 +1,64 @@
+"""What the alerts `retention` ask of the policy at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dar.algorithms.base import Metrics
+from dar.collective import from_main
+from dar.config.alerts import RetentionAlertSpec
+from dar.config.problems import unknown_name_message
+from dar.config.run import RunSpec
+from dar.errors import ConfigError, require_package
+from dar.policies.base import ModelPolicy
+from dar.policies.precision import Precision
+
+
+def build_retention(spec: RunSpec, tokenizer: Any) -> Callable[[ModelPolicy[Any]], Metrics] | None:
+    """What measures a policy's `retention/<task>`, and `retention/<task>_stderr` where lm-eval has one; None where no
+    alert asks. Its tasks and their data are loaded here.
+
+    The main rank asks and the others wait, as every rank holds the whole policy.
+
+    Raises:
+        ConfigError: lm-eval is missing, or a task cannot be had; when measured, that it has no such figure.
+    """
+    rules = [alert for alert in spec.alerts if isinstance(alert, RetentionAlertSpec)]
+    if not rules:
+        return None
+    require_package("lm_eval", "the alert retention")
+    from dar.integrations.lm_eval import Harness  # noqa: PLC0415 - an extra
+
+    asked = [(rule, Harness([rule.task], rule, tokenizer)) for rule in rules]
+
+    def measure(policy: ModelPolicy[Any]) -> Metrics:
+        with policy.sampler() as module:
+            return from_main(lambda: _measured(module.model, policy.precision))
+
+    def _measured(model: Any, precision: Precision) -> Metrics:
+        metrics: Metrics = {}
+        for rule, harness in asked:
+            score, error = _figure(rule, harness.measure(model, precision, seed=spec.seed))
+            metrics[f"retention/{rule.task}"] = score
+            if error is not None:
+                metrics[f"retention/{rule.task}_stderr"] = error
+        return metrics
+
+    return measure
+
+
+def _figure(rule: RetentionAlertSpec, found: dict[str, Any]) -> tuple[float, float | None]:
+    """A task's score and its standard error."""
+    figures = found["results"].get(rule.task, {})
+    scores = {key: value for key, value in figures.items() if "," in key and "_stderr," not in key}
+    named = (key for key in scores if rule.metric in (None, key, key.partition(",")[0]))
+    key = next(named, None)
+    if key is None:
+        where = f"the alert retention: of the task {rule.task}"
+        raise ConfigError(f"{where}, {unknown_name_message('metric', rule.metric or 'none', scores)}")
+    name, _, kind = key.partition(",")
+    if not found["higher_is_better"].get(rule.task, {}).get(name, True):
+        raise ConfigError(f"the alert retention watches for a fall, but lower is better in {rule.task}'s {name}")
+    error = figures.get(f"{name}_stderr,{kind}")
+    return float(scores[key]), error if isinstance(error, float) else None
