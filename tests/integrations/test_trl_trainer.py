@@ -263,7 +263,7 @@ def test_rewards_that_are_none_or_infinite_and_a_loss_that_is_not_finite_stop_th
 def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert f"trl{face.TESTED}" in project["optional-dependencies"]["trl"]
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.17.0")
+    monkeypatch.setattr("dar.integrations.version", lambda name: "1.17.0")
     with pytest.raises(
         ConfigError, match=r"tested with trl>=1.16,<1.17, and trl 1.17.0 .* pip install 'dar-rlhf\[trl\]'"
     ):

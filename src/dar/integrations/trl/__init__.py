@@ -1,5 +1,4 @@
-"""DAR for who trains with TRL: in a GRPO script, `GRPOConfig` and `GRPOTrainer` become `DARConfig` and `DARTrainer`; and
-a callback that writes this library's record of any online run."""
+"""DAR for who trains with TRL, and this library's record of any online run of TRL."""
 
 from dar.integrations import require_tested
 
