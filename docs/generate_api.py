@@ -43,7 +43,7 @@ _FROM_TRL = """\
 ## From TRL
 
 A name of TRL or transformers means the same here, or the call is refused with what to write instead, all of it in one
-message. Two scripts, line by line:
+message. (To stay with TRL's loop and have DAR there, change [two names](trl.md).) Two scripts, line by line:
 
 | GRPO with TRL | here |
 |---|---|

@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any, cast
@@ -297,3 +298,10 @@ def test_rewards_rise_alike_in_both_loops(tmp_path: Path, monkeypatch: pytest.Mo
     start, (here, there) = sum(ours[:2] + theirs[:2]) / 4, (sum(rewards[-5:]) / 5 for rewards in (ours, theirs))
     assert min(here, there) > 3 * start
     assert here == pytest.approx(there, rel=0.2)
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    script = str(Path(__file__).parents[2] / "examples" / "trl_dar.py")
+    monkeypatch.setattr("sys.argv", [script, "--steps", "5", "--lora", "2", "--out", str(tmp_path / "out")])
+    runpy.run_path(script, run_name="__main__")
+    assert re.search(r"^step   5  reward \d\.\d\d  KL to π₀ \S+ nats$", capsys.readouterr().out, re.MULTILINE)
