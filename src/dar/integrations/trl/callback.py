@@ -87,6 +87,8 @@ class RunRecorder(TrainerCallback):
             )
         self.trainer, self.folder = trainer, RunFolder(output_dir)
         self.every, self.overwrite, self.gold = completions_every, overwrite, {_name(each): each for each in gold}
+        if len(self.gold) < len(gold):
+            raise ConfigError(f"two functions of gold have one name, {', '.join(map(_name, gold))}: name them apart")
         self.spec = _spec(trainer, output_dir=str(self.folder.path), alerts=list(alerts), best=best)
         self._require_measured()
         self._watch = Watch(self.spec.alerts)
