@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -19,6 +21,7 @@ from dar.rewards import RewardTable
 from dar.run.display import Display
 from dar.run.heldout import HeldoutResult
 from dar.run.stopping import Control
+from dar.shown import redacted
 
 
 class Callback(Protocol):
@@ -59,6 +62,7 @@ class Recorder:
         self._metrics(step, line, tracked=True)
         if result is not None:
             columns = heldout_columns(result)
+            self._table("eval/completions", step, columns)
             columns |= token_columns(result.rollouts.groups, result.logprobs, result.ref_logprobs, self.tokenizer)
             self.folder.write_completions(f"heldout-step-{step}", columns)
         said = ", ".join(f"{one.label} {one.shown(found[one.key])}" for one in MEASURES[:6] if one.key in found)
@@ -81,6 +85,7 @@ class Recorder:
         logprobs = rollouts.logprobs if rollouts.logprobs.isfinite().all() else None
         if ref_logprobs is not None and logprobs is not None:
             columns["kl_ref"] = (logprobs - ref_logprobs).sum(1).tolist()
+        self._table("completions", step, columns)
         columns |= token_columns(rollouts.groups, logprobs, ref_logprobs, self.tokenizer)
         self.folder.write_completions(f"step-{step}", columns)
         if rollouts.images is None:
@@ -88,12 +93,22 @@ class Recorder:
             prompt = prompt_text(rollouts.prompts[0].content)
             self.display.completion(prompt, rollouts.texts[best], float(rewards.total[0, best]))
 
+    def _table(self, name: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Completions for the trackers that show tables."""
+        rows = [[redacted(each) if isinstance(each, str) else each for each in row] for row in zip(*columns.values())]
+        for tracker in self.accelerator.trackers:
+            if tracker.name in ("trackio", "wandb") and "image" not in columns:
+                tracker.log({name: import_module(tracker.name).Table(columns=list(columns), data=rows)}, step=step)
+
     def _metrics(self, step: int, metrics: Mapping[str, float], *, tracked: bool) -> None:
         if not self.accelerator.is_main_process:
             return
         self.folder.append_metrics({"step": step, **metrics})
         if tracked:
-            self.accelerator.log(dict(metrics), step=step)
+            # mlflow refuses some signs, and may keep `kl` as a file where `kl/ref` needs a folder.
+            dotted = {re.sub(r"[^\w-]", ".", key): value for key, value in metrics.items()}
+            for tracker in self.accelerator.trackers:
+                tracker.log(dotted if tracker.name == "mlflow" else dict(metrics), step=step)
         for callback in self.callbacks:
             callback.on_metrics(step, dict(metrics), self.control)
         for alert in self.watch.see({"step": step, **metrics}):
