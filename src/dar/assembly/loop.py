@@ -47,6 +47,7 @@ from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Recorder
 from dar.run.trainer_callbacks import adapted
+from dar.shown import redacted
 
 
 def build_loop(
@@ -112,7 +113,7 @@ def build_loop(
                 sampler = {"reproduces": engine.reproduces, **getattr(engine, "software", {})}
                 folder.start(spec, {**found, "engine": {"type": spec.engine.type, **sampler}, **objects.facts()})
             before.keep(folder)
-        accelerator.init_trackers("dar", config={key: str(value) for key, value in flatten(spec).items()})
+        accelerator.init_trackers("dar", config={key: redacted(str(value)) for key, value in flatten(spec).items()})
 
     models = calibrated(spec.rewards, rewards) | calibrated(spec.evaluation.rewards, gold, prefix="gold.")
     watch, ahead = Watch(spec.alerts), Ahead(spec)

@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from dar.batch import Message, Rollouts, TokenGroups
 from dar.rewards import RewardTable
 
+TOKENS = ("tokens", "logprobs", "ref_logprobs")
+"""The columns with a list in every row, an item for each token."""
+
 
 def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:
     """One row per completion: prompt, text or image, length, ending, reward, its parts and what the data says of it."""

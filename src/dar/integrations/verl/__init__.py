@@ -27,15 +27,15 @@ class _AfterImport(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         change = _CHANGES.pop(fullname, None)
         # Asked again, the other finders answer, for this one no longer knows the name.
-        spec = util.find_spec(fullname) if change else None
-        if change and spec and spec.loader:
-            execute = spec.loader.exec_module
+        if change is None or (spec := util.find_spec(fullname)) is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
 
-            def execute_and_change(module: Any) -> None:
-                execute(module)
-                getattr(import_module(f"{__name__}.method"), change)(module)
+        def execute_and_change(module: Any) -> None:
+            execute(module)
+            getattr(import_module(f"{__name__}.method"), change)(module)
 
-            spec.loader.exec_module = execute_and_change
+        spec.loader.exec_module = execute_and_change
         return spec
 
 

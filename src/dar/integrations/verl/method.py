@@ -27,7 +27,7 @@ _WITHOUT = {
 }
 """Settings that must be off, and why."""
 _READ = {"response_mask", "token_level_rewards", "old_log_probs", "ref_log_prob"}
-_found: Metrics = {}
+_found: dict[str, Metrics] = {}
 """What the last batch's weights are like, from where they are made to where the metrics of the step are."""
 
 
@@ -41,10 +41,8 @@ def ask_for_reference(utils: Any) -> None:
         if "dar" not in methods and "dar" not in config.algorithm:
             return needs_reference(config)
         if methods != ["dar", "dar"]:
-            raise ConfigError(
-                "algorithm.adv_estimator and actor_rollout_ref.actor.policy_loss.loss_mode must both be dar, the "
-                f"weights and the loss that they are made for, but are {methods[0]} and {methods[1]}"
-            )
+            both = "algorithm.adv_estimator and actor_rollout_ref.actor.policy_loss.loss_mode"
+            raise ConfigError(f"{both} must both be dar, weights and their loss, but are {' and '.join(methods)}")
         for key, why in _WITHOUT.items():
             if reduce(lambda node, name: (node or {}).get(name), key.split("."), config):
                 raise ConfigError(f"{key} {why}: leave it out")
@@ -55,10 +53,7 @@ def ask_for_reference(utils: Any) -> None:
 
 def _spec(algorithm: Any) -> DARSpec:
     given = (algorithm.get("dar") or {}).items()
-    try:
-        return DARSpec(**{key: dict(value) if isinstance(value, Mapping) else value for key, value in given})
-    except ConfigError as error:
-        raise ConfigError(f"algorithm.dar: {error}") from error
+    return DARSpec(**{key: dict(value) if isinstance(value, Mapping) else value for key, value in given})
 
 
 def add_weights(ray_trainer: Any) -> None:
@@ -70,13 +65,10 @@ def add_weights(ray_trainer: Any) -> None:
         if adv_estimator != "dar":
             return compute_advantage(data, adv_estimator=adv_estimator, **settings)
         batch, rows = _sampled(data, settings["num_repeat"])
-        weighted, metrics = DAR(_spec(settings["config"])).weigh(batch)
-        _found.update(metrics)
+        weighted, _found["weights"] = DAR(_spec(settings["config"])).weigh(batch)
         # verl divides by all rows of a mini-batch, those that it filled the batch up with among them.
-        weights = weighted.weights * (len(data) / weighted.denominator)
-        for name, values in ("advantages", weights), ("returns", weighted.advantages):
-            of_all = torch.zeros(len(data)).index_copy(0, rows, values)
-            data.batch[name] = of_all[:, None] * data.batch["response_mask"]
+        weights = torch.zeros(len(data)).index_copy(0, rows, weighted.weights * (len(data) / weighted.denominator))
+        data.batch["advantages"] = data.batch["returns"] = weights[:, None] * data.batch["response_mask"]
         return data
 
     ray_trainer.compute_advantage = computed
@@ -88,19 +80,16 @@ def _sampled(data: Any, num_generations: int) -> tuple[Batch, Tensor]:
     uids = data.non_tensor_batch["uid"][kept.numpy()].astype(str)
     rows, sizes = kept[torch.from_numpy(np.argsort(uids))], torch.from_numpy(np.unique(uids, return_counts=True)[1])
     if (largest := int(sizes.max())) > num_generations:
-        raise ConfigError(
-            f"a prompt has {largest} outputs, but rollout.n is {num_generations}: DAR weighs whole completions, and no "
-            "agents' sessions of several outputs"
-        )
+        why = "DAR weighs whole completions, and no agents' sessions of several outputs"
+        raise ConfigError(f"a prompt has {largest} outputs, but rollout.n is {num_generations}: {why}")
     found = {name: data.batch[name][rows].float() for name in data.batch.keys() & _READ}
     mask, counts = found["response_mask"].bool(), tuple(sizes.tolist())
-    rewards = found["token_level_rewards"].sum(1).split(counts)
     batch = Batch(
         # DAR reads which tokens were sampled, not what they are.
         groups=TokenGroups(((),) * len(counts), counts, torch.zeros_like(mask, dtype=torch.int64), mask),
         old_logprobs=found["old_log_probs"],
         ref_logprobs=found.get("ref_log_prob"),
-        rewards=pad_sequence(rewards, batch_first=True, padding_value=torch.nan),
+        rewards=pad_sequence(found["token_level_rewards"].sum(1).split(counts), True, torch.nan),
         has_eos=torch.ones(len(rows), dtype=torch.bool),
         places=(torch.arange(largest) < sizes[:, None]).flatten().nonzero().flatten(),
     )
@@ -114,29 +103,21 @@ def add_metrics(trainer_base: Any) -> None:
     @wraps(compute_advantage)
     def computed(self: Any, batch: Any, metrics: dict[str, float]) -> Any:
         result = compute_advantage(self, batch, metrics=metrics)
-        metrics.update(_found)
+        metrics.update(_found.get("weights", {}))
         return result
 
     trainer._compute_advantage = computed
 
 
 def add_loss(core_algos: Any) -> None:
-    """The policy loss `dar`: a micro-batch's part of −(1/B) Σ_i w_i · log π_θ(y_i | x_i).
+    """The policy loss `dar`, −(1/B) Σ_i w_i · log π_θ(y_i | x_i) with B the rows of the mini-batch, over all ranks.
 
-    B counts the rows of the mini-batch, of all micro-batches and ranks. `loss_agg_mode` is not read: that tokens are
-    summed and rows averaged is part of the method.
+    `loss_agg_mode` is not read: that tokens are summed and rows averaged is part of the method.
     """
 
     @core_algos.register_policy_loss("dar")
-    def dar_loss(
-        *,
-        log_prob: Tensor,
-        advantages: Tensor,
-        response_mask: Tensor,
-        config: Any,
-        rollout_is_weights: Tensor | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, dict[str, float]]:
+    def dar_loss(*, log_prob: Tensor, advantages: Tensor, response_mask: Tensor, config: Any,
+                 rollout_is_weights: Tensor | None = None, **_: Any) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
         mask = response_mask.bool()
         logprobs = log_prob if rollout_is_weights is None else log_prob * rollout_is_weights
         # Every sampled token has its row's weight, all others 0.
