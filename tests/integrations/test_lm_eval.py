@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from dar.assembly.loop import build_loop
 from dar.cli.app import app
-from dar.config.lm_eval import LMEvalSpec
+from dar.config.data import LMEvalSpec
 from dar.config.recipe import load_recipe
 from dar.errors import ConfigError
 from dar.evaluate.commands import run_lm_eval

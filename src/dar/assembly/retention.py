@@ -12,7 +12,6 @@ from dar.config.problems import unknown_name_message
 from dar.config.run import RunSpec
 from dar.errors import ConfigError, require_package
 from dar.policies.base import ModelPolicy
-from dar.policies.precision import Precision
 
 
 def build_retention(spec: RunSpec, tokenizer: Any) -> Callable[[ModelPolicy[Any]], Metrics] | None:
@@ -32,23 +31,18 @@ def build_retention(spec: RunSpec, tokenizer: Any) -> Callable[[ModelPolicy[Any]
 
     asked = [(rule, Harness([rule.task], rule, tokenizer)) for rule in rules]
 
+    def measured(policy: ModelPolicy[Any], model: Any) -> Metrics:
+        found = ((rule, harness.measure(model, policy.precision, seed=spec.seed)) for rule, harness in asked)
+        return {key: value for rule, figures in found for key, value in _metrics(rule, figures).items()}
+
     def measure(policy: ModelPolicy[Any]) -> Metrics:
         with policy.sampler() as module:
-            return from_main(lambda: _measured(module.model, policy.precision))
-
-    def _measured(model: Any, precision: Precision) -> Metrics:
-        metrics: Metrics = {}
-        for rule, harness in asked:
-            score, error = _figure(rule, harness.measure(model, precision, seed=spec.seed))
-            metrics[f"retention/{rule.task}"] = score
-            if error is not None:
-                metrics[f"retention/{rule.task}_stderr"] = error
-        return metrics
+            return from_main(lambda: measured(policy, module.model))
 
     return measure
 
 
-def _figure(rule: RetentionAlertSpec, found: dict[str, Any]) -> tuple[float, float | None]:
+def _metrics(rule: RetentionAlertSpec, found: dict[str, Any]) -> Metrics:
     """A task's score and its standard error."""
     figures = found["results"].get(rule.task, {})
     scores = {key: value for key, value in figures.items() if "," in key and "_stderr," not in key}
@@ -61,4 +55,5 @@ def _figure(rule: RetentionAlertSpec, found: dict[str, Any]) -> tuple[float, flo
     if not found["higher_is_better"].get(rule.task, {}).get(name, True):
         raise ConfigError(f"the alert retention watches for a fall, but lower is better in {rule.task}'s {name}")
     error = figures.get(f"{name}_stderr,{kind}")
-    return float(scores[key]), error if isinstance(error, float) else None
+    score = {f"retention/{rule.task}": float(scores[key])}
+    return score | ({f"retention/{rule.task}_stderr": error} if isinstance(error, float) else {})

@@ -129,17 +129,14 @@ def lm_eval(
     dar eval lm-eval RUN/best --tasks arc_easy,piqa --limit 200 --out evals/lm
     """
     from dar.cli.evaluate_tables import print_lm_eval
-    from dar.config.lm_eval import LMEvalSpec
+    from dar.config.data import LMEvalSpec
     from dar.evaluate.commands import run_lm_eval
 
     hide_file_progress()
     spec = LMEvalSpec(
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-        chat_template=chat_template,
-        include_path=include_path,
-    )
+        num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, chat_template=chat_template,
+        include_path=include_path
+    )  # fmt: skip
     result = run_lm_eval(model, [name.strip() for name in tasks.split(",")], out, spec, seed, note)
     if as_json:
         print_json(result)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from dar.config.base import Count, Fraction, NotNegative, Positive, Spec
-from dar.config.lm_eval import LMEvalSpec
+from dar.config.data import LMEvalSpec
 
 
 class AlertSpec(Spec):

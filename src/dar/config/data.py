@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dar.config.base import Count, NotNegative, Positive, Rows, Seed, Spec, by_type
+from dar.files.paths import expanded
 
 
 class HHFormatSpec(Spec):
@@ -204,3 +205,19 @@ class EvalSamplingSpec(Spec):
     """Prompts are used as they are; else a string is one user message, and the chat template is applied."""
     num_prompts: Count | None = None
     """Only the first ones; by default all."""
+
+
+class LMEvalSpec(Spec):
+    """How a model is put to the tasks of EleutherAI's lm-evaluation-harness."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; by default as many as the task says."""
+    limit: Count | None = None
+    """Only the first so many rows of each task; by default all."""
+    batch_size: Count = 8
+    """Rows of one pass through the model."""
+    chat_template: bool = False
+    """Questions are messages in the model's chat template. Without it they are plain text, as most published figures
+    have it."""
+    include_path: Annotated[str, AfterValidator(expanded)] | None = None
+    """A folder with tasks of one's own, in lm-eval's YAML."""

@@ -12,9 +12,8 @@ from typing import Any
 from dar.assembly.reward import build_reward, check_reward
 from dar.assembly.rows import check_rows
 from dar.batch import Prompt
-from dar.config.data import EvalSamplingSpec
+from dar.config.data import EvalSamplingSpec, LMEvalSpec
 from dar.config.judge import JudgeEndpointSpec
-from dar.config.lm_eval import LMEvalSpec
 from dar.config.model import ModelSpec
 from dar.config.rewards import AnyReward
 from dar.config.run import RuntimeSpec
@@ -150,7 +149,8 @@ def run_lm_eval(model: str, tasks: Sequence[str], out: Path, spec: LMEvalSpec, s
     folder = EvaluationFolder(out, settings | spec.model_dump(exclude={"batch_size"}))
     answers = folder.lines("answers", key=lm_eval.ANSWER_KEY)
     causal_lm = load_model(source).to(precision.device)
-    result = harness.measure(causal_lm, precision, seed=seed, answers=answers, note=note)
+    known = {key: row["answer"] for key, row in answers.rows.items()}
+    result = harness.measure(causal_lm, precision, seed=seed, answers=known, keep=answers.append, note=note)
     folder.write_result(result)
     return result
 

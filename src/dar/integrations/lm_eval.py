@@ -8,11 +8,11 @@ import copy
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string
 
-from dar.config.lm_eval import LMEvalSpec
+from dar.config.data import LMEvalSpec
 from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
 from dar.policies.precision import Precision
@@ -33,24 +33,6 @@ CHUNK = 16
 _KEPT = ("results", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 ANSWER_KEY = ("kind", "number", "digest")
 """What an answer is known by: the kind of its request, its number among those, and a digest of what was asked."""
-
-
-class Answers(Protocol):
-    """The answers there are, rows with the columns of ANSWER_KEY and `answer`, and a way to add some."""
-
-    rows: dict[tuple[Any, ...], dict[str, Any]]
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
-
-
-class _Kept:
-    """Answers of one evaluation, in memory."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.rows |= {tuple(row[name] for name in ANSWER_KEY): dict(row) for row in rows}
 
 
 class Harness:
@@ -79,10 +61,8 @@ class Harness:
                     f"lm-eval's task {name} runs code that models write, or is not of text alone: not here"
                 )
             # As lm-eval's own command has it: a task that says 0 cannot do with more.
-            if spec.num_fewshot is None or task.get_config("num_fewshot") == 0:
-                task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
-            else:
-                task.set_config("num_fewshot", spec.num_fewshot)
+            own, asked = task.get_config("num_fewshot"), spec.num_fewshot
+            task.set_config("num_fewshot", asked if asked is not None and own != 0 else own or 0)
 
     def measure(
         self,
@@ -90,7 +70,8 @@ class Harness:
         precision: Precision,
         *,
         seed: int = 0,
-        answers: Answers | None = None,
+        answers: Mapping[tuple[Any, ...], Any] | None = None,
+        keep: Callable[[list[dict[str, Any]]], object] = lambda _: None,
         note: Callable[[str], object] = lambda _: None,
     ) -> dict[str, Any]:
         """lm-eval's figures, under its own names: `results[task]["acc,none"]`, `["acc_stderr,none"]` and so on.
@@ -101,12 +82,14 @@ class Harness:
             model: a transformers causal language model, or a peft model around one, on the device.
             precision: in which it computes.
             seed: of few-shot examples and of whatever a task samples.
-            answers: those already there are not asked for again.
+            answers: those that are there, by ANSWER_KEY: they are not asked for again.
+            keep: given new ones, a mapping each of ANSWER_KEY and `answer`.
             note: told how far it is.
         """
         with _undisturbed():
             lm = _Asked(
-                _Kept() if answers is None else answers,
+                dict(answers or {}),
+                keep,
                 note,
                 pretrained=model,
                 tokenizer=self.tokenizer,
@@ -135,9 +118,11 @@ class Harness:
 class _Asked(HFLM):
     """A model whose answers are kept as they come, and told of in the program's own way."""
 
-    def __init__(self, answers: Answers, note: Callable[[str], object], **settings: Any) -> None:
+    def __init__(self, answers: dict[Any, Any], keep: Callable[..., object], note: Callable[[str], object],
+                 **settings: Any) -> None:  # fmt: skip
         super().__init__(**settings)
-        self._answers, self._note, self._batch_size = answers, note, settings["batch_size"]
+        self._answers, self._keep, self._note = answers, keep, note
+        self._portion = CHUNK * settings["batch_size"]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         return self._ask("loglikelihood", super().loglikelihood, requests)
@@ -150,15 +135,14 @@ class _Asked(HFLM):
 
     def _ask(self, kind: str, ask: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
         keys = [(kind, number, hash_string(repr(request.args))) for number, request in enumerate(requests)]
-        missing = [number for number, key in enumerate(keys) if key not in self._answers.rows]
-        size = CHUNK * self._batch_size
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
+        missing = [number for number, key in enumerate(keys) if key not in self._answers]
+        for start in range(0, len(missing), self._portion):
+            part = missing[start : start + self._portion]
             found = ask([requests[number] for number in part], disable_tqdm=True)
-            rows = (dict(zip(ANSWER_KEY, keys[n])) | {"answer": answer} for n, answer in zip(part, found, strict=True))
-            self._answers.append(rows)
+            self._answers |= zip((keys[number] for number in part), found, strict=True)
+            self._keep([dict(zip(ANSWER_KEY, keys[n])) | {"answer": self._answers[keys[n]]} for n in part])
             self._note(f"{kind}: {len(requests) - len(missing) + start + len(part)} of {len(requests)}")
-        return [self._answers.rows[key]["answer"] for key in keys]
+        return [self._answers[key] for key in keys]
 
 
 def _loaded(tasks: Sequence[str], include_path: str | None) -> Any:
