@@ -19,7 +19,10 @@ from tests.conftest import make_model, make_tokenizer
 pytest.importorskip("trl", reason="needs the extra trl")
 
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
 
 from dar.integrations.trl import RunRecorder
 
@@ -50,6 +53,7 @@ class Spy:
 def make_trainer(
     folder: Path, rewards: Any = short, *, kind: str = "grpo", heldout: bool = True, **changes: Any
 ) -> Any:
+    config: Any
     config, trainer = (GRPOConfig, GRPOTrainer) if kind == "grpo" else (RLOOConfig, RLOOTrainer)
     settings: dict[str, Any] = {
         **{
@@ -60,6 +64,7 @@ def make_trainer(
             "activation_checkpointing": False,
         },
         **{"model_init_kwargs": {"dtype": "float32"}},
+        **{"output_dir": str(folder / "trl"), "num_generations_eval": 2},
         **{"per_device_train_batch_size": 8, "per_device_eval_batch_size": 4, "num_generations": 4, "max_steps": 2},
         **{"max_completion_length": 8, "logging_steps": 1, "learning_rate": 1e-2, "save_strategy": "no", "seed": 3},
     }
@@ -68,7 +73,7 @@ def make_trainer(
     return trainer(
         model=str(folder / "model"),
         reward_funcs=rewards,
-        args=config(output_dir=str(folder / "trl"), **settings | {"num_generations_eval": 2} | changes),
+        args=config(**{**settings, **changes}),
         train_dataset=prompts,
         eval_dataset=prompts.select(range(3)) if heldout else None,
         processing_class=make_tokenizer(chat=False),

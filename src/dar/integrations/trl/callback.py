@@ -19,7 +19,8 @@ import torch
 import trl
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
 
 from dar.collective import from_main, gathered, num_ranks, own_rank
 from dar.config.alerts import KLAlertSpec, why_blind
@@ -85,7 +86,8 @@ class RunRecorder(TrainerCallback):
                 f"RunRecorder reads what GRPOTrainer and RLOOTrainer sample, and {type(trainer).__name__} is neither: "
                 "`dar report` shows the log in its output_dir as it is"
             )
-        self.trainer, self.folder = trainer, RunFolder(output_dir)
+        self.trainer: Any = trainer  # what TRL says of its own attributes' types is not what they are
+        self.folder = RunFolder(output_dir)
         self.every, self.overwrite, self.gold = completions_every, overwrite, {_name(each): each for each in gold}
         if len(self.gold) < len(gold):
             raise ConfigError(f"two functions of gold have one name, {', '.join(map(_name, gold))}: name them apart")

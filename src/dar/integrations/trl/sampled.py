@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dar.batch import Prompt, Rollouts, TokenGroups, pad_rows
+from dar.batch import FinishReason, Prompt, Rollouts, TokenGroups, pad_rows
 from dar.rewards import RewardTable
 
 
@@ -44,7 +44,7 @@ def sampled(rows: Sequence[Row], size: int) -> tuple[Rollouts, Tensor | None]:
     groups = TokenGroups(((),) * len(prompts), (size,) * len(prompts), ids, mask)
     logprobs, reference = _padded([row.logprobs for row in rows]), _padded([row.ref_logprobs for row in rows])
     logprobs = torch.full(ids.shape, math.nan) if logprobs is None else logprobs
-    ends = tuple("eos" if row.has_ended else "length" for row in rows)
+    ends: tuple[FinishReason, ...] = tuple("eos" if row.has_ended else "length" for row in rows)
     return Rollouts(prompts, groups, tuple(row.text for row in rows), logprobs, ends), reference
 
 
