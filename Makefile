@@ -47,7 +47,7 @@ $(VLLM_STAMP): Makefile
 	@touch $@
 
 test-integrations: $(INTEGRATIONS_STAMP) ## Run the tests that need verl, lm-eval, wandb, trackio and mlflow, likewise
-	HF_HUB_OFFLINE=1 .venv-integrations/bin/python -m pytest -m integrations
+	HF_HUB_OFFLINE=1 .venv-integrations/bin/python -m pytest -m integrations tests/integrations tests/run/test_trackers.py
 
 # verl pins an older transformers, and wants TransferQueue without saying so. torch is exact for constraints.txt's reason.
 $(INTEGRATIONS_STAMP): Makefile pyproject.toml

@@ -74,9 +74,7 @@ def columns_of(batch: Batch, order: torch.Tensor, *, padding: int) -> tuple[dict
 
 
 def settings_of(dar: dict[str, Any]) -> Any:
-    from omegaconf import OmegaConf  # noqa: PLC0415 - comes with verl
-
-    return OmegaConf.create({"adv_estimator": "dar", "dar": dar})
+    return pytest.importorskip("omegaconf").OmegaConf.create({"adv_estimator": "dar", "dar": dar})
 
 
 def advantages(columns: dict[str, torch.Tensor], uids: np.ndarray, *, dar: dict[str, Any], num_generations: int) -> Any:
@@ -218,8 +216,7 @@ def needs_reference(*overrides: str) -> bool:
 
 def test_trainer_hands_its_batch_over_and_logs_what_the_weights_are_like(monkeypatch: pytest.MonkeyPatch):
     trainer_base = pytest.importorskip("verl.trainer.ppo.v1.trainer_base", exc_type=ImportError)
-    from tensordict import NonTensorStack, TensorDict  # noqa: PLC0415 - comes with verl
-
+    tensordict = pytest.importorskip("tensordict")
     batch = batch_of(4)
     columns, uids = columns_of(batch, torch.randperm(12), padding=4)
     columns["rm_scores"] = columns.pop("token_level_rewards")
@@ -230,7 +227,9 @@ def test_trainer_hands_its_batch_over_and_logs_what_the_weights_are_like(monkeyp
     }
     stored: dict[str, Any] = {}
     queue = SimpleNamespace(
-        kv_batch_get=lambda **_: TensorDict({**nested, "uid": NonTensorStack(*uids)}, batch_size=len(uids)),
+        kv_batch_get=lambda **_: tensordict.TensorDict(
+            {**nested, "uid": tensordict.NonTensorStack(*uids)}, batch_size=len(uids)
+        ),
         kv_batch_put=lambda fields, **_: stored.update(fields.items()),
     )
     monkeypatch.setattr(trainer_base, "tq", queue)

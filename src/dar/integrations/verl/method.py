@@ -53,7 +53,8 @@ def ask_for_reference(utils: Any) -> None:
 
 def _spec(algorithm: Any) -> DARSpec:
     given = (algorithm.get("dar") or {}).items()
-    return DARSpec(**{key: dict(value) if isinstance(value, Mapping) else value for key, value in given})
+    plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given}
+    return DARSpec(**plain)
 
 
 def add_weights(ray_trainer: Any) -> None:
