@@ -63,7 +63,7 @@ message. (To stay with TRL's loop and have DAR there, change [two names](trl.md)
 | `trainer = GRPOTrainer(model, reward, args=args,` | `trainer = Trainer(model, reward, args=args, algorithm=method,` |
 | `train_dataset=train, eval_dataset=test,` | the same |
 | `peft_config=LoraConfig(r=16), callbacks=[MyCallback()])` | the same |
-| `trainer.train()` | the same; with `resume_from_checkpoint=True`, from the newest checkpoint |
+| `trainer.train()` | the same; with `resume_from_checkpoint=True`, from the newest checkpoint, with the path of one from that |
 
 A reward function of TRL works as it is: it is called by keyword, with the columns of the data.
 

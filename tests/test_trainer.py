@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
@@ -38,6 +39,7 @@ from dar.config.preference import DPOSpec
 from dar.config.recipe import dump_recipe, flatten, load_recipe
 from dar.config.regression import TargetESSSpec, TargetKLSpec, VARSpec
 from dar.config.rewards import LengthRewardSpec, reward_name
+from dar.config.run import HubSpec
 from dar.policies.text.policy import Policy
 from dar.run.stopping import Control
 from dar.trainer import TrainResult
@@ -264,6 +266,21 @@ def test_columns_reach_the_reward(tmp_path: Path):
     assert sorted(words) == sorted(row["word"] for row in ROWS for _ in range(4))
 
 
+def test_what_rewards_log_is_in_tables_and_metrics_and_they_know_the_step(tmp_path: Path):
+    def even(completion_ids: Any, word: Any, trainer_state: Any, log_extra: Any, log_metric: Any) -> list[float]:
+        log_extra("word", word)
+        log_metric("progress", trainer_state.global_step / trainer_state.max_steps)
+        return even_share(completion_ids)
+
+    result = make_trainer(tmp_path, reward_funcs=even, eval_dataset=ROWS[:2]).train()
+    rows = [row for row in result.metrics if "rewards/even/progress" in row]
+    assert [row["rewards/even/progress"] for row in rows] == [0.0, 0.5]
+    rows = [row for row in result.metrics if "eval/reward" in row]
+    assert [row["eval/rewards/even/progress"] for row in rows] == [0.0, 1.0]
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "completions" / "heldout-step-2.parquet")
+    assert table["extra/even/word"].to_pylist() == [row["word"] for row in ROWS[:2] for _ in range(4)]
+
+
 def test_async_reward_trains(tmp_path: Path):
     async def judge(completion_ids: list[list[int]]) -> list[float]:
         return even_share(completion_ids)
@@ -409,7 +426,7 @@ def test_policy_is_evaluated_saved_and_reported_at_any_time(tmp_path: Path):
 def test_a_finished_run_is_uploaded_whole_and_an_upload_that_fails_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = {"hub_model_id": "lab/it", "hub_revision": "try", "max_steps": 1}
+    settings = {"hub_model_id": "lab/it", "max_steps": 1}
     with ScriptedHub(monkeypatch) as hub:
         hub.status = 403
         with pytest.raises(CheckpointError, match=r"nothing was uploaded to lab/it .*or `dar export .* --push lab/it`"):
@@ -420,7 +437,7 @@ def test_a_finished_run_is_uploaded_whole_and_an_upload_that_fails_loses_nothing
         result = trainer.train(resume_from_checkpoint=True)
         sent = {file.name: file.read_bytes() for file in Path(result.model_dir).iterdir()}
         report = result.report().read_bytes()
-        assert hub.commits == [("lab/it", "try", {**sent, "report.html": report})]
+        assert hub.commits == [("lab/it", "main", {**sent, "report.html": report})]
         assert (hub.made[-1]["organization"], hub.made[-1]["name"]) == ("lab", "it")
         assert hub.made[-1]["visibility"] == "private"
         assert trainer.push_to_hub("me/other", private=False) == f"{hub.url}/me/other/commit/{'a' * 40}"
@@ -603,6 +620,28 @@ def test_damaged_newest_checkpoint_costs_a_step_and_no_bit(tmp_path: Path, caplo
     assert "step-3 is damaged (shard-00001-model-00001-of-00001.safetensors has" in caplog.text
 
 
+def test_run_goes_on_from_a_checkpoint_that_is_named_and_forgets_what_came_later(tmp_path: Path):
+    settings = {**LONGER, "save_total_limit": 4}
+    whole = make_trainer(tmp_path, settings=settings, eval_dataset=ROWS[:1])
+    expected = numbers(whole.train())
+    checkpoints, last = tmp_path / "run" / "checkpoints", weights(whole)
+    kept = ", ".join(str(checkpoints / f"step-{step}") for step in (4, 3, 2, 1))
+    for wrong in (tmp_path, checkpoints / "step-7", 2):
+        with pytest.raises(ConfigError, match=f"must be True or False, or a checkpoint of this run, .* {kept}$"):
+            make_trainer(tmp_path, settings=settings).train(resume_from_checkpoint=wrong)  # pyright: ignore[reportArgumentType]
+    branch = make_trainer(tmp_path, settings=settings, eval_dataset=ROWS[:1], callbacks=[CrashAt(3)])
+    with pytest.raises(Crash):
+        branch.train(resume_from_checkpoint=str(checkpoints / "step-2"))
+    # What came after it is gone before the first new step.
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-1", "step-2"]
+    again = make_trainer(tmp_path, settings=settings, eval_dataset=ROWS[:1])
+    assert numbers(again.train(resume_from_checkpoint=tmp_path / "run")) == expected
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(again).items())
+    (checkpoints / "step-1" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"step-1 is damaged; name another"):
+        make_trainer(tmp_path, settings=settings, eval_dataset=ROWS[:1]).train(checkpoints / "step-1")
+
+
 def test_folder_without_a_run_cannot_be_resumed(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no run to resume: .* exist.*Start without resume_from_checkpoint=True"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
@@ -714,7 +753,7 @@ def test_path_of_a_checkpoint_is_not_silently_taken_for_yes(tmp_path: Path):
         ({"reward_funcs": make_classifier(num_labels=2), "reward_processing_classes": make_tokenizer()}, ConfigError,
          r"reward_funcs has 2 outputs \(num_labels\)"),
         ({"reward_funcs": lambda completions, word, prompt: []}, ConfigError,
-         r"reward '<lambda>' takes prompt, which nobody passes \(did you mean 'prompts'\?\): .*, group_ids, word$"),
+         r"reward '<lambda>' takes prompt, which nobody passes \(did you mean 'prompts'\?\): .*, trainer_state, word$"),
         ({"reward_funcs": lambda completions, /: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
          "takes completions, which nobody passes: it is called by keyword"),
         ({"reward_funcs": lambda prompt: [], "train_dataset": "package:dar/prompts/toy.jsonl"}, ConfigError,
@@ -892,10 +931,19 @@ def test_settings_that_are_more_than_one_key(tmp_path: Path):
     assert (spec.optim.type, spec.optim.learning_rate, spec.logging.trackers) == ("adafactor", 1e-2, ["wandb"])
     assert (spec.evaluation.num_generations, spec.seed) == (7, 3)
     assert make_trainer(tmp_path, settings={"report_to": "none"}).spec.logging.trackers == []
+    hub = make_trainer(tmp_path, settings={"hub_model_id": "me/it", "hub_private_repo": False}).spec.hub
+    assert hub == HubSpec(repository="me/it", private=False)
 
 
 def test_every_setting_is_tried_above():
-    tried = {"optim", "report_to", "overrides", *(setting for setting, _, _ in KEYS_OF_SETTINGS)}
+    tried = {
+        "optim",
+        "report_to",
+        "overrides",
+        "hub_model_id",
+        "hub_private_repo",
+        *(setting for setting, _, _ in KEYS_OF_SETTINGS),
+    }
     assert tried == DARConfig.model_fields.keys()
 
 

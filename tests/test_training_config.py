@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dar
-from dar import ConfigError, DARConfig, DARSpec, TargetKLSpec, Trainer, TrainingConfig
+from dar import ConfigError, DARConfig, DARSpec, RewardConfig, TargetKLSpec, Trainer, TrainingConfig
 from dar.config.base import keys_below
 from dar.config.run import RunSpec
 
@@ -79,3 +79,45 @@ def test_configuration_says_what_it_takes(tmp_path: Path):
     args = DARConfig(output_dir=tmp_path, max_steps=5, alpha=0.1, beta=0.2)  # pyright: ignore[reportArgumentType]
     assert repr(args) == f"DARConfig(output_dir='{tmp_path}', max_steps=5, beta=0.2)"
     assert repr(DARSpec(beta=TargetKLSpec(target_kl=1.0))) == "DARSpec(beta=TargetKLSpec(target_kl=1.0))"
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes", "said"),
+    [
+        (
+            DARConfig,
+            {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "num_generations": 8},
+            "per_device_train_batch_size=16 and gradient_accumulation_steps=4 on 1 process, with num_generations=8, "
+            "are prompts_per_step=8",
+        ),
+        (
+            TrainingConfig,
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
+            "on 1 process are 32 rows: prompts_per_step=32, or that by num_generations where completions are sampled",
+        ),
+        (
+            DARConfig,
+            {"generation_batch_size": 64, "num_generations": 8},
+            "generation_batch_size=64 on 1 process, with num_generations=8, are prompts_per_step=8",
+        ),
+        (
+            RewardConfig,
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+            "on 1 process are pairs_per_step=8",
+        ),
+        (DARConfig, {"per_device_train_batch_size": 5, "num_generations": 8}, None),
+        (DARConfig, {"gradient_accumulation_steps": 8, "num_generations": 8}, None),
+    ],
+)
+def test_batch_sizes_of_trl_are_worked_out(config: Any, sizes: dict[str, int], said: str | None):
+    with pytest.raises(ConfigError) as caught:
+        config(output_dir="run", max_steps=1, **sizes)
+    assert (" process" in str(caught.value)) == (said is not None)
+    assert (said or "") in str(caught.value)
+
+
+def test_batch_sizes_of_several_processes_add_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = "steps_per_generation=2 on 2 processes, with num_generations=4, are prompts_per_step=8"
+    with pytest.raises(ConfigError, match=said):
+        DARConfig(**MINIMAL, per_device_train_batch_size=8, steps_per_generation=2, num_generations=4)  # pyright: ignore[reportCallIssue]

@@ -71,9 +71,11 @@ class RewardTrainer(SavesModel):
         self._given = GivenPairs(*map(object_of, (model, processing_class, train, heldout, peft_config)))
         self.loop: RewardModelLoop | None = None
 
-    def train(self, resume_from_checkpoint: bool | None = None, *, overwrite: bool = False) -> RewardModelResult:
-        """Runs to the last step and saves `model/`; True continues the run in `output_dir`, and `overwrite` starts
-        again in its place.
+    def train(
+        self, resume_from_checkpoint: bool | str | Path | None = None, *, overwrite: bool = False
+    ) -> RewardModelResult:
+        """Runs to the last step and saves `model/`; True or a checkpoint's path continues the run in `output_dir`, and
+        `overwrite` starts again in its place.
 
         Raises:
             DarError: whatever went wrong; nothing already saved is lost.

@@ -31,8 +31,11 @@ from dar.config.recipe import build_spec
 from dar.config.run import LoggingSpec
 from dar.errors import ConfigError, DarError
 from dar.files.hints import nearest_hint
+from dar.files.paths import expanded
+from dar.learn.checkpoint import list_checkpoints
 from dar.policies.text.loading import load_tokenizer
 from dar.policies.text.policy import Policy
+from dar.record.folder import RunFolder
 from dar.run.loop import Loop
 from dar.run.recorder import Callback
 from dar.run.trainer_callbacks import callback_problems
@@ -86,14 +89,19 @@ class SavesModel(ABC):
     def _save_to(self, folder: Path) -> None:
         """Writes the model of `loop`."""
 
-    def _resumes(self, given: object) -> bool:
-        """Whether `resume_from_checkpoint` says yes. Raises ConfigError where it says neither yes nor no."""
-        if not isinstance(given, bool | None):
+    def _resumes(self, given: object) -> bool | Path:
+        """What `resume_from_checkpoint` asks for: nothing, the newest checkpoint, or that one. Raises ConfigError."""
+        folder = RunFolder(self.spec.output_dir)
+        known = list_checkpoints(folder.checkpoints)
+        if isinstance(given, str | Path):
+            path = Path(expanded(given)).resolve()
+            given = path == folder.path.resolve() or next((each for each in known if each.resolve() == path), given)
+        if not isinstance(given, bool | None) and given not in known:
             raise ConfigError(
-                f"resume_from_checkpoint is {given!r}, but must be True or False: a run continues from the newest "
-                f"checkpoint of its output_dir, {self.spec.output_dir}"
+                f"resume_from_checkpoint is {given!r}, but must be True or False, or a checkpoint of this run, which "
+                f"continues in its own folder, {folder.path}. There are: {', '.join(map(str, known)) or 'none'}"
             )
-        return bool(given)
+        return given if isinstance(given, Path) else bool(given)
 
 
 class Trainer(SavesModel):
@@ -197,7 +205,7 @@ class Trainer(SavesModel):
 
     def train(
         self,
-        resume_from_checkpoint: bool | None = None,
+        resume_from_checkpoint: bool | str | Path | None = None,
         *,
         allow_changed_recipe: bool = False,
         overwrite: bool = False,
@@ -205,7 +213,8 @@ class Trainer(SavesModel):
         """Runs to the last step and saves `model/`.
 
         Args:
-            resume_from_checkpoint: True continues the run in `output_dir` from its newest valid checkpoint.
+            resume_from_checkpoint: True (or `output_dir`) continues the run there from its newest valid checkpoint;
+                the path of one of its checkpoints from that, and forgets what came later.
             allow_changed_recipe: continue although settings have changed.
             overwrite: start again in an `output_dir` that holds a run, of which nothing is kept.
 

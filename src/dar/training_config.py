@@ -136,7 +136,6 @@ class TrainingConfig(FlatConfig):
         "report_to": "logging.trackers",
         "hub_model_id": "hub.repository",
         "hub_private_repo": "hub.private",
-        "hub_revision": "hub.revision",
     }
 
     max_steps: Count
@@ -161,8 +160,6 @@ class TrainingConfig(FlatConfig):
     """Upload the trained model, its card and the report to `ME/NAME` on the Hub when the run is finished."""
     hub_private_repo: bool | None = None
     """Whether only you see a new repository: by default only you do."""
-    hub_revision: str | None = None
-    """A branch of it; by default the main one."""
     reward_weights: list[float] | None = None
     """Factors of the reward functions, in their order."""
 

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import psutil
+import pyarrow.parquet
 import pytest
 
 from dar.assembly.loop import build_loop
@@ -36,8 +37,10 @@ class Vowels:
 
     calls = 0
 
-    def __call__(self, completions, finish_reasons):
+    def __call__(self, completions, finish_reasons, log_extra, log_metric, trainer_state):
         self.calls += 1
+        log_metric("before", trainer_state.global_step / trainer_state.max_steps)
+        log_extra("words", [len(text.split()) for text in texts(completions)])
         return [float(sum(map(text.count, "aeiou"))) for text in texts(completions)]
 
     def metrics(self):
@@ -49,14 +52,14 @@ def texts(completions):
 
 vowels = Vowels()
 
-class Failing(Vowels):
+class Failing:
     seen = 0
 
     def __call__(self, completions):
         self.seen += 1
         if self.seen > 4:
             raise KeyError("no such letter")
-        return super().__call__(completions, None)
+        return [float(len(text)) for text in texts(completions)]
 
 failing = Failing()
 '''
@@ -127,6 +130,10 @@ def test_run_is_that_of_one_process_whoever_is_killed(
         result = run.result()
     assert result.steps == 9
     assert numbers(together) == numbers(alone)
+    assert numbers(alone)[-1]["eval/rewards/vowels/before"] == 1.0
+    tables = [pyarrow.parquet.read_table(folder / "completions/heldout-step-9.parquet") for folder in (alone, together)]
+    words, texts = tables[0]["extra/vowels/words"].to_pylist(), tables[0]["completion"].to_pylist()
+    assert words == tables[1]["extra/vowels/words"].to_pylist() == [len(text.split()) for text in texts]
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (alone, together)]
     assert weights[0] == weights[1]
     assert {key: len(each) for key, each in environment(together).items() if key != "run"} == {

@@ -183,16 +183,6 @@ def test_checkpoints_are_ordered_by_number_and_leftovers_are_none(tmp_path: Path
     assert newest_valid(tmp_path) == tmp_path / "step-100"
 
 
-def test_checkpoint_just_written_is_never_the_one_removed(tmp_path: Path):
-    run = Run()
-    for step in (3, 5):
-        run.save(tmp_path, step)
-    (tmp_path / "step-5" / "state.json").unlink()
-    assert newest_valid(tmp_path) == tmp_path / "step-3"
-    run.save(tmp_path, 4, keep=1)  # a run that fell back to step 3 and went on
-    assert newest_valid(tmp_path) == tmp_path / "step-4"
-
-
 # --- when saving fails -----------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from dar.algorithms import preference
 from dar.algorithms.base import Algorithm
@@ -54,7 +55,7 @@ def build_loop(
     spec: RunSpec,
     objects: Objects = NOTHING,
     *,
-    resume: bool = False,
+    resume: bool | Path = False,
     allow_changed_recipe: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -92,7 +93,7 @@ def build_loop(
     engine = objects.engine or in_portions(parts.engine(display.note), spec.sampling.prompts_per_request)
     require_submit(spec, engine)
     folder = RunFolder(spec.output_dir, data.fingerprints())
-    resume = folder.prepare(spec, resume=resume, overwrite=overwrite, allow_changes=allow_changed_recipe)
+    resume = folder.prepare(spec, resume=bool(resume), overwrite=overwrite, allow_changes=allow_changed_recipe)
     before.look(data, folder, resume=resume)
     length = parts.max_completion_length
     algorithm = objects.algorithm or build_algorithm(spec.algorithm, max_completion_length=length)

@@ -46,12 +46,12 @@ class TrainResult:
         return target
 
 
-def run_loop(loop: Loop, *, resume: bool, command: str) -> TrainResult:
+def run_loop(loop: Loop, *, resume: bool | Path, command: str) -> TrainResult:
     """Runs a loop; when it is finished, saves the model, shows the before/after table, and uploads.
 
     Args:
         loop: from `dar.assembly.loop.build_loop`.
-        resume: continue from the newest checkpoint.
+        resume: continue from the newest checkpoint, or from that one.
         command: for the model card.
 
     Raises:

@@ -22,8 +22,7 @@ def export(
     push: Annotated[
         str | None,
         typer.Option(
-            help="Upload it too, with the run's report, to ME/NAME on the Hub; made private if it is new.",
-            show_default=False,
+            help="Upload it, and the run's report, to ME/NAME on the Hub; private if new.", show_default=False
         ),
     ] = None,
     as_json: AsJson = False,

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -87,8 +88,9 @@ class Learner:
         return self._engine and self._engine.weights
 
     def train(
-        self, crew: Crew, *, resume: bool, command: str, screen: Mapping[str, Any], overwrite: bool = False, **more: Any
-    ) -> TrainResult | None:
+        self, crew: Crew, *, resume: bool | Path, command: str, screen: Mapping[str, Any], overwrite: bool = False,
+        **more: Any,
+    ) -> TrainResult | None:  # fmt: skip
         """Builds and runs the loop, on a console with the user's screen's settings; its result on rank 0.
 
         Raises as `build_loop` and `run_loop`.
@@ -98,7 +100,7 @@ class Learner:
         objects = self._objects(crew)
         folder = RunFolder(self.job.spec.output_dir)
         has_begun = folder.environment().get("cluster", {}).get("run") == self.job.name
-        resume, overwrite = resume or has_begun, overwrite and not has_begun
+        resume, overwrite = has_begun or resume, overwrite and not has_begun
         console = Console(**screen)
         loop = build_loop(self.job.spec, objects, resume=resume, overwrite=overwrite, console=console, **more)
         self._loop = loop

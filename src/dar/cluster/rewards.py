@@ -18,11 +18,11 @@ from dar.config.rewards import AnyReward, FunctionRewardSpec, reward_name
 from dar.reward_model.reward import Calibrated
 from dar.rewards import Reward, RewardFunction
 from dar.rewards.combine import Reporting, Stateful
-from dar.rewards.function import Call, RewardValue
+from dar.rewards.function import Call, Logged, RewardValue
 
 Kind = Literal["rewards", "gold"]
-Answer = tuple[list[RewardValue], dict[str, float]]
-"""Values, and what the function reports beside them."""
+Answer = tuple[list[RewardValue], dict[str, float], Logged]
+"""Values, and what the function reports and logs beside them."""
 
 
 class RewardWorker:
@@ -43,8 +43,9 @@ class RewardWorker:
     def score(self, kind: Kind, index: int, arguments: Mapping[str, Any]) -> Answer:
         """What a reward of the recipe says of some completions. Raises as `dar.rewards.function.Call`."""
         reward = self._reward(kind, index)
-        values = Call(reward.name, reward.function, arguments).result()
-        return values, reward.function.metrics() if isinstance(reward.function, Reporting) else {}
+        call = Call(reward.name, reward.function, arguments, state=arguments.get("trainer_state"))
+        values = call.result()
+        return values, reward.function.metrics() if isinstance(reward.function, Reporting) else {}, call.logged
 
 
 class RemoteReward:
@@ -62,11 +63,17 @@ class RemoteReward:
             self.__signature__ = inspect.signature(function)
 
     async def __call__(self, **arguments: Any) -> list[RewardValue]:
+        log = [arguments.pop(name, None) for name in ("log_extra", "log_metric")]  # those of this process
         shares = [arguments] if self.num_shares == 1 else shared_out(arguments, self.num_shares)
         asked = (self.workers.ask("score", self.kind, self.index, share) for share in shares)
         answers: list[Answer] = await asyncio.gather(*asked)
         self._said = answers[-1][1]  # one that has something to report is never shared out
-        return [value for values, _ in answers for value in values]
+        for column, values in answers[-1][2].columns.items():
+            log[0](column, values)
+        for name, values in answers[-1][2].metrics.items():
+            for value in values:
+                log[1](name, value)
+        return [value for values, _, _ in answers for value in values]
 
     def metrics(self) -> dict[str, float]:
         said, self._said = self._said, {}

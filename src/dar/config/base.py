@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
-from dar.config.other_names import instead
+from dar.config.other_names import batch_size, instead
 from dar.config.problems import explain, in_one_message
 from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
@@ -98,6 +98,8 @@ class Spec(_Model):
         if not unknown:
             return handler(value)
         said = cls._unknown_keys(unknown, value.get("type"))
+        for key in cls.model_fields.keys() & {"prompts_per_step", "pairs_per_step"}:
+            said += [line for line in (batch_size(value, key),) if line is not None]
         found = [InitErrorDetails(type="value_error", ctx={"error": ValueError(line)}, input=value) for line in said]
         try:
             handler({key: given for key, given in value.items() if key in cls.model_fields})

@@ -6,9 +6,11 @@ people write anyway. `{key}` is a key of a recipe, shown as it is written where 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 INSTEAD = {
     "per_device_train_batch_size batch_size train_batch_size gradient_accumulation_steps generation_batch_size": "use "
@@ -74,10 +76,8 @@ INSTEAD = {
     "overwrite_output_dir": "train(overwrite=True), or `--overwrite`, starts again where {output_dir} holds a run",
     "push_to_hub hub_strategy hub_always_push": "set {hub.repository}: the model is uploaded once, when the run is "
     "finished",
-    "hub_token": "set HF_TOKEN, or `hf auth login`: a token is written into no recipe",
-    "hub_model_id": "use {hub.repository}",
-    "hub_private_repo": "use {hub.private}",
-    "hub_revision": "use {hub.revision}",
+    "hub_token": "set HF_TOKEN, or `hf auth login`: no recipe holds a token, and {hub} needs none in it",
+    "hub_model_id hub_private_repo": "use {hub}, a name, or a mapping with `repository` and `private`",
     "push_to_hub hub_*": "trainer.push_to_hub(name), or `dar export … --push NAME`, uploads what is in {output_dir}",
     "resume_from_checkpoint": "train(resume_from_checkpoint=True), or `--resume`, continues the run in {output_dir}",
 }
@@ -100,6 +100,22 @@ def instead(name: str, keys: Iterable[str], written: Callable[[str], str]) -> st
     if 0 < len(found) <= 3:
         return f"there is no '{name}' here: use {' or '.join(map(written, found))}"
     return None
+
+
+def batch_size(given: Mapping[str, Any], key: str) -> str | None:
+    """What TRL's batch sizes, as far as they are given, come to: a value of `prompts_per_step` or `pairs_per_step`."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+    found = {name: given[name] for name in (*names, "generation_batch_size") if type(given.get(name)) is int}
+    each, accumulated, per_generation = (found.get(name) for name in names)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = found.get("generation_batch_size") or (each or 0) * (per_generation or accumulated or 1) * ranks
+    said = f"{' and '.join(f'{name}={size}' for name, size in found.items())} on {ranks} process{'es' * (ranks > 1)}"
+    group = 1 if key == "pairs_per_step" else given.get("num_generations")
+    if rows and group is None:
+        return f"{said} are {rows} rows: {key}={rows}, or that by num_generations where completions are sampled"
+    if not rows or type(group) is not int or group < 1 or rows % group:
+        return None
+    return f"{said}{f', with num_generations={group},' * (group > 1)} are {key}={rows // group}"
 
 
 def keys_in(text: str) -> list[str]:

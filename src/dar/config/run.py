@@ -22,7 +22,7 @@ from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
 from dar.config.regression import DARSpec
 from dar.config.rewards import AnyRewards, FunctionRewardSpec, reward_name
-from dar.files.paths import expanded, is_hub_name
+from dar.files.paths import expanded, hub_name
 
 
 class EvaluationSpec(TruncationSpec):
@@ -74,23 +74,15 @@ class LoggingSpec(Spec):
     """Prompts whose completions are scored before and after the update, to measure KL(π_t‖π_t+1); 0 = none."""
 
 
-def _named_on_the_hub(name: str) -> str:
-    if not is_hub_name(name):
-        raise ValueError(f"'{name}' is no name on the Hub: write ME/NAME")
-    return name
-
-
 class HubSpec(Spec):
     """Where the trained model goes when the run is finished, with its card and the run's report."""
 
     shorthand = "repository"
 
-    repository: Annotated[str, AfterValidator(_named_on_the_hub)]
+    repository: Annotated[str, AfterValidator(hub_name)]
     """`ME/NAME` on the Hub; made where there is none."""
     private: bool = True
     """Of a new repository: only you see it. One that is there stays as it is."""
-    revision: str | None = None
-    """A branch, made where there is none; by default the main one."""
 
 
 class ComputeSpec(Spec):

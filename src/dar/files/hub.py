@@ -61,7 +61,6 @@ def upload(
     repository: str,
     *,
     private: bool | None = None,
-    revision: str | None = None,
     token: str | None = None,
     more: Mapping[str, bytes] | None = None,
 ) -> str:
@@ -71,7 +70,6 @@ def upload(
         folder: of the model.
         repository: `ME/NAME`; made where there is none.
         private: of a new repository; by default as the account says.
-        revision: a branch, made where there is none; by default the main one.
         token: by default the one of `hf auth login`.
         more: files beside those of the folder, by name.
 
@@ -83,9 +81,7 @@ def upload(
     adding = [CommitOperationAdd(name, source) for name, source in {**files, **(more or {})}.items()]
     try:
         repo_id = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return str(api.create_commit(repo_id, adding, commit_message="A model trained with dar", revision=revision))
+        return str(api.create_commit(repo_id, adding, commit_message="A model trained with dar"))
     except Exception as error:
         raise CheckpointError(
             f"nothing was uploaded to {repository} ({type(error).__name__}: {words(error).splitlines()[0]}). It needs "

@@ -36,9 +36,11 @@ def missing(path: str | Path) -> str:
     return f"{path} does not exist{folder}{nearest_hint(gone.name, beside)}"
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether it is written as a model or data set of the Hub is: `ORG/NAME`."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+def hub_name(name: str) -> str:
+    """The name. Raises ValueError where it is not written as a repository of the Hub is."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"'{name}' is no name on the Hub: write ME/NAME")
+    return name
 
 
 def resolve_path(path: str) -> str:

@@ -105,7 +105,7 @@ def save_checkpoint(
             manifest = {file.name: [file.stat().st_size, sha256_of(file)] for file in sorted(scratch.iterdir())}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     if own_rank() == 0:
-        for old in _superseded(folder, state.step, keep):
+        for old in list_checkpoints(folder)[keep:]:
             remove(old)
         remove_rests(folder)
     return target
@@ -166,33 +166,23 @@ def _portions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return from_main(lambda: {name: 1 + end // _FILE_BYTES for name, end in zip(tensors, ends, strict=True)})
 
 
-def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
-    """All but the newest `keep` up to `step`, and any after it: left by a run that fell back and came here again."""
-    found = list_checkpoints(folder)
-    later = [path for path in found if _step_of(path) > step]
-    return later + found[len(later) :][keep:]
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first (verified or not)."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def newest_valid(folder: Path) -> Path | None:
+def newest_valid(folder: Path, chosen: Path | None = None) -> Path | None:
     """The newest checkpoint whose files are all there and unchanged, or None where there is no checkpoint at all.
 
-    A damaged one is passed over with a warning. What a kill left half-done is finished first.
+    A damaged one is passed over with a warning, unless it is the `chosen` one, which alone will do. What a kill left
+    half-done is finished first.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged, or they are an older version's.
     """
     remove_rests(folder)
-    candidates = list_checkpoints(folder)
+    candidates = list_checkpoints(folder) if chosen is None else [chosen]
     for path in candidates:
         if (path / "optimizer.pt").exists():
             raise CheckpointError(
@@ -204,7 +194,8 @@ def newest_valid(folder: Path) -> Path | None:
             return path
         log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, problem)
     if candidates:
-        raise CheckpointError(f"every checkpoint in {folder} is damaged; start a new run in another output_dir")
+        said = f"{chosen} is damaged; name another, or" if chosen else f"every checkpoint in {folder} is damaged;"
+        raise CheckpointError(f"{said} start a new run in another output_dir")
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dar.config.recipe import dump_recipe
 from dar.config.reward_model import RewardModelSpec
 from dar.config.rewards import reward_name
 from dar.config.run import RunSpec
-from dar.files.paths import is_hub_name
+from dar.files.paths import hub_name
 from dar.record.measures import MEASURES, evaluations
 from dar.shown import fenced, markdown
 
@@ -80,12 +81,8 @@ def front_matter(
 ) -> list[str]:
     """The lines a card begins with, by which the Hub files and shows it: YAML that holds just these values.
 
-    Args:
-        spec: the recipe; a base model or data set is named only if it is one of the Hub, which takes no other.
-        task: the Hub's `pipeline_tag`, where it has one.
-        tags: on the Hub.
-        results: (key, name, before, after) of what held-out data said, for the Hub's table (`model-index`).
-        library: that loads the model.
+    A base model or data set is named only if it is one of the Hub, which takes no other. `results` are (key, name,
+    before, after) of what held-out data said.
     """
     heldout, train = spec.data.heldout, _on_hub(spec.data.train.path)
     found = [
@@ -109,4 +106,5 @@ def front_matter(
 
 
 def _on_hub(path: str) -> str | None:
-    return path if is_hub_name(path) and not Path(path).exists() else None
+    with suppress(ValueError):
+        return None if Path(path).exists() else hub_name(path)

@@ -31,6 +31,7 @@ def completion_columns(rollouts: Rollouts, rewards: RewardTable) -> dict[str, An
         "reward": rewards.total.flatten().tolist(),
         **{f"reward/{name}": values.flatten().tolist() for name, values in known.items()},
         **{f"contribution/{name}": values.flatten().tolist() for name, values in rewards.contributions.items()},
+        **extra_columns(rewards),
     }
 
 
@@ -53,7 +54,18 @@ def sample_columns(
     if gold is not None:
         columns["gold"] = gold.total.flatten().tolist()
         columns |= {f"gold/{name}": values.flatten().tolist() for name, values in gold.parts.items()}
+        columns |= extra_columns(gold)
     return columns | token_columns(rollouts.groups, logprobs, ref_logprobs, tokenizer)
+
+
+def extra_columns(rewards: RewardTable) -> dict[str, list[Any]]:
+    """What reward functions logged of each completion, `extra/<reward>/<name>`: truth values, numbers, or else text."""
+    found = {f"extra/{name}": values for name, values in rewards.extra.items()}
+    for name, values in found.items():
+        kinds = {type(value) for value in values if value is not None}
+        if not (kinds <= {bool} or kinds <= {int, float}):
+            found[name] = [None if value is None else str(value).encode(errors="replace").decode() for value in values]
+    return found
 
 
 def token_columns(

@@ -198,7 +198,7 @@ class RunFolder:
         return any(row["step"] == step and any(key.startswith("eval/") for key in row) for row in self.metrics())
 
     def forget_after(self, step: int) -> None:
-        """Removes metrics, alerts, completions and the best policy of steps after `step`, and what a kill left behind.
+        """Removes all that is of steps after `step`, checkpoints among it, and what a kill left behind.
 
         A resumed run writes them anew. One that is resumed with other settings comes to another policy, so that the
         best one must not be left over from what did not happen.
@@ -210,9 +210,9 @@ class RunFolder:
             if (self.path / name).exists():
                 kept = [row for row in self._lines(name) if row["step"] <= step]
                 self._write(name, "".join(json.dumps(row) + "\n" for row in kept))
-        for file in (self.path / "completions").glob("*step-*.parquet"):
-            if int(file.stem.rpartition("-")[2]) > step:
-                file.unlink()
+        for path in (*(self.path / "completions").glob("*step-*.parquet"), *self.checkpoints.glob("step-*")):
+            if (number := path.stem.rpartition("-")[2]).isdigit() and int(number) > step:
+                remove(path)
         best = self.best_record()
         if best is not None and best["step"] > step:
             remove(self.best)

@@ -37,9 +37,9 @@ def completion_metrics(rollouts: Rollouts) -> Metrics:
 
 
 def gold_metrics(table: RewardTable | None) -> Metrics:
-    """`gold`, the mean weighted sum, and `gold/<name>/mean` of each held-out reward."""
+    """`gold`, the mean weighted sum, and `gold/<name>/…` of each held-out reward: its mean, and what it logged."""
     if table is None:
         return {}
     found = table.metrics()
-    parts = {name: found[f"rewards/{name}/mean"] for name in table.parts if f"rewards/{name}/mean" in found}
-    return {"gold": found["reward"], **{f"gold/{name}/mean": value for name, value in parts.items()}}
+    keys = [key for key in (*(f"rewards/{name}/mean" for name in table.parts), *table.logged) if key in found]
+    return {"gold": found["reward"], **{key.replace("rewards", "gold", 1): found[key] for key in keys}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, TaskType
@@ -41,7 +42,7 @@ def build_reward_model_loop(
     spec: RewardModelSpec,
     given: GivenPairs = GivenPairs(),
     *,
-    resume: bool = False,
+    resume: bool | Path = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> RewardModelLoop:
@@ -72,7 +73,7 @@ def build_reward_model_loop(
     heldout = [] if source is None else build_pairs(spec, source, tokenizer, context, given.heldout_rows)
     tables = {"data.train": pairs, "data.heldout": heldout}
     folder = RunFolder(spec.output_dir, {name: fingerprint(map(astuple, table)) for name, table in tables.items()})
-    folder.prepare(spec, resume=resume, overwrite=overwrite)
+    folder.prepare(spec, resume=bool(resume), overwrite=overwrite)
     model = make_classifier(spec.model, tokenizer, given.model)
     initial = weights_fingerprint(model)
     if (lora := given.lora or spec.model.lora) is not None:

@@ -32,12 +32,12 @@ class RewardModelResult:
         return f"RewardModelResult({self.steps} of {self.num_steps} steps in {self.output_dir}{held})"
 
 
-def run_reward_model(loop: RewardModelLoop, *, resume: bool, command: str) -> RewardModelResult:
+def run_reward_model(loop: RewardModelLoop, *, resume: bool | Path, command: str) -> RewardModelResult:
     """Runs a loop and, when it is finished, saves the model, an adapter merged into it.
 
     Args:
         loop: from `dar.reward_model.build_loop.build_reward_model_loop`.
-        resume: continue from the newest checkpoint.
+        resume: continue from the newest checkpoint, or from that one.
         command: for the model card.
     """
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -55,12 +55,13 @@ class RewardSet:
             raise ValueError("a RewardSet needs at least one reward")
         self.rewards = tuple(rewards)
 
-    def start(self, rollouts: Rollouts, *, where: str) -> Scoring:
+    def start(self, rollouts: Rollouts, *, where: str, state: Any = None) -> Scoring:
         """Calls every reward function: plain ones are done when this returns, asynchronous ones go on meanwhile.
 
         Args:
             rollouts: what was sampled.
             where: for messages, such as `step 7`.
+            state: a `transformers.TrainerState` for functions that name `trainer_state`.
 
         Raises:
             RewardError: a function failed.
@@ -71,7 +72,7 @@ class RewardSet:
         order = sorted(self.rewards, key=lambda reward: not _is_async(reward))
         try:
             for reward in order:
-                calls.append(Call(reward.name, reward.function, arguments, where=where))
+                calls.append(Call(reward.name, reward.function, arguments, where=where, state=state))
         except BaseException:
             for call in calls:
                 call.cancel()
@@ -79,13 +80,13 @@ class RewardSet:
         by_name = {call.name: call for call in calls}
         return Scoring(self.rewards, [by_name[reward.name] for reward in self.rewards], rollouts, where)
 
-    def score(self, rollouts: Rollouts, *, where: str) -> RewardTable:
+    def score(self, rollouts: Rollouts, *, where: str, state: Any = None) -> RewardTable:
         """Scores every completion with every reward, and waits for all of them.
 
         Raises:
             RewardError: a function failed, or no reward applies to some completion.
         """
-        return self.start(rollouts, where=where).finish()
+        return self.start(rollouts, where=where, state=state).finish()
 
     def state(self) -> dict[str, float]:
         """The numbers of stateful rewards, for a checkpoint, as `<name>.<key>`."""
@@ -158,7 +159,11 @@ class Scoring:
                 f"{self.rollouts.texts[row][:300]}"
             )
         specs = {reward.name: reward.spec for reward in self.rewards}
-        return tally(parts, failed.reshape(shape), specs, reported)
+        logged = {
+            f"rewards/{call.name}/{key}": each for call in self.calls for key, each in call.logged.metrics.items()
+        }
+        extra = {f"{call.name}/{key}": each for call in self.calls for key, each in call.logged.columns.items()}
+        return replace(tally(parts, failed.reshape(shape), specs, reported), logged=logged, extra=extra)
 
     def cancel(self) -> None:
         """Gives up what still runs."""

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def load_function(path: str, *, what: str = "reward") -> Callable[..., Any]:
     return function
 
 
-OFFERED = ("prompts", "completions", "completion_ids", "finish_reasons", "group_ids")
+LOGGING = ("log_extra", "log_metric", "trainer_state")
+"""Arguments of TRL's that only a function which names them is given: they are no columns."""
+OFFERED = ("prompts", "completions", "completion_ids", "finish_reasons", "group_ids", *LOGGING)
 """What a reward function may name, beside the columns of the data."""
 
 
@@ -76,6 +79,22 @@ def check_signature(function: Callable[..., Any], name: str, columns: Iterable[s
             )
 
 
+@dataclass
+class Logged:
+    """What a function says beside its values: columns of completions, and metrics of which all calls' mean counts."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def log_extra(self, column: str, values: Iterable[Any]) -> None:
+        self.columns[column] = list(values)
+
+    def log_metric(self, name: str, value: float) -> None:
+        if name.rpartition("/")[2] in ("mean", "std", "failed_fraction"):
+            raise RewardError(f"log_metric('{name}'): every reward has a metric of that name; take another")
+        self.metrics.setdefault(name, []).append(float(value))
+
+
 def naming_errors(name: str, where: str) -> ForeignCode:
     """For calls of a reward's code: `reward 'short'`, ` at step 7`."""
     return ForeignCode(lambda kind, said: RewardError(f"{name} raised {kind}{where}: {said}"))
@@ -89,6 +108,7 @@ class Call:
         function: sync or async.
         arguments: everything on offer, of which it gets what it names; `completions` says how many values are due.
         where: for messages, such as `step 7`.
+        state: what it gets where it names `trainer_state`; None where nothing is trained.
 
     Raises:
         RewardError: it raised.
@@ -97,15 +117,17 @@ class Call:
     what, noun, due = "reward", "values", "{} numbers, one for each completion: [score(c) for c in completions]"
     """For messages."""
 
-    def __init__(
-        self, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str = ""
-    ) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], arguments: Mapping[str, Any], *,
+                 where: str = "", state: Any = None) -> None:  # fmt: skip
         self.name = name
         self._said = f"{self.what} '{name}'"
         self._completions = arguments["completions"]
         self._where = f" at {where}" if where else ""
+        self.logged = Logged()
         with naming_errors(self._said, self._where):
-            self._values: Any = function(**accepted(function, arguments))
+            own = {"trainer_state": state, "log_extra": self.logged.log_extra, "log_metric": self.logged.log_metric}
+            named = own.keys() & inspect.signature(function).parameters.keys()
+            self._values: Any = function(**accepted(function, arguments) | {name: own[name] for name in named})
             if inspect.isawaitable(self._values):
                 self._values = start_in_background(self._values)
 
@@ -128,6 +150,9 @@ class Call:
             values = list(values)
             if len(values) != num_due:
                 raise RewardError(f"{called} {len(values)} {self.noun}{expected}")
+            for column, given in self.logged.columns.items():
+                if len(given) != num_due:
+                    raise RewardError(f"log_extra('{column}') of {self._said} got {len(given)} values{expected}")
             return [self._checked(value, row) for row, value in enumerate(values)]
 
     def cancel(self) -> None:

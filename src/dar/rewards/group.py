@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from dar.rewards.function import RewardFunction, RewardValue, accepted
+from dar.rewards.function import LOGGING, RewardFunction, RewardValue, accepted
 
 
 def group_reward(function: Callable[..., Sequence[RewardValue]]) -> RewardFunction:
@@ -27,6 +27,8 @@ def group_reward(function: Callable[..., Sequence[RewardValue]]) -> RewardFuncti
     """
     if inspect.iscoroutinefunction(function):
         raise TypeError("group_reward takes a plain function; an asynchronous one reads group_ids itself")
+    if named := [name for name in LOGGING if name in inspect.signature(function).parameters]:
+        raise TypeError(f"group_reward has no {named[0]}: a reward of the whole batch, which reads group_ids, has it")
 
     @functools.wraps(function)
     def score(group_ids: Sequence[int], **columns: Sequence[Any]) -> list[RewardValue]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class RewardTable:
     reported: what the reward functions said beside their scores, by metric name.
     contributions: per reward, [P, K] fp32, what it adds to the total; NaN where it does not apply.
     specs: per reward, how the one becomes the other.
+    logged, extra: what reward functions logged: metrics by name, with the values of all calls, of which the mean
+        counts, and columns by `<reward>/<name>`, with a value per completion.
     """
 
     total: Tensor
@@ -59,6 +62,8 @@ class RewardTable:
     reported: dict[str, float] = field(default_factory=dict)
     contributions: dict[str, Tensor] = field(default_factory=dict)
     specs: Mapping[str, RewardSpec] = field(default_factory=dict)
+    logged: Mapping[str, list[float]] = field(default_factory=dict)
+    extra: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """`reward`, `reward_std` and `rewards/<name>/mean|std`, as TRL's GRPO trainer defines them.
@@ -79,7 +84,7 @@ class RewardTable:
             if len(applies):
                 found[f"rewards/{name}/mean"] = float(applies.mean())
                 found[f"rewards/{name}/std"] = _sample_std(applies)
-        return found | self.reported
+        return found | {name: sum(values) / len(values) for name, values in self.logged.items()} | self.reported
 
 
 def tally(
@@ -115,7 +120,12 @@ def join_tables(tables: Sequence[RewardTable]) -> RewardTable:
     reported = first.reported | {name: count / len(total) for name, count in failed.items()}
     if not first.specs:
         return RewardTable(total, parts, reported)  # read from the data, and not added up from parts
-    return tally(parts, total.isnan(), first.specs, reported)
+    logged, extra = dict[str, list[float]](), dict[str, list[Any]]()
+    for name in (name for table in tables for name in table.logged):
+        logged[name] = [value for table in tables for value in table.logged.get(name, ())]
+    for name in (name for table in tables for name in table.extra):
+        extra[name] = [value for table in tables for value in table.extra.get(name, [None] * table.total.numel())]
+    return replace(tally(parts, total.isnan(), first.specs, reported), logged=logged, extra=extra)
 
 
 def _sample_std(values: Tensor) -> float:

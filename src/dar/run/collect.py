@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import TrainerState
 
 from dar.batch import Prompt, Rollouts
 from dar.config.run import RunSpec
@@ -98,7 +99,8 @@ class OnlineCollector:
             with phase("idle"):
                 rollouts = self.ahead.take(step)
         with phase("reward"):
-            return rollouts, _Asked(self.rewards.start(rollouts, where=f"step {step}"), phase)
+            state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
+            return rollouts, _Asked(self.rewards.start(rollouts, where=f"step {step}", state=state), phase)
 
     def _answer(
         self, ask: Callable[..., Answer], step: int, first: int, stop: int, progress: Progress | None = None

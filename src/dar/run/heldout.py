@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
+from transformers import TrainerState
 
 from dar.advantages import tied_groups
 from dar.algorithms.base import Algorithm, kl_metrics
@@ -71,6 +72,7 @@ class HeldoutEvaluation:
         share the prompts, and every one has the whole result.
         """
         where = f"the held-out evaluation at step {step}"
+        state = TrainerState(global_step=step, max_steps=self.spec.steps)
         own, has_own = _own_share(self.prompts)
         self.engine.sync(self.policy, step)
         rewards = gold = current = reference = None
@@ -84,9 +86,9 @@ class HeldoutEvaluation:
                 decoding=self.decoding,
             )
             if has_own:
-                rewards = self.rewards.score(rollouts, where=where)
+                rewards = self.rewards.score(rollouts, where=where, state=state)
             if has_own and self.gold is not None:
-                gold = self.gold.score(rollouts, where=f"{where}, evaluation.rewards")
+                gold = self.gold.score(rollouts, where=f"{where}, evaluation.rewards", state=state)
         has_kl = self.decoding.is_plain and self.policy.has_reference
         if has_kl:
             # Both sides from the trainer's pass: at step 0 they are then equal to the last bit, and the KL is 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,11 +96,12 @@ class Steps(ABC):
         """Each wish, on every rank, where any rank has it: signals, alerts and callbacks are known to one alone."""
         return [any(column) for column in zip(*gathered(wishes))]
 
-    def run(self, *, resume: bool) -> int:
+    def run(self, *, resume: bool | Path) -> int:
         """Trains to the last step.
 
         Args:
-            resume: continue from the newest valid checkpoint of the run folder, if it holds any step.
+            resume: continue from the newest valid checkpoint of the run folder, if it holds any step, or from that one,
+                whereby later ones are forgotten.
 
         Returns:
             The number of completed steps: `num_steps`, or fewer after Ctrl-C, SIGTERM, an alert or a callback that
@@ -111,11 +113,11 @@ class Steps(ABC):
         if resume and not self.folder.has_steps:
             resume = False
             self.display.note(f"{self.folder.path} holds no step to continue from: starting")
-        self._done = self._restored() if resume else 0
+        self._done = self._restored(None if resume is True else resume) if resume else 0
         self.optimizer.register_step_pre_hook(self._begin_change)
         if self._done == 0:
             self.begin()
-        self.start(resume)
+        self.start(bool(resume))
         lost = lost_ranks_named(self.spec.runtime)
         with self.display.live(self._done), signals_handled(self.ask_to_stop), lost:
             try:
@@ -164,9 +166,9 @@ class Steps(ABC):
             keep=self.spec.checkpoint.keep,
         )
 
-    def _restored(self) -> int:
-        """Goes back to the newest checkpoint; the number of its step."""
-        checkpoint, step = from_main(lambda: newest_valid(self.folder.checkpoints)), -1
+    def _restored(self, chosen: Path | None = None) -> int:
+        """Goes back to the newest checkpoint, or the chosen one; the number of its step."""
+        checkpoint, step = from_main(lambda: newest_valid(self.folder.checkpoints, chosen)), -1
         if checkpoint is None:
             log.warning("%s has no checkpoint yet; starting from the beginning", self.folder.path)
         else:
