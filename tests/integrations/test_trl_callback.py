@@ -216,3 +216,8 @@ def test_settings_are_what_is_not_the_default_and_no_secret(tmp_path: Path):
 def test_what_could_never_be_measured_is_refused(tmp_path: Path, asked: Any, trained: Any, said: str):
     with pytest.raises(ConfigError, match=said):
         RunRecorder(make_trainer(tmp_path, **trained), tmp_path / "run", **asked)
+
+
+def test_every_evaluation_draws_the_same_random_numbers(tmp_path: Path):
+    folder = record(make_trainer(tmp_path, learning_rate=0.0), tmp_path)
+    assert columns(folder, "heldout-step-0") == columns(folder, "heldout-step-2")
