@@ -337,7 +337,7 @@ def test_what_does_not_fit_is_spread_over_the_run_and_counted(tmp_path: Path) ->
     assert [chunk.label for chunk in some.chunks] == [f"training step {step}" for step in (1, 5, 9)]
     assert some.notes == [
         "The completions of 3 of 9 recorded steps and evaluations are in this page, spread over the run; the rest "
-        "would make it too large. All are in the run's completions folder."
+        "would make it too large. All are in the run's folder."
     ]
     assert browser_of([run], max_bytes=10).notes[0].startswith("The completions of 0 of 9")
 
@@ -419,7 +419,12 @@ def test_the_run_of_another_trainer_is_shown_as_far_as_it_is_known(tmp_path: Pat
     (listed,) = json.loads(CliRunner().invoke(app, ["ls", str(tmp_path), "--json"]).stdout)
     assert [listed[key] for key in ("method", "model", "done", "steps")] == ["grpo", "some/model", 6, None]
     page = page_of(folder.path)
-    for shown in ("trained bytrl.GRPOTrainer 1.16.0", "methodgrpo", "6 steps done", "No alerts were asked for."):
+    for shown in (
+        "trained bytrl.GRPOTrainer 1.16.0",
+        "methodgrpo",
+        "6 steps done; how many were asked for",
+        "No alerts were asked for.",
+    ):
         assert shown in page.prose
     assert "seed" not in page.prose.partition("6 steps done")[0]
     assert {"reward", "kl", "weights", "time"} <= page.data["plots"].keys()

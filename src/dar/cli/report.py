@@ -15,7 +15,10 @@ from dar.files.paths import expanded
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(help="Run folders; the --out of dar compare stands for the runs in it.", show_default=False),
+    typer.Argument(
+        help="Run folders, TRL's output folders or verl's dumps; the --out of dar compare stands for its runs.",
+        show_default=False,
+    ),
 ]
 
 

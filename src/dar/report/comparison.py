@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,9 @@ def arms_of(runs: Sequence[Run] | Sequence[ControlRun]) -> list[RecipeRuns]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
     for run in runs:
-        groups.setdefault(tuple(sorted(_settings(run).items())), []).append(run)
+        # Of a foreign run the settings are not known, so that nothing is its like.
+        alike = {"path": str(run.path)} if isinstance(run, RecordedRun) and run.reasons else _settings(run)
+        groups.setdefault(tuple(sorted(alike.items())), []).append(run)
     settings = [_settings(group[0]) for group in groups.values()]
     names = [_name(group, mine, settings) for mine, group in zip(settings, groups.values(), strict=True)]
     # The same name twice would be one line of a legend for two things.
@@ -62,7 +63,7 @@ def final_figures(arm: RecipeRuns) -> dict[str, Estimate]:
     """By a column's key: mean over the runs at their last evaluation, with Student's interval over seeds."""
     runs = [
         (run.evaluations[-1] if run.evaluations else {})
-        | ({"seconds": math.fsum(row.get("step_time", 0.0) for row in run.steps)} if run.steps else {})
+        | ({} if (seconds := run.total("step_time")) is None else {"seconds": seconds})
         for run in arm.runs
     ]
     keys = [column.key for column in COLUMNS if all(column.key in run for run in runs)]

@@ -75,7 +75,7 @@ def browser_of(runs: Sequence[Training], *, max_bytes: int = MAX_PAGE_BYTES) -> 
     if len(taken) < len(jobs):
         notes.append(
             f"The completions of {count(len(taken))} of {count(len(jobs))} recorded steps and evaluations are in this "
-            "page, spread over the run; the rest would make it too large. All are in the run's completions folder."
+            "page, spread over the run; the rest would make it too large. All are in the run's folder."
         )
     if cut_rows := [chunk for chunk in chunks if chunk.rows < chunk.total]:
         notes.append(
@@ -114,15 +114,15 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "text": [text for text, _ in texts],
         "omitted": [omitted for _, omitted in texts],
         "parts": {
-            visible(name.removeprefix("reward/")): [_rounded(row[name]) for row in rows]
+            visible(name.removeprefix("reward/").removeprefix("extra/")): [_rounded(row[name]) for row in rows]
             for name in names
-            if (name == "gold" and not has_images) or name.startswith(("reward/", "gold/"))
+            if (name == "gold" and not has_images) or name.startswith(("reward/", "gold/", "extra/"))
         },
         **{name: [_rounded(row[name]) for row in rows] for name in plain if name in names},
     }
     if has_images:
         found["image"] = [base64.b64encode(row["image"]).decode() for row in rows]
-    else:
+    elif "finish_reason" in names:
         found["ended"] = [row["finish_reason"] != "length" for row in rows]
     found["prompts"] = [_whole(*cut(prompt)) for prompt in prompts]
     if {"tokens", "logprobs", "ref_logprobs"} <= set(names):
@@ -164,15 +164,17 @@ def _sample_of_groups(rows: list[dict[str, Any]], limit: int) -> list[dict[str, 
         return rows
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["position"], []).append(row)
+        groups.setdefault((row["position"], row["prompt"]), []).append(row)
     whole = list(groups.values())
     largest = max(map(len, whole))
     keep = thinned(len(whole), max(2, limit // largest)) if largest <= limit // 2 else [0]
     return [row for index in keep for row in whole[index]][:limit]
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: float | str | None) -> float | str | None:
     """Five digits are more than anybody reads; None for NaN, which says that a reward does not apply."""
+    if isinstance(value, str):
+        return _whole(*cut(value, 1000))
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.5g}")

@@ -113,6 +113,7 @@ PAIRS = (
     ),
 )
 LOSS = Curve("loss", "loss", "Loss", Axis("the method's own loss"))
+PER_TOKEN = Curve("kl", "kl_per_token", "Drift from π₀ per token", Axis("nats per token"), "KL(π‖π₀), k3 estimate.")
 GOLD = Curve("gold", "gold", "Gold reward", Axis("gold reward"))
 CONTROL = (
     Curve("return", "return", "Return", Axis("return of an episode"), "On the model as it is."),
@@ -134,6 +135,8 @@ def training_plots(run: Run) -> list[Plot]:
         for measure in measures_of(run.evaluations[-1] if run.evaluations else {})
         if measure.key not in known and not measure.is_part
     ]
+    if not run.series("kl/ref")[0]:
+        others.append(PER_TOKEN)
     return plots_of(run, (*PAIRS, LOSS, *others, *CURVES) if run.learns_from_data else (*CURVES, *PAIRS, *others))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ class Training:
         """The completions of the evaluation after `step`."""
         return next((file for file in self.completions if file.is_heldout and file.step == step), None)
 
+    def total(self, key: str) -> float | None:
+        """Sum over all steps of a metric whose lines are means since the one before; None where it has none."""
+        before = [0, *(row["step"] for row in self.steps)]
+        parts = [row[key] * (row["step"] - last) for row, last in zip(self.steps, before) if key in row]
+        return math.fsum(parts) if parts else None
+
     def series(self, key: str, *, heldout: bool = False) -> tuple[list[int], list[float]]:
         """(steps, values) of a metric where it was recorded."""
         rows = [row for row in (self.evaluations if heldout else self.steps) if key in row]
@@ -132,9 +139,14 @@ class RecipeRun(Run):
 
 @dataclass(frozen=True)
 class RecordedRun(Run):
-    """One that another trainer made."""
+    """One that another trainer made.
+
+    reasons: why a part of the page is not there, by its name. notes: where its figures come from.
+    """
 
     spec: RecordedSpec
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def model(self) -> str:

@@ -22,7 +22,8 @@ from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, ove
 from dar.report.completions import browser_of
 from dar.report.control import control_plots
 from dar.report.curves import IN_COMPARISON, MAX_POINTS, overoptimization_plot, plots_of, time_plot, training_plots
-from dar.report.kinds import AnyRuns, ControlRun, RewardModelRun, Run, Training
+from dar.report.kinds import AnyRuns, ControlRun, RecordedRun, RewardModelRun, Run, Training
+from dar.report.missing import missing
 from dar.report.plots import Plot, thinned
 from dar.report.ratios import ratio_plots
 from dar.report.results import changes, training_change
@@ -143,6 +144,7 @@ def single_context(run: Run | RewardModelRun) -> dict[str, Any]:
     if isinstance(run, Run):
         has_gold = any("gold" in row for row in run.evaluations)
         found |= {"changes": changes(run), "training": training_change(run), "has_gold": has_gold}
+        found["missing"] = missing(run) if isinstance(run, RecordedRun) else {}
     return found
 
 

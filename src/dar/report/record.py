@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dar.report.comparison import RecipeRuns, arms_of, final_figures, win_matrix
-from dar.report.kinds import AnyRuns, ControlRun, RewardModelRun, Run
+from dar.report.kinds import AnyRuns, ControlRun, RecordedRun, RewardModelRun, Run
+from dar.report.missing import missing
 from dar.report.results import changes, training_change
 
 
@@ -41,6 +42,7 @@ def run_record(run: Run) -> dict[str, Any]:
     `heldout` is keyed as in metrics.jsonl, without `eval/`; `change` is the mean of the paired difference over the
     held-out prompts with half the width of its 95 % interval, null for a measure that no single completion has.
     `training_reward` is there where nothing was held out: the mean over the first and the last tenth of the steps.
+    `missing` is there of another trainer's run: what its page has not, and why.
     """
     training = training_change(run)
     found: dict[str, Any] = {
@@ -61,6 +63,8 @@ def run_record(run: Run) -> dict[str, Any]:
             for row in changes(run)
         },
     }
+    if isinstance(run, RecordedRun):
+        found["missing"] = missing(run)
     if not run.evaluations and training is not None:
         found["training_reward"] = {"first": training[0], "last": training[1], "steps": training[2]}
     return found

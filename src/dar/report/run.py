@@ -18,6 +18,8 @@ from dar.errors import CheckpointError, ConfigError
 from dar.record.alerts import Alert
 from dar.record.folder import RunFolder
 from dar.record.measures import evaluations
+from dar.report.foreign.trl import read_trl
+from dar.report.foreign.verl import read_verl
 from dar.report.kinds import CompletionFile, ControlRun, RecipeRun, RecordedRun, RewardModelRun, Run, Training
 from dar.shown import one_line
 
@@ -38,6 +40,8 @@ def load_run(path: str | Path, kind: type[Kind] = Run) -> Kind:
         ConfigError: the folder holds no run, or its recipe is not one.
         CheckpointError: a file of it is damaged.
     """
+    if issubclass(kind, Run) and (foreign := _foreign(path)):
+        return foreign  # pyright: ignore[reportReturnType]
     folder = _run_folder(path)
     exact: Any = kind
     if kind is Run:
@@ -69,13 +73,19 @@ def load_runs(paths: Sequence[str | Path], kind: type[Kind] = Run) -> list[Kind]
     """
     found: list[Kind] = []
     for path in (RunFolder(path).path for path in paths):
-        inside = sorted(path.glob("*/config.yaml")) if not RunFolder(path).is_run else []
+        is_whole = RunFolder(path).is_run or _foreign(path)
+        inside = [] if is_whole else sorted(path.glob("*/config.yaml"))
         runs = [load_run(file.parent, kind) for file in inside] or [load_run(path, kind)]
         found += sorted(runs, key=lambda run: run.environment.get("started", ""))
     places = [run.path.resolve() for run in found]
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):
         raise ConfigError(f"{twice[0]} is given twice")
     return found
+
+
+def _foreign(path: str | Path) -> RecordedRun | None:
+    folder = RunFolder(path)
+    return None if folder.is_run else read_trl(folder.path) or read_verl(folder.path)
 
 
 def _kind(folder: RunFolder) -> type[RecipeRun] | type[RecordedRun] | type[RewardModelRun] | type[ControlRun]:
@@ -89,13 +99,14 @@ def _run_folder(path: str | Path) -> RunFolder:
     folder = RunFolder(path)
     if folder.is_run:
         return folder
-    here, found = folder.path, "not a run folder: it has no config.yaml"
+    here, found = folder.path, "not a run folder: it has no config.yaml, trainer_state.json (TRL) or N.jsonl (verl)"
     if here.suffix in (".yaml", ".yml"):
         found = "a recipe, and a report is of what came of one"
     elif not here.exists():
         found = "not there"
     runs = [parent for parent in here.resolve().parents[:2] if RunFolder(parent).is_run]
-    advice = f"Its run is {runs[0]}." if runs else "Give the output_dir of a run, or the --out of `dar compare`."
+    others = "Give the output_dir of a run or of TRL, the --out of `dar compare`, or a folder of verl's dumps."
+    advice = f"Its run is {runs[0]}." if runs else others
     raise ConfigError(f"{here} is {found}. {advice}")
 
 

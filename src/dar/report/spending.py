@@ -30,27 +30,27 @@ class Spending:
     phases: list[tuple[str, float, float]]
     seconds: float
     steps: float
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: float | None
+    completion_tokens: float | None
     rollout_speed: float | None
     peak_gb: float | None
 
 
 def spending(run: Training) -> Spending | None:
-    """Sums of the run's own timings; None before the first step."""
-    if not run.steps:
+    """Sums of the run's own timings; None where no step has one."""
+    steps = run.total("step_time")
+    if steps is None:
         return None
-    steps = math.fsum(row.get("step_time", 0.0) for row in run.steps)
     evaluation = math.fsum(row.get("time", 0.0) for row in run.evaluations)
     names = sorted({key for row in run.steps for key in row if key.startswith("time/")})
-    seconds = {name.removeprefix("time/"): math.fsum(row.get(name, 0.0) for row in run.steps) for name in names}
+    seconds = {name.removeprefix("time/"): run.total(name) or 0.0 for name in names}
     rest = steps - math.fsum(seconds.values())
     if rest > 0:
         seconds["rest"] = rest
     if evaluation > 0:
         seconds["heldout"] = evaluation
     whole = steps + evaluation
-    completion = sum(row.get("tokens/completion", 0) for row in run.steps)
+    completion = run.total("tokens/completion")
     rollout = None if "idle" in seconds else seconds.get("rollout")
     return Spending(
         phases=sorted(
@@ -59,8 +59,8 @@ def spending(run: Training) -> Spending | None:
         ),
         seconds=whole,
         steps=steps,
-        prompt_tokens=sum(row.get("tokens/prompt", 0) for row in run.steps),
+        prompt_tokens=run.total("tokens/prompt"),
         completion_tokens=completion,
-        rollout_speed=completion / rollout if rollout else None,
+        rollout_speed=completion / rollout if completion and rollout else None,
         peak_gb=max((row["memory/peak_gb"] for row in run.steps if "memory/peak_gb" in row), default=None),
     )

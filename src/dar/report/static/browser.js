@@ -21,6 +21,7 @@ var darBrowser = (() => {
 
   function figure(value) {
     if (value === null || value === undefined) return "–";
+    if (typeof value === "string") return value;
     if (typeof value === "boolean") return value ? "yes" : "no";
     const text = Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3);
     return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
@@ -153,7 +154,7 @@ var darBrowser = (() => {
       const pool = kind === "best" ? extremes(this.rows, 1) : kind === "worst" ? extremes(this.rows, -1) : this.rows;
       const rows = pool.filter((row) =>
         (!prompt || row.prompt === prompt)
-        && (kind !== "cut" || !row.ended) && (kind !== "ended" || row.ended)
+        && (kind !== "cut" || row.ended === false) && (kind !== "ended" || row.ended)
         && (!query || row.text.toLowerCase().includes(query) || row.prompt.toLowerCase().includes(query)));
       const { sort, down } = this.state;
       if (!sort) return rows;

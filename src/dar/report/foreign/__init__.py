@@ -1,0 +1,1 @@
+"""Runs in other libraries' own formats, read as they are."""
