@@ -14,10 +14,10 @@ import torch
 
 from dar.errors import CheckpointError, ConfigError
 from dar.record.folder import RunFolder
-from tests.conftest import make_model, make_tokenizer
 
-pytest.importorskip("trl", reason="needs the extra trl")
+pytest.importorskip("trl", reason="the extra dar-rlhf[trl] is not installed")
 
+from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer

@@ -28,7 +28,7 @@ _REASONS = {
     "Held-out figures": "TRL evaluates with an eval_dataset and eval_strategy.",
     "Intervals": "TRL does not keep the completions of its evaluations apart, so no prompt can be told from another.",
     "Drift from π₀": "TRL logs no KL per completion. With beta > 0 it logs `kl`, which is per token.",
-    "Proxy and gold": "It needs the KL per completion and a reward not trained on, and TRL logs neither.",
+    "Proxy and gold": "It needs a reward that is not trained on, and TRL logs none.",
     "Size of each update": "TRL logs no KL between the policies before and after an update.",
     "Weights": "The trainer logs no weights of completions.",
     "Time": "TRL's online trainers log `step_time`; the rest is in no log.",
