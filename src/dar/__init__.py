@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dar.run.recorder import Callback
     from dar.trainer import DARTrainer, Trainer
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "AWRSpec",
