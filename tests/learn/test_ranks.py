@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from support.handmade import make_spec
 
 from dar.assembly import device
@@ -29,6 +31,13 @@ def test_a_launcher_that_started_one_process_is_warned_of(
     monkeypatch.setenv(variable, value)
     join_ranks(ComputeSpec(device="cpu"), Precision(torch.device("cpu"), torch.float32))
     assert ("this process trains alone" in caplog.text) == is_warned
+
+
+def test_the_precision_of_an_earlier_trainer_in_the_process_is_not_ours():
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="bf16")
+    found = join_ranks(ComputeSpec(device="cpu"), Precision(torch.device("cpu"), torch.float32))
+    assert (found.mixed_precision, found.native_amp) == ("no", False)
 
 
 def test_an_error_of_the_maths_is_no_lost_rank():

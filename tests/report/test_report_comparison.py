@@ -200,7 +200,9 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
         load_runs([tmp_path / "recipe.yaml"])
     folder = write_run(tmp_path / "run")
     (folder / "model").mkdir()
-    with pytest.raises(ConfigError, match=r"model is not a run folder: it has no config.yaml, .*\. Its run is .*/run\."):
+    with pytest.raises(
+        ConfigError, match=r"model is not a run folder: it has no config.yaml, .*\. Its run is .*/run\."
+    ):
         load_runs([folder / "model"])
     with pytest.raises(ConfigError, match="is given twice"):
         load_runs([folder, tmp_path / "." / "run"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
@@ -52,6 +53,8 @@ def join_ranks(runtime: ComputeSpec, precision: Precision, **settings: Any) -> A
     is_launched |= os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     # accelerate takes the ten minutes of its own default for nothing said.
     timeout = timedelta(seconds=runtime.rank_timeout, microseconds=1)
+    if is_initialized() and AcceleratorState().mixed_precision != "no":
+        AcceleratorState._reset_state()  # of another trainer in this process, such as TRL's: accelerate has one for all
     found = Accelerator(
         cpu=is_cpu,
         # Trainer, engine and reference share one autocast of their own.
