@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import rich.console
@@ -31,6 +32,14 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         Console(stderr=True).print(f"{record.levelname} {self.format(record)}"[:8_000], soft_wrap=True)
+
+
+def show_logs(level: int, *, force: bool = False) -> None:
+    """Has records from this level on, and warnings, shown; `force` takes the place of handlers that are there."""
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()], force=force)
+    logging.captureWarnings(True)
+    # What libraries tell those who call them of their next release; no recipe can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def new_table(title: str, *headings: str, caption: str = "", is_text: bool = False) -> Table:

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -27,7 +26,7 @@ from dar.cli.reward_model import reward_model
 from dar.cli.sample import sample
 from dar.cli.schema import schema
 from dar.cli.train import plan, train
-from dar.console import Console, LogHandler
+from dar.console import Console, show_logs
 from dar.errors import EXTRAS, ConfigError, DarError
 from dar.files.hints import nearest_hint
 from dar.files.imports import raised_at
@@ -63,11 +62,7 @@ def common(
     if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in ("train", "reward-model"):
         raise ConfigError(f"dar {context.invoked_subcommand} runs in one process: start it without a launcher")
     # What the first of a machine's ranks warns of, all do.
-    level = logging.WARNING if _is_first else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
-    logging.captureWarnings(True)
-    # What libraries tell those who call them of their next release; no recipe can do anything about it.
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    show_logs(logging.WARNING if _is_first else logging.ERROR)
     _settings["debug"] = debug
 
 

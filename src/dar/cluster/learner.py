@@ -8,7 +8,6 @@ import os
 import queue
 import socket
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from dar.cluster.job import Job, address, place
 from dar.cluster.pool import Pool
 from dar.cluster.rewards import remote_rewards
 from dar.cluster.sampler import Weights
-from dar.console import Console, LogHandler
+from dar.console import Console, show_logs
 from dar.record.folder import RunFolder
 from dar.run.loop import Loop
 
@@ -118,10 +117,7 @@ class Learner:
             os.environ |= {name: str(value) for name, value in {**ranks, **where}.items()}
         if self.rank == 0:
             sys.stdout, sys.stderr = (_Stream(name, self._printed) for name in ("stdout", "stderr"))
-        level = logging.ERROR if self.rank else logging.WARNING
-        logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()], force=True)
-        logging.captureWarnings(True)
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        show_logs(logging.ERROR if self.rank else logging.WARNING, force=True)
 
     def _objects(self, crew: Crew) -> Any:
         """The run's objects, with those that stand for the other actors."""
