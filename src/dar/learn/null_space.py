@@ -20,6 +20,7 @@ not this constraint. Weights must be whole, not shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,15 +105,12 @@ def gram_matrices(
     }
     num_rows = dict.fromkeys(layers, 0)
 
-    def add_inputs_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).double()
-            grams[name] += rows.T @ rows
-            num_rows[name] += len(rows)
+    def add(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).double()
+        grams[name] += rows.T @ rows
+        num_rows[name] += len(rows)
 
-        return add
-
-    handles = [layer.register_forward_pre_hook(add_inputs_of(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
     try:
         run()
     finally:
