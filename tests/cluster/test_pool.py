@@ -14,6 +14,7 @@ from dar.cluster.pool import Pool
 from dar.cluster.rewards import RemoteReward, shared_out
 from dar.errors import ClusterError, RewardError
 from dar.rewards.background import start_in_background
+from dar.rewards.function import Logged
 
 
 class Actor:
@@ -31,7 +32,7 @@ class Actor:
             raise ActorDiedError
         if self.error is not None:
             raise RayTaskError("score", "a traceback", self.error)
-        return [float(len(text)) for text in arguments[2]["completions"]], {"worker": float(self.name)}
+        return [float(len(text)) for text in arguments[2]["completions"]], {"worker": float(self.name)}, Logged()
 
     async def _describe(self) -> str:
         self.silent -= 1

@@ -19,7 +19,7 @@ from dar.config.optim import AdamWSpec
 from dar.config.recipe import RECIPES, dump_recipe, flatten, load_recipe, parse_yaml
 from dar.config.regression import DARSpec
 from dar.config.rewards import FunctionRewardSpec, LengthRewardSpec, SentimentRewardSpec
-from dar.config.run import RunSpec
+from dar.config.run import HubSpec, RunSpec
 from dar.errors import ConfigError
 
 RECIPE = """\
@@ -161,6 +161,7 @@ def test_overrides_leave_the_file_and_the_later_one_wins(recipe: Path):
         ("data.train.max_rows=2",
          lambda spec: (spec.data.train.path, spec.data.train.max_rows) == ("prompts.jsonl", 2)),
         ("reference.revision=main", lambda spec: (spec.reference.path, spec.reference.revision) == ("ref", "main")),
+        ("hub.private=false", lambda spec: spec.hub == HubSpec(repository="me/it", private=False)),
         # The mappings on its way are made.
         ("evaluation.every=2", lambda spec: spec.evaluation.every == 2),
         ("data.heldout.path=held.jsonl", lambda spec: spec.data.heldout.path == "held.jsonl"),
@@ -169,7 +170,13 @@ def test_overrides_leave_the_file_and_the_later_one_wins(recipe: Path):
 @pytest.mark.parametrize("algorithm", ["algorithm: dar\n", ""])
 def test_override_replaces_what_it_names(recipe: Path, override: str, check: Any, algorithm: str):
     text = RECIPE.replace("[sentiment]", "[sentiment, {type: length, target: 5}, 'pkg.mod:score']")
-    assert check(load_text(recipe, text + algorithm + "optim: adamw\nreference: ref\n", override))
+    assert check(load_text(recipe, text + algorithm + "optim: adamw\nreference: ref\nhub: me/it\n", override))
+
+
+def test_override_goes_through_one_shorthand_inside_another(recipe: Path):
+    spec = load_recipe(recipe, ["optim.null_space=general.jsonl", "optim.null_space.data.max_rows=2"])
+    assert spec.optim.null_space is not None
+    assert (spec.optim.null_space.data.path, spec.optim.null_space.data.max_rows) == ("general.jsonl", 2)
 
 
 NOT_OF_THE_FORM = r"is not of the form key\.path=value"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from dar.config.base import Spec
+from dar.config.base import Spec, specs_in
 from dar.config.control import ControlSpec
 from dar.config.problems import explain, quoted
 from dar.config.reward_model import RewardModelSpec
@@ -159,22 +159,17 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     _set(target, keys[-1], value)
 
 
-_SHORTHANDS = {
-    "model": "path",
-    "reference": "path",
-    "data": "train",
-    "data.train": "path",
-    "data.heldout": "path",
-    "data.train.format": "type",
-    "data.heldout.format": "type",
-    "data.train.split_by_hash": "part",
-    "data.heldout.split_by_hash": "part",
-    "algorithm": "type",
-    "engine": "type",
-    "optim": "type",
-    "checkpoint.best": "metric",
-    "cluster": "address",
-}
+def _shorthands(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Keys whose value may be written as a string, and the key below it that the string is of."""
+    for name, field in spec.model_fields.items():
+        for child in () if get_origin(field.annotation) is list else specs_in(field.annotation):
+            if child.shorthand:
+                yield f"{prefix}{name}", child.shorthand
+            yield from _shorthands(child, f"{prefix}{name}.")
+
+
+_BY_TYPE = dict.fromkeys(("engine", "data.train.format", "data.heldout.format"), "type")
+_SHORTHANDS = _BY_TYPE | dict(_shorthands(RunSpec))
 
 
 def dump_recipe(spec: Spec) -> str:
