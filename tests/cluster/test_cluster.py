@@ -37,10 +37,8 @@ class Vowels:
 
     calls = 0
 
-    def __call__(self, completions, finish_reasons, log_extra, log_metric, trainer_state):
+    def __call__(self, completions, finish_reasons):
         self.calls += 1
-        log_metric("before", trainer_state.global_step / trainer_state.max_steps)
-        log_extra("words", [len(text.split()) for text in texts(completions)])
         return [float(sum(map(text.count, "aeiou"))) for text in texts(completions)]
 
     def metrics(self):
@@ -52,14 +50,22 @@ def texts(completions):
 
 vowels = Vowels()
 
-class Failing:
+class Logging(Vowels):
+    def __call__(self, completions, finish_reasons, log_extra, log_metric, trainer_state):
+        log_metric("before", trainer_state.global_step / trainer_state.max_steps)
+        log_extra("words", [len(text.split()) for text in texts(completions)])
+        return super().__call__(completions, finish_reasons)
+
+logging = Logging()
+
+class Failing(Vowels):
     seen = 0
 
     def __call__(self, completions):
         self.seen += 1
         if self.seen > 4:
             raise KeyError("no such letter")
-        return [float(len(text)) for text in texts(completions)]
+        return super().__call__(completions, None)
 
 failing = Failing()
 '''
@@ -101,7 +107,7 @@ def test_run_is_that_of_one_process_whoever_is_killed(
     (tmp_path / "letters.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(
-        rewards=[{"type": "length", "target": 4}, "letters.py:vowels"],
+        rewards=[{"type": "length", "target": 4}, "letters.py:logging"],
         data={"train": str(tmp_path / "prompts.jsonl"), "heldout": str(tmp_path / "prompts.jsonl")},
         prompts_per_step=4,
         steps=9,
@@ -130,10 +136,10 @@ def test_run_is_that_of_one_process_whoever_is_killed(
         result = run.result()
     assert result.steps == 9
     assert numbers(together) == numbers(alone)
-    assert numbers(alone)[-1]["eval/rewards/vowels/before"] == 1.0
+    assert numbers(alone)[-1]["eval/rewards/logging/before"] == 1.0
     tables = [pyarrow.parquet.read_table(folder / "completions/heldout-step-9.parquet") for folder in (alone, together)]
-    words, texts = tables[0]["extra/vowels/words"].to_pylist(), tables[0]["completion"].to_pylist()
-    assert words == tables[1]["extra/vowels/words"].to_pylist() == [len(text.split()) for text in texts]
+    words, texts = tables[0]["extra/logging/words"].to_pylist(), tables[0]["completion"].to_pylist()
+    assert words == tables[1]["extra/logging/words"].to_pylist() == [len(text.split()) for text in texts]
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (alone, together)]
     assert weights[0] == weights[1]
     assert {key: len(each) for key, each in environment(together).items() if key != "run"} == {

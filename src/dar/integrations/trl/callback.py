@@ -23,7 +23,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from dar.collective import from_main, gathered, num_ranks, own_rank
-from dar.config.alerts import KLAlertSpec, why_blind
+from dar.config.alerts import KLAlertSpec, RetentionAlertSpec, why_blind
 from dar.config.problems import unknown_name_message
 from dar.config.recorded import RecordedSpec
 from dar.errors import ConfigError
@@ -279,7 +279,9 @@ class RunRecorder(TrainerCallback):
         }
         for alert in self.spec.alerts:
             reason = why_blind(alert, **known)
-            if isinstance(alert, KLAlertSpec) and (trainer.beta == 0 or trainer.mask_truncated_completions):
+            if isinstance(alert, RetentionAlertSpec):
+                reason = "no task of lm-eval is asked here"
+            elif isinstance(alert, KLAlertSpec) and (trainer.beta == 0 or trainer.mask_truncated_completions):
                 reason = "KL to π₀ needs beta above 0 and mask_truncated_completions off"
             elif (
                 isinstance(alert, KLAlertSpec)
