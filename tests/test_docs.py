@@ -152,7 +152,7 @@ def shell_lines() -> Iterator[list[str]]:
 
 
 def test_commands_exist() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for words in filter(None, shell_lines()):
         if words[0] == "make":
             assert words[1] in targets, words
@@ -373,6 +373,6 @@ def test_completion_columns_are_documented(write_recipe: Callable[..., Path], tm
     recipe = write_recipe(steps=1, logging={"completions_every": 1})
     run_loop(build_loop(load_recipe(recipe), quiet=True), resume=False, command="")
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").partition("## Completions")[2]
-    documented = re.findall(r"^\| `([^`]+)` \|", page.rpartition("| column |")[2], re.MULTILINE)
+    documented = re.findall(r"^\| `([^`]+)` \|", page.partition("| column |")[2].partition("\n\n")[0], re.MULTILINE)
     columns = pyarrow.parquet.read_schema(tmp_path / "run" / "completions" / "step-1.parquet").names
     assert [re.sub("(reward|contribution)/length", r"\1/<name>", name) for name in columns] == documented
