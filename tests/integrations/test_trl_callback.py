@@ -211,7 +211,7 @@ def test_settings_are_what_is_not_the_default_and_no_secret(tmp_path: Path):
         ({"best": "eval/gold"}, {}, "eval/reward"),
         ({"gold": [letters]}, {"heldout": False}, "eval_dataset"),
         ({"gold": [letters, letters]}, {}, "one name"),
-        ({"alerts": [{"type": "retention", "task": "a"}]}, {}, "no task of lm-eval is asked here"),
+        ({"alerts": [{"type": "retention", "task": "a", "max_drop": 0.1}]}, {}, "no task of lm-eval is asked here"),
     ],
 )
 def test_what_could_never_be_measured_is_refused(tmp_path: Path, asked: Any, trained: Any, said: str):
