@@ -73,3 +73,8 @@ def words(error: BaseException) -> str:
         return str.strip(str(error)) or "no message"
     except BaseException:
         return "no message"
+
+
+def first_line(error: BaseException) -> str:
+    """The error's kind and the first line of its message."""
+    return f"{type(error).__name__}: {words(error).splitlines()[0]}"

@@ -32,7 +32,8 @@ from dar.algorithms.base import kl_metrics
 from dar.assembly.loop import build_loop
 from dar.config.recipe import RECIPES, load_recipe
 from dar.config.regression import DARSpec, TargetKLSpec
-from dar.errors import ConfigError, NonFiniteError, RewardError
+from dar.errors import EXTRAS, ConfigError, NonFiniteError, RewardError
+from dar.integrations import TESTED
 from dar.integrations.trl import DARConfig, DARTrainer
 from dar.policies.text.toy import toy_folder
 
@@ -263,7 +264,9 @@ def test_rewards_that_are_none_or_infinite_and_a_loss_that_is_not_finite_stop_th
 
 def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert f"trl{face.TESTED}" in project["optional-dependencies"]["trl"]
+    extras = project["optional-dependencies"]
+    for package, versions in TESTED.items():
+        assert f"{EXTRAS[package]}{versions}" in extras[EXTRAS[package]]
     monkeypatch.setattr("dar.integrations.version", lambda name: "1.17.0")
     with pytest.raises(
         ConfigError, match=r"tested with trl>=1.16,<1.17, and trl 1.17.0 .* pip install 'dar-rlhf\[trl\]'"

@@ -112,6 +112,7 @@ def test_trl_figures_are_means_of_what_was_logged_and_take_no_name_of_another_me
     spent = spending(run)
     assert spent is not None
     assert (spent.steps, spent.seconds) == (2 * 3.0 + 2 * 5.0, 23.0)
+    assert [row["step"] for row in run.steps] == [2, 4]  # and no step of what sums up the whole call
     assert run.evaluations == [{"step": 4, "reward": 3.0, "eval_loss": 0.1, "time": 7.0}]
     assert "Not finite, and left out: entropy of step 2, kl of step 2." in page.prose
     assert "each figure is the mean since the one before" in page.prose

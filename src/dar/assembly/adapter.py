@@ -27,10 +27,10 @@ from dar.batch import TokenGroups
 from dar.config.model import LoraSpec
 from dar.errors import ConfigError
 from dar.policies.text.frozen import is_linear
-from dar.policies.text.loading import add_lora, first_line, put_on
+from dar.policies.text.loading import add_lora, put_on
 from dar.policies.text.logprobs import LogprobModel, unwrapped
 from dar.rollout.in_process.weights import merged_copy
-from dar.shown import one_line
+from dar.shown import first_line, one_line
 
 _CLOSE = 1e-3
 _UNSAID = {"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "target_modules",

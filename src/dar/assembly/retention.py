@@ -10,7 +10,8 @@ from dar.collective import from_main
 from dar.config.alerts import RetentionAlertSpec
 from dar.config.problems import unknown_name_message
 from dar.config.run import RunSpec
-from dar.errors import ConfigError, require_package
+from dar.errors import ConfigError
+from dar.integrations import require_tested
 from dar.policies.base import ModelPolicy
 
 
@@ -26,7 +27,7 @@ def build_retention(spec: RunSpec, tokenizer: Any) -> Callable[[ModelPolicy[Any]
     rules = [alert for alert in spec.alerts if isinstance(alert, RetentionAlertSpec)]
     if not rules:
         return None
-    require_package("lm_eval", "the alert retention")
+    require_tested("lm_eval", "the alert retention")
     from dar.integrations.lm_eval import Harness  # noqa: PLC0415 - an extra
 
     asked = [(rule, Harness([rule.task], rule, tokenizer)) for rule in rules]

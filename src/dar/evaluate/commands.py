@@ -19,7 +19,7 @@ from dar.config.rewards import AnyReward
 from dar.config.run import RuntimeSpec
 from dar.config.verifiable import IFEvalRewardSpec, MathRewardSpec, SandboxSpec
 from dar.data.messages import text_of
-from dar.errors import RewardError, require_package
+from dar.errors import RewardError
 from dar.evaluate.benchmarks import IFEval, Share, ifeval, require_columns
 from dar.evaluate.folder import EvaluationFolder, Lines, file_digest
 from dar.evaluate.generate import Note
@@ -28,6 +28,7 @@ from dar.evaluate.judging import PairToJudge, judge_pairs
 from dar.evaluate.models import build_generators, read_judge, read_prompts
 from dar.evaluate.preference_files import LabeledPair
 from dar.files.tables import Row, read_table, rows_of
+from dar.integrations import require_tested
 from dar.policies.precision import resolve_precision
 from dar.policies.text.loading import load_model, load_tokenizer
 from dar.rewards import Failed
@@ -140,7 +141,7 @@ def run_lm_eval(model: str, tasks: Sequence[str], out: Path, spec: LMEvalSpec, s
         ConfigError: lm-eval is missing or does not know a task, the folder holds another evaluation, or the model
             cannot be loaded.
     """
-    require_package("lm_eval", "dar eval lm-eval")
+    require_tested("lm_eval", "dar eval lm-eval")
     from dar.integrations import lm_eval  # noqa: PLC0415 - an extra
 
     source, precision = ModelSpec.model_validate({"path": model}), resolve_precision(RuntimeSpec())

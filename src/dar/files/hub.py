@@ -11,7 +11,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from dar.errors import CheckpointError, ConfigError
 from dar.files.paths import missing
-from dar.shown import words
+from dar.shown import first_line
 
 
 def require_source(path: str, kind: str) -> None:
@@ -45,10 +45,9 @@ def require_writable(repository: str) -> None:
         account = answer.json()
         names = [account["name"], *(each["name"] for each in account.get("orgs", ()))]
     except Exception as error:
-        what = f"{type(error).__name__}: {words(error).splitlines()[0]}"
         raise ConfigError(
-            f"{said} {constants.ENDPOINT} does not say whose the token is ({what}). Nothing was trained. An upload "
-            "needs the Hub in reach (HF_HUB_OFFLINE is honoured) and a token that it knows"
+            f"{said} {constants.ENDPOINT} does not say whose the token is ({first_line(error)}). Nothing was "
+            "trained. An upload needs the Hub in reach (HF_HUB_OFFLINE is honoured) and a token that it knows"
         ) from error
     if repository.partition("/")[0] not in names:
         raise ConfigError(f"{said} the token is that of {names[0]}, who may write to {', '.join(names)}")
@@ -84,6 +83,6 @@ def upload(
         return str(api.create_commit(repo_id, adding, commit_message="A model trained with dar"))
     except Exception as error:
         raise CheckpointError(
-            f"nothing was uploaded to {repository} ({type(error).__name__}: {words(error).splitlines()[0]}). It needs "
+            f"nothing was uploaded to {repository} ({first_line(error)}). It needs "
             "the Hub in reach, a name ME/NAME, and a token that may write (`hf auth login` or HF_TOKEN)"
         ) from error

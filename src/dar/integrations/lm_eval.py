@@ -26,7 +26,8 @@ from dar.config.data import LMEvalSpec
 from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
 from dar.policies.precision import Precision
-from dar.policies.text.loading import context_length, first_line
+from dar.policies.text.loading import context_length
+from dar.shown import first_line
 
 CHUNK = 16
 """Passes between two notes, and so lost at most when an evaluation is interrupted."""

@@ -2,10 +2,7 @@
 
 from dar.integrations import require_tested
 
-TESTED = ">=1.16,<1.17"
-"""The versions of TRL whose loss and bookkeeping this was compared with; pyproject.toml's extra has the same."""
-
-require_tested("trl", TESTED)
+require_tested("trl", "dar.integrations.trl")
 
 from dar.integrations.trl.callback import RunRecorder  # noqa: E402
 from dar.integrations.trl.config import DARConfig  # noqa: E402

@@ -4,15 +4,10 @@ import sys
 from importlib import import_module, util
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import version
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
-from dar.errors import ConfigError, require_package
-
-TESTED = ">=0.9,<0.10"
-"""The versions of verl that this was compared with; pyproject.toml's extra has the same."""
+from dar.errors import ConfigError
+from dar.integrations import require_tested
 
 _CHANGES = {
     "verl.trainer.ppo.utils": "ask_for_reference",
@@ -39,10 +34,7 @@ class _AfterImport(MetaPathFinder):
         return spec
 
 
-require_package("verl", "dar.integrations.verl")
-if version("verl") not in SpecifierSet(TESTED) or _CHANGES.keys() & sys.modules.keys():
-    raise ConfigError(
-        f"dar.integrations.verl was tested with verl{TESTED}, here is {version('verl')}; and it must come before "
-        "verl's trainer: pip install 'dar-rlhf[verl]', and let verl load it, or import it first"
-    )
+require_tested("verl", "dar.integrations.verl")
+if _CHANGES.keys() & sys.modules.keys():
+    raise ConfigError("dar.integrations.verl must come before verl's trainer: let verl load it, or import it first")
 sys.meta_path.insert(0, _AfterImport())

@@ -24,7 +24,7 @@ from dar.files.paths import resolve_path
 from dar.policies.text.gguf import converted
 from dar.policies.text.rotary import fixed_length
 from dar.policies.text.toy import TOY, toy_folder
-from dar.shown import one_line, words
+from dar.shown import first_line, one_line
 
 log = logging.getLogger(__name__)
 
@@ -363,11 +363,6 @@ def explained(spec: ModelSourceSpec, adapters: list[str], what: str = "causal la
                 f"dar export {adapters[-1]} OUT --merge"
             )
         raise ConfigError(message) from error
-
-
-def first_line(error: Exception) -> str:
-    """The error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {words(error).splitlines()[0]}"
 
 
 def context_length(config: Any) -> int | None:
