@@ -250,6 +250,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             changes |= flow_recipe(folder / "flow")
         model = {"path": str(folder / "model"), **changes.get("model", {})}
         own = {"model": model, "data": data, "output_dir": str(folder / name)}
+        own |= {"teacher": str(folder / "model")} if name == "distill" else {}
         path.write_text(yaml.safe_dump(recipe | changes | own))
         result = run_loop(build_loop(load_recipe(path), quiet=True), resume=False, command="")
         keys = {re.sub("rewards/(length|brightness)/", "rewards/<name>/", key) for row in result.metrics for key in row}

@@ -271,7 +271,7 @@ class Trainer(SavesModel):
                     ref_model: GivenModel | None, method: AlgorithmSpec,
                     rewards: list[dict[str, Any]]) -> None:  # fmt: skip
         """The recipe. Raises ConfigError."""
-        if not rewards and not method.logged:
+        if not rewards and method.needs_rewards and not method.logged:
             offline = ", ".join(name for name, spec in ALGORITHM_SPECS.items() if spec.logged)
             raise ConfigError(
                 f"{method.model_dump()['type']} learns from the rewards of its own samples: pass reward_funcs. (Only "

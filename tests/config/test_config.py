@@ -13,7 +13,7 @@ from support.handmade import make_spec
 
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.base import keys_below
-from dar.config.model import LoraSpec
+from dar.config.model import LoraSpec, ModelSourceSpec
 from dar.config.other_names import INSTEAD, keys_in
 from dar.config.policy_gradient import BAPOSpec, GRPOSpec, RLOOSpec
 from dar.config.preference import DPOSpec
@@ -27,6 +27,8 @@ from dar.files.hints import nearest_hint
 
 METHODS = list(ALGORITHM_SPECS)
 OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
+NEEDED: dict[str, dict[str, Any]] = {"distill": {"teacher": "some/teacher"}}
+"""What a method cannot do without."""
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
     *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
@@ -310,7 +312,7 @@ def test_bounds_of_bapo_may_touch():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_defaults_and_reads_back_as_itself(method: str, tmp_path: Path):
-    spec = make_spec(algorithm=method)
+    spec = make_spec(algorithm=method, **NEEDED.get(method, {}))
     assert spec.algorithm == ALGORITHM_SPECS[method]()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(spec))
@@ -337,16 +339,20 @@ def test_offline_methods_need_no_rewards_unless_held_out_ones_are_named(method: 
 
 @pytest.mark.parametrize("method", SAMPLING)
 def test_sampling_methods_need_rewards_and_pairs_whole_groups(method: str):
-    assert problem(algorithm=method, rewards=[]).endswith(
-        f"rewards is empty, but {method} learns from the rewards of its own samples"
-    )
+    needed = NEEDED.get(method, {})
+    if method == "distill":
+        assert make_spec(algorithm=method, rewards=[], **needed).rewards == []
+    else:
+        assert problem(algorithm=method, rewards=[]).endswith(
+            f"rewards is empty, but {method} learns from the rewards of its own samples"
+        )
     sampling = {"mask_truncated": True, "correction": "token"}
     if method in ("online_dpo", "online_ipo", "online_slic"):
         assert f"sampling.mask_truncated would tear the pairs of {method} apart: a missing_eos_penalty" in problem(
             algorithm=method, sampling=sampling
         )
     else:
-        assert make_spec(algorithm=method, sampling=sampling).sampling.mask_truncated
+        assert make_spec(algorithm=method, sampling=sampling, **needed).sampling.mask_truncated
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -356,7 +362,7 @@ def test_methods_that_compare_completions_refuse_a_group_of_one(method: str):
             f"num_generations is 1, but {method} compares the completions of one prompt: set it to 2 or more"
             in problem(algorithm=method, num_generations=1)
         )
-    assert make_spec(algorithm=method, num_generations=1 + (method in ON_GROUPS))
+    assert make_spec(algorithm=method, num_generations=1 + (method in ON_GROUPS), **NEEDED.get(method, {}))
 
 
 def test_reference_that_follows_needs_weights_of_its_own():
@@ -364,6 +370,39 @@ def test_reference_that_follows_needs_weights_of_its_own():
         "reference_sync needs a reference of its own, but with model.lora the base model is π₀"
     )
     assert make_spec(reference_sync={"every": 2}).reference_sync is not None
+
+
+def test_a_teacher_takes_the_place_of_the_reference_on_own_samples():
+    assert problem(algorithm="distill").endswith(
+        "distill learns from another model, and there is none: name it as teacher"
+    )
+    given: list[tuple[str, dict[str, Any]]] = [
+        ("reference", {"reference": "other"}), ("reference_sync", {"reference_sync": {"every": 2}}),
+        ("dpo", {"algorithm": "dpo"}),
+    ]  # fmt: skip
+    for name, changes in given:
+        said = f"teacher takes π₀'s place on own samples, for good: it does not go with {name}"
+        assert problem(teacher="big", **changes).endswith(said)
+    flow = {"model": {"type": "flow", "path": "toy:digits"}, "rewards": ["pkg.mod:fn"]}
+    assert "teacher is for language models: it does nothing for a flow-matching one" in problem(teacher="big", **flow)
+    spec = make_spec(teacher="big", model={"path": "some/model", "lora": {}})
+    assert spec.other_reference == spec.teacher == ModelSourceSpec(path="big")
+    assert make_spec(reference="other").other_reference == ModelSourceSpec(path="other")
+    assert make_spec().other_reference is None
+
+
+def test_a_run_without_rewards_measures_what_there_is():
+    data = {"train": "prompts.jsonl", "heldout": "prompts.jsonl"}
+    keys: dict[str, Any] = {"algorithm": "distill", "teacher": "big", "rewards": [], "data": data}
+    assert make_spec(**keys, evaluation={"rewards": ["sentiment"]}).evaluation.rewards
+    assert make_spec(**keys, alerts=[{"type": "kl", "max": 9, "samples": "heldout", "window": 2}]).silent_alerts == []
+    for alert in ("no_signal", {"type": "overoptimization", "min_fall": 0.1}):
+        said = problem(**keys, alerts=[alert], evaluation={"rewards": ["sentiment"]})
+        assert said.endswith("could never fire: it reads the reward, but rewards is empty")
+    best = {"best": {"metric": "eval/kl/ref", "mode": "min"}}
+    assert make_spec(**keys, checkpoint=best).checkpoint.best is not None
+    assert "unknown metric 'eval/kl/ref'" in problem(**keys, checkpoint=best, evaluation={"greedy": True})
+    assert "unknown metric 'eval/kl/ref'" in problem(data=data, checkpoint=best)
 
 
 # --- names and shorthands --------------------------------------------------------------------------------------------

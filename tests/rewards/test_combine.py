@@ -14,7 +14,7 @@ from support.handmade import make_rollouts
 
 from dar.config.reward import RewardSpec
 from dar.errors import RewardError
-from dar.rewards import Failed, Reward, RewardSet, builtin
+from dar.rewards import Failed, Reward, RewardSet, builtin, join_tables
 
 ROLLOUTS = make_rollouts([["a", "bb"], ["ccc", "dddd"]], columns=[{"answer": "x"}, {"answer": "y"}])
 DOUBLE = RewardSpec(weight=2.0)
@@ -52,7 +52,8 @@ def test_reward_that_does_not_apply_adds_nothing():
 def test_reward_that_applies_nowhere_has_no_metrics():
     rewards = RewardSet([Reward("one", constant(1, 2, 3, 4)), Reward("never", constant(None, None, None, None))])
     table = rewards.score(ROLLOUTS, where="step 1")
-    assert table.metrics().keys() == {"reward", "reward_std", "rewards/one/mean", "rewards/one/std"}
+    own = {"rewards/one/mean", "rewards/one/std"}
+    assert table.metrics().keys() == {"reward", "reward_std", "frac_reward_zero_std"} | own
     assert table.total.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
@@ -68,9 +69,11 @@ def test_failing_reward_is_named_among_the_others():
         rewards.score(ROLLOUTS, where="step 7")
 
 
-def test_a_set_of_no_rewards_is_refused():
-    with pytest.raises(ValueError, match="at least one reward"):
-        RewardSet([])
+def test_without_rewards_no_completion_has_one_and_nothing_is_said_of_any():
+    table = RewardSet([]).score(ROLLOUTS, where="step 1")
+    assert table.total.isnan().tolist() == [[True, True], [True, True]]
+    assert (table.parts, table.metrics()) == ({}, {})
+    assert join_tables([table, table]).total.isnan().tolist() == [[True, True]] * 4
 
 
 def test_metrics_are_mean_and_sample_deviation():

@@ -17,6 +17,7 @@ from dar.config.policy_gradient import (
     ClippedGroupSpec,
     DAOSpec,
     DAPOSpec,
+    DistillSpec,
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
@@ -33,6 +34,7 @@ from dar.objectives.policy_gradient import (
     gspo,
     r2vpo,
     ratio_variance,
+    reverse_kl,
     sequence_clipped_surrogate,
 )
 from dar.ops import Mean, kl_k1, kl_k3, masked_sum
@@ -299,6 +301,27 @@ class R2VPO(Algorithm):
         self.penalty = state["penalty"]
 
 
+class Distill(Algorithm):
+    """On-policy distillation: L = Σ_{i,t} `reverse_kl` / Σ_i |y_i|, the teacher being where π₀ is in other methods."""
+
+    needs_reference = True
+
+    def __init__(self, spec: DistillSpec) -> None:
+        self.updates = spec.updates
+
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        require_reference(self, batch)
+        assert batch.ref_logprobs is not None
+        advantages = -kl_k1(batch.old_logprobs, batch.ref_logprobs).masked_fill(~batch.mask, 0.0)
+        return batch.weighted(advantages, torch.ones(len(advantages)), denominator=float(batch.mask.sum())), {}
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        assert batch.ref_logprobs is not None
+        # Not of `advantages`, which are the sampler's: a student that is the teacher has no gradient at all.
+        per_token = reverse_kl(outputs.logprobs, batch.old_logprobs, batch.ref_logprobs, batch.mask)
+        return Terms(batch.weights * masked_sum(per_token, batch.mask), {})
+
+
 def build(spec: AnyPolicyGradient, *, max_completion_length: int) -> Algorithm:
     """The method a spec stands for; some count in the most tokens a completion may have."""
     match spec:
@@ -320,3 +343,5 @@ def build(spec: AnyPolicyGradient, *, max_completion_length: int) -> Algorithm:
             return BAPO(spec)
         case R2VPOSpec():
             return R2VPO(spec)
+        case DistillSpec():
+            return Distill(spec)

@@ -65,6 +65,8 @@ def reads_reference(spec: RunSpec, algorithm: Algorithm, *, has_heldout: bool) -
     """Whether anything reads π₀. Raises ConfigError where the recipe moves or watches one that nothing reads."""
     if algorithm.needs_reference:
         return True
+    if spec.teacher is not None:
+        raise ConfigError(f"{spec.algorithm.type} as it is set reads no π₀, nor a teacher in its place: remove teacher")
     if spec.reference_sync is not None and not has_heldout:
         raise ConfigError(
             f"reference_sync moves π₀, but {spec.algorithm.type} as it is set does not read it, and no held-out "

@@ -30,7 +30,7 @@ class RunData:
 
     train: the prompts it learns from.
     logged: their completions, where the method is an offline one.
-    heldout: the prompts it samples from to be evaluated, if there are any and rewards.
+    heldout: the prompts it samples from to be evaluated, if there are any and, of an offline method, rewards.
     known: completions that come with the held-out rows, where the method is an offline one that has them.
     gold: the pairs of `algorithm.gold`, if any.
     """
@@ -98,7 +98,7 @@ def build_data(spec: RunSpec, objects: Objects, reader: TextParts | FlowParts) -
         # Where nothing is scored there is nothing else to measure, and rows without them are refused.
         if has and (not spec.rewards or any(name in row for row in load_rows(source, rows) for name in COLUMNS[has])):
             known = completions(source, rows, has)
-        if spec.rewards:
+        if spec.rewards or kind is None:
             heldout = known.prompts if known is not None else prompts(source, rows)
     gold = None if pairs is None else completions(pairs, None, "preferences")
     _require_vocabulary(reader.vocabulary, logged or train, known or heldout)

@@ -100,6 +100,8 @@ def build_loop(
     parts.require(algorithm)
     with_reference = reads_reference(spec, algorithm, has_heldout=data.heldout is not None)
     policy = parts.build(precision, with_reference=with_reference)
+    if spec.teacher is not None:
+        display.note(f"π₀ is the teacher {spec.teacher.path}: every KL to π₀ is the one to it")
     for notice in spec.silent_alerts:
         display.note(notice)
     data = replace(data, logged=before.measure(data, policy, display))

@@ -95,7 +95,8 @@ def make_plan(spec: RunSpec, hardware: HardwareSpec | None = None) -> Plan:
     num_generations = spec.num_generations if data.logged is None else len(data.logged.groups[0].completions)
     rows = spec.prompts_per_step * num_generations
     longest = max(lengths) + spec.sampling.max_completion_length
-    passes = [f"sample {rows} completions", "score them"] if data.logged is None else [f"read {rows} completions"]
+    passes = [f"{'sample' if data.logged is None else 'read'} {rows} completions"]
+    passes += ["score them"] if data.logged is None and spec.rewards else []
     if algorithm.needs_reference:
         passes.append("forward pass of the reference")
     if algorithm.needs_values:
@@ -182,9 +183,12 @@ def step_shape(
     engine = spec.engine if isinstance(spec.engine, InProcessSpec) else None
     cached = min(max(1, engine.max_cache_tokens // (longest + rows)), own) if engine else 0
     compute, rank = precision.dtype.itemsize, spec.model.lora.first_rank if spec.model.lora else 0
-    saved = 2 if getattr(config, "dtype", None) in (torch.bfloat16, torch.float16) else 4
+    held = config if spec.other_reference is None else load_config(spec.other_reference)
+    halves = (torch.bfloat16, torch.float16)
+    saved, kept = (2 if getattr(each, "dtype", None) in halves else 4 for each in (config, held))
     base = saved if rank and not followed(spec.model)[1] else 4
     is_in_place = engine is None or engine.in_place or (precision.device.type != "cpu" and base == compute)
+    has_own = with_reference and not (rank and held is config)
     critic = isinstance(spec.algorithm, ActorCriticSpec) and spec.algorithm.critic == "model"
     return StepShape(
         tokens=max(per * group, longest + rows),
@@ -198,7 +202,7 @@ def step_shape(
         base_bytes=base,
         moments=2 if isinstance(spec.optim, AdamW8BitSpec) else 8 if isinstance(spec.optim, AdamWSpec) else 0,
         compute=compute,
-        reference=0 if rank or not with_reference else min(saved, compute) * model.total,
+        reference=min(kept, compute) * (model if held is config else shape_of(held)).total if has_own else 0,
         trunks=2 if critic else 1,
         is_checkpointed=isinstance(spec.model, ModelSpec) and spec.model.gradient_checkpointing,
         is_in_place=is_in_place,

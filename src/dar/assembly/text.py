@@ -57,6 +57,12 @@ class TextParts:
         """Raises ConfigError where the policy has not what a method reads."""
         if isinstance(algorithm, FlowGRPO):
             raise ConfigError(f"{self.spec.algorithm.type} reads denoising steps, which only model.type flow has")
+        if (teacher := self.spec.teacher) is not None:
+            size = loading.load_config(teacher).get_text_config().vocab_size
+            other = self.tokenizer.get_vocab().items() - loading.load_tokenizer(teacher).get_vocab().items()
+            if other or size < self.vocabulary:
+                found = f"no {min(other)[0]!r} of its id" if other else f"{size} tokens to its {self.vocabulary}"
+                raise ConfigError(f"the teacher {teacher.path} must know the policy's tokens, and has {found}")
 
     def engine(self, say: Callable[[str], None]) -> Engine:
         return build_engine(self.spec.engine, log_file=Path(self.spec.output_dir) / "vllm.log", say=say)
@@ -91,11 +97,11 @@ class TextParts:
             raise ConfigError("nothing is trainable: every parameter of the model has requires_grad=False")
         model.eval()
         reference = objects.reference
-        if reference is None and spec.reference is not None and with_reference:
-            reference = loading.load_model(spec.reference, as_saved=spec.reference_sync is None)
+        if reference is None and spec.other_reference is not None and with_reference:
+            reference = loading.load_model(spec.other_reference, as_saved=spec.reference_sync is None)
         if reference is not None and with_reference:
             sizes = [each.config.get_text_config().vocab_size for each in (reference, model)]
-            if sizes[0] != sizes[1]:
+            if sizes[0] != sizes[1] and spec.teacher is None:
                 raise ConfigError(
                     f"the reference has a vocabulary of {sizes[0]} tokens and the policy one of {sizes[1]}: they "
                     "cannot be compared token by token"

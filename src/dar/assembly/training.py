@@ -95,7 +95,7 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
         return
     before, after = found[0], found[-1]
     loop.display.before_after(before, after, title=str(loop.folder.path))
-    if "reward" not in after or loop.spec.model.library == "diffusers":
+    if "completions/mean_length" not in after or loop.spec.model.library == "diffusers":
         return  # nothing was sampled, or images
     tables = [
         pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def show_trial(console: Console, spec: RunSpec, found: Trial) -> None:
     """The first prompt, its completions with what they earned, and what the step and the run take."""
     console.print(f"The first prompt, as the model reads it:\n{found.prompt}\n", soft_wrap=True)
-    names = [name for name in found.completions[0] if name.startswith("reward/")] + ["reward"]
+    names = [name for name in found.completions[0] if name.startswith("reward/")]
+    names += ["reward"] if names else []
     headings = [name.removeprefix("reward/") for name in names]
     table = new_table("its completions", "completion", "ends by", *headings, is_text=True)
     for row in found.completions:

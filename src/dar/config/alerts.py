@@ -138,7 +138,9 @@ def expand_alerts(value: Any) -> Any:
 AnyAlerts = Annotated[list[AnyAlert], BeforeValidator(expand_alerts)]
 
 
-def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_evaluations: int) -> str | None:
+def why_blind(
+    alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bool, num_evaluations: int, has_rewards: bool = True
+) -> str | None:
     """Why an alert could never fire in a run of any length, or None: a watch that sees nothing is worse than none.
 
     Args:
@@ -147,6 +149,7 @@ def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bo
         is_plain: held-out prompts are sampled from the policy itself, not greedily or truncated.
         has_gold: there are `evaluation.rewards`.
         num_evaluations: of the run.
+        has_rewards: what is sampled is scored.
     """
     if isinstance(alert, RetentionAlertSpec):
         return None
@@ -159,6 +162,8 @@ def why_blind(alert: AnyAlert, *, is_offline: bool, is_plain: bool, has_gold: bo
         return "held-out prompts are decoded greedily or truncated, where this is not measured: use samples: train"
     if not on_heldout and is_offline:
         return "the method samples nothing in training: use samples: heldout"
+    if not has_rewards and isinstance(alert, NoSignalAlertSpec | OveroptimizationAlertSpec):
+        return "it reads the reward, but rewards is empty"
     return None
 
 

@@ -27,6 +27,8 @@ class AlgorithmSpec(Spec):
     """Whether the method compares the completions of one prompt, and so needs at least two."""
     logged: ClassVar[LoggedKind | None] = None
     """What rows of the data an offline method learns from; None for a method that samples its own completions."""
+    needs_rewards: ClassVar[bool] = True
+    """Whether a method that samples learns from rewards."""
 
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:

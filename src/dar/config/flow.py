@@ -47,7 +47,7 @@ class FlowModelSpec(ModelSourceSpec):
 
 TEXT_ONLY = (
     *("model.sha256", "model.trust_remote_code", "reference.sha256", "reference.trust_remote_code"),
-    *("data.wrap_as_user", "data.system_prompt", "data.max_prompt_length", "data.long_prompts", "sampling"),
+    *("data.wrap_as_user", "data.system_prompt", "data.max_prompt_length", "data.long_prompts", "sampling", "teacher"),
     *("engine.max_cache_tokens", "engine.in_place", "evaluation.top_k", "evaluation.top_p", "optim.null_space"),
     *("runtime.sharding", "runtime.compile_layers"),
 )

@@ -34,6 +34,7 @@ INSTEAD = {
     "reward_weights": "each of {rewards} has its own, with the key `weight`",
     "center_rewards_coefficient": "use {loss.centering_coef}",
     "ref_model": "use {reference}",
+    "teacher_model teacher_model_*": "use {teacher}, a path, or a mapping with `revision` and others",
     "sync_ref_model ref_model_*": "use {reference_sync}, a mapping with `every` and `mix`",
     "model_name_or_path model_name": "use {model}",
     "model_init_kwargs": "use {model.revision}, {model.trust_remote_code} and {runtime.precision}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -163,4 +163,18 @@ class R2VPOSpec(GroupSpec):
         return self
 
 
-AnyPolicyGradient = DAOSpec | RLOOSpec | GRPOSpec | BNPOSpec | DAPOSpec | DrGRPOSpec | GSPOSpec | BAPOSpec | R2VPOSpec
+class DistillSpec(AlgorithmSpec):
+    """On-policy distillation: reverse KL to `teacher` on own samples (GKD, arXiv:2306.13649; Lu et al. 2025).
+
+    Rewards are measured, if there are any, and teach nothing.
+    """
+
+    needs_rewards: ClassVar[bool] = False
+    type: Literal["distill"] = "distill"
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts."""
+
+
+AnyPolicyGradient = (
+    DAOSpec | RLOOSpec | GRPOSpec | BNPOSpec | DAPOSpec | DrGRPOSpec | GSPOSpec | BAPOSpec | R2VPOSpec | DistillSpec
+)

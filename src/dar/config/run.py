@@ -17,6 +17,7 @@ from dar.config.engine import AnyEngine, InProcessSpec, VLLMSpec
 from dar.config.flow import ALERTS_OF_TEXT, TEXT_ONLY, AnyModel, FlowModelSpec
 from dar.config.model import ModelSourceSpec, ReferenceSyncSpec
 from dar.config.optim import AdafactorSpec, AdamW8BitSpec, AdamWSpec, AnyOptim
+from dar.config.policy_gradient import DistillSpec
 from dar.config.preference import PairedSpec
 from dar.config.problems import unknown_name_message
 from dar.config.realignment import TRACESpec
@@ -45,7 +46,7 @@ class BestSpec(Spec):
 
     metric: str = "eval/reward"
     """`eval/reward`, `eval/gold`, or the mean of one of their parts: `eval/rewards/<name>/mean`,
-    `eval/gold/<name>/mean`."""
+    `eval/gold/<name>/mean`. With a teacher also `eval/kl/ref`."""
     mode: Literal["max", "min"] = "max"
     """Whether the largest value is the best, or the smallest. Of equal ones it is the first."""
 
@@ -122,6 +123,8 @@ class RunSpec(Spec):
     """The policy to train: a path, or a mapping; with `type: flow` a flow-matching model."""
     reference: ModelSourceSpec | None = None
     """π₀; by default the policy before training."""
+    teacher: ModelSourceSpec | None = None
+    """A model to learn from, with the policy's tokenizer: it takes the place of π₀ in the method and in every KL."""
     reference_sync: ReferenceSyncSpec | None = None
     """Let π₀ follow the policy every so many steps; by default it stays as it is."""
     data: DataSpec
@@ -130,7 +133,7 @@ class RunSpec(Spec):
     """The method: a name, or a mapping with `type`."""
     rewards: AnyRewards = Field(default_factory=list)
     """What to maximise: a list of names, import paths (`pkg.mod:fn`) or mappings; the weighted sum counts. Required,
-    except that offline methods use them for held-out prompts only."""
+    except that offline methods use them for held-out prompts only, and `distill` measures them only."""
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     """How completions are drawn."""
     engine: Annotated[AnyEngine, by_type()] = Field(default_factory=InProcessSpec)
@@ -171,8 +174,9 @@ class RunSpec(Spec):
             )
         if self.algorithm.logged:
             self._check_offline()
-        elif not self.rewards:
+        elif not self.rewards and self.algorithm.needs_rewards:
             raise ValueError(f"rewards is empty, but {self.algorithm.type} learns from the rewards of its own samples")
+        self._check_teacher()
         if isinstance(self.algorithm, PairedSpec) and self.sampling.mask_truncated:
             raise ValueError(
                 f"sampling.mask_truncated would tear the pairs of {self.algorithm.type} apart: a missing_eos_penalty "
@@ -211,6 +215,7 @@ class RunSpec(Spec):
             reason = why_blind(
                 alert,
                 is_offline=self.algorithm.logged is not None,
+                has_rewards=bool(self.rewards),
                 is_plain=evaluation.is_plain,
                 has_gold=bool(evaluation.rewards),
                 num_evaluations=self._num_evaluations,
@@ -227,6 +232,7 @@ class RunSpec(Spec):
         if self.data.heldout is None:
             raise ValueError("checkpoint.best compares held-out evaluations, but data.heldout names no prompts")
         allowed = ["eval/loss"] if self.algorithm.logged else []
+        allowed += ["eval/kl/ref"] if self.teacher is not None and self.evaluation.is_plain else []
         if self.algorithm.logged in ("preferences", "verdicts"):
             allowed += ["eval/rewards/accuracies", "eval/rewards/margins"]
         if self.rewards:
@@ -247,10 +253,23 @@ class RunSpec(Spec):
     @property
     def _num_evaluations(self) -> int:
         """Of samples: before the first step, every so many, and after the last."""
-        if self.data.heldout is None or not self.rewards:
+        if self.data.heldout is None or (self.algorithm.logged and not self.rewards):
             return 0
         every = self.evaluation.every or self.steps
         return 1 + math.ceil(self.steps / every)
+
+    @property
+    def other_reference(self) -> ModelSourceSpec | None:
+        """The model that is π₀, where that is not the policy before training."""
+        return self.teacher or self.reference
+
+    def _check_teacher(self) -> None:
+        method = self.algorithm.type
+        if isinstance(self.algorithm, DistillSpec) and self.other_reference is None:
+            raise ValueError(f"{method} learns from another model, and there is none: name it as teacher")
+        others = {"reference": self.reference, "reference_sync": self.reference_sync, method: self.algorithm.logged}
+        if self.teacher and (found := [name for name, is_there in others.items() if is_there]):
+            raise ValueError(f"teacher takes π₀'s place on own samples, for good: it does not go with {found[0]}")
 
     def _check_sharded(self) -> None:
         reasons = {

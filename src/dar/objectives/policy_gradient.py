@@ -308,6 +308,31 @@ def kl_to_old(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     return log_ratio.exp() * log_ratio - torch.expm1(log_ratio)
 
 
+def reverse_kl(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """KL(π_θ‖π_T) of each next token, π_T a teacher, estimated on samples of π_t: ρ_t log(π_θ/π_T)(y_t) − (ρ_t − 1).
+
+    That is −ρ_t A_t with the advantage A_t = log π_T − log π_t, plus `kl_to_old`, which has no gradient at ρ = 1. The
+    gradient is ρ_t log(π_θ/π_T) · ∇log π_θ(y_t), unbiased for the KL as it is now, in later updates, too. What a token
+    does to the prefixes of those after it is left out.
+
+    Args:
+        logprobs, old_logprobs, mask: as for `clipped_surrogate`.
+        ref_logprobs: [B, T] nats under the teacher.
+
+    Returns:
+        [B, T] nats, unreduced, 0 where the mask is False.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Agarwal et al. 2023 (GKD), arXiv:2306.13649; A_t as in Lu et al. 2025, "On-Policy Distillation"; the rest derived.
+    """
+    require_same_shape(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+    log_ratio = _token_log_ratio(logprobs, old_logprobs, mask)
+    drift = (old_logprobs - ref_logprobs).detach().masked_fill(~mask, 0.0)
+    return log_ratio.exp() * (log_ratio + drift) - torch.expm1(log_ratio)
+
+
 def _token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     # Padding may hold anything; filling before the exponential keeps NaN out of the backward pass too.

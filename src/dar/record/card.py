@@ -45,6 +45,7 @@ def model_card(spec: RunSpec, metrics: list[dict[str, Any]], alerts: list[dict[s
         f"Trained with `dar` for {metrics[-1]['step'] if metrics else 0} steps of {spec.prompts_per_step} prompts "
         + ("with their completions" if spec.algorithm.logged else f"× {spec.num_generations} completions")
         + f" from {markdown(spec.data.train.path)}"
+        + (f"; π₀ is the teacher {markdown(spec.teacher.path)}" if spec.teacher else "")
         + (f"; reward: {rewards}." if rewards else "."),
         "",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dar.advantages import tied_groups
 from dar.algorithms.base import Metrics, kl_metrics
 from dar.batch import Rollouts
 from dar.record.text import reward_length_metrics, sampled_entropy, text_metrics
@@ -15,7 +14,6 @@ def sample_metrics(rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tenso
     """Rewards, lengths, endings, repetition, entropy and, where the reference was read, KL to π₀."""
     metrics: Metrics = {
         **rewards.metrics(),
-        "frac_reward_zero_std": float(tied_groups(rewards.total).float().mean()),
         "entropy": sampled_entropy(rollouts),
         **completion_metrics(rollouts),
         **reward_length_metrics(rewards.total, rollouts.groups.lengths),

@@ -69,8 +69,8 @@ def reward_length_metrics(rewards: Tensor, lengths: Tensor) -> dict[str, float]:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float | None:
-    """Pearson's correlation of two vectors; None where either is constant."""
-    if one.min() == one.max() or other.min() == other.max():
+    """Pearson's correlation of two vectors; None where they are empty, or either is constant."""
+    if len(one) == 0 or one.min() == one.max() or other.min() == other.max():
         return None
     return float(torch.corrcoef(torch.stack((one, other)))[0, 1])
 

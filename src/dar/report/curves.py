@@ -152,8 +152,8 @@ def plots_of(run: Training, curves: Sequence[Curve]) -> list[Plot]:
 
 
 def overoptimization_plot(run: Run) -> Plot | None:
-    """Proxy and gold reward against √KL (Gao et al. 2022, arXiv:2210.10760); None without held-out KL."""
-    rows = [row for row in run.evaluations if "kl/ref" in row]
+    """Proxy and gold reward against √KL (Gao et al. 2022, arXiv:2210.10760); None without held-out KL or reward."""
+    rows = [row for row in run.evaluations if "kl/ref" in row and "reward" in row]
     if len(rows) < 2:
         return None
     series = [_path("proxy: the reward trained on", rows, "reward", 0)]
@@ -165,7 +165,7 @@ def overoptimization_plot(run: Run) -> Plot | None:
         KL_AXIS,
         Axis("held-out reward"),
         series,
-        note="Each point is a held-out evaluation, from the start (KL 0) on. Proxy up while gold turns down is "
+        note="Each point is a held-out evaluation, from the start on. Proxy up while gold turns down is "
         "over-optimization.",
     )
 

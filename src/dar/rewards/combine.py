@@ -48,11 +48,9 @@ class Stateful(Protocol):
 
 
 class RewardSet:
-    """The rewards of a run."""
+    """The rewards of a run; without any, no completion has one."""
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
-        if not rewards:
-            raise ValueError("a RewardSet needs at least one reward")
         self.rewards = tuple(rewards)
 
     def start(self, rollouts: Rollouts, *, where: str, state: Any = None) -> Scoring:
@@ -137,7 +135,8 @@ class Scoring:
         num_rows = shape[0] * shape[1]
         parts: dict[str, Tensor] = {}
         reported: dict[str, float] = {}
-        applied, failed = torch.zeros(num_rows, dtype=torch.bool), torch.zeros(num_rows, dtype=torch.bool)
+        applied = torch.full((num_rows,), not self.rewards)
+        failed = applied.clone()
         for reward, values in zip(self.rewards, scores, strict=True):
             lost = torch.tensor([isinstance(value, Failed) for value in values])
             if lost.any():

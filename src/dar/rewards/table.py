@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar.advantages import is_tied
+from dar.advantages import is_tied, tied_groups
 from dar.config.reward import RewardSpec
 
 FAILED_FRACTION = "/failed_fraction"
@@ -66,12 +66,14 @@ class RewardTable:
     extra: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """`reward`, `reward_std` and `rewards/<name>/mean|std`, as TRL's GRPO trainer defines them.
+        """`reward(_std)`, `frac_reward_zero_std` and `rewards/<name>/mean|std`, as TRL's GRPO trainer defines them.
 
         `reward_std` is the mean of the groups' sample standard deviations (of the batch's with one completion per
         prompt); a part's mean and std are over the rows it applies to. Completions without a reward count nowhere.
         """
         scored = self.total[~self.total.isnan()]
+        if not len(scored):
+            return dict(self.reported)
         if self.total.shape[1] == 1:
             spread = _sample_std(scored)
         else:
@@ -79,6 +81,7 @@ class RewardTable:
             spreads = [_sample_std(group) for group in groups if len(group)]
             spread = sum(spreads) / len(spreads)
         found = {"reward": float(scored.mean()), "reward_std": spread}
+        found["frac_reward_zero_std"] = float(tied_groups(self.total).float().mean())
         for name, values in self.parts.items():
             applies = values[~values.isnan()]
             if len(applies):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,8 +150,9 @@ class Display:
         self.note(f"alert after step {alert.step}, {alert.rule}: {alert.message}", style=_ALERT_STYLES[alert.action])
 
     def completion(self, prompt: str, completion: str, reward: float) -> None:
-        """One sampled completion."""
-        self.note(f"  prompt: {one_line(prompt)}\n  reward {reward:+z.3f}: {one_line(completion)}")
+        """One sampled completion, and its reward; NaN where it has none."""
+        said = "completion" if math.isnan(reward) else f"reward {reward:+z.3f}"
+        self.note(f"  prompt: {one_line(prompt)}\n  {said}: {one_line(completion)}")
 
     def before_after(self, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
         """The table of what training changed."""

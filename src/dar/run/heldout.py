@@ -10,7 +10,6 @@ from typing import TypeVar
 from torch import Tensor
 from transformers import TrainerState
 
-from dar.advantages import tied_groups
 from dar.algorithms.base import Algorithm, kl_metrics
 from dar.batch import Prompt, Rollouts, TokenOutputs, joined
 from dar.collective import failing_together, gathered
@@ -100,7 +99,6 @@ class HeldoutEvaluation:
         rewards, gold = join_tables(tables), None if self.gold is None else join_tables(golds)
         rollouts, current, reference = map(joined, rows)
         metrics = rewards.metrics() | completion_metrics(rollouts) | gold_metrics(gold)
-        metrics["frac_reward_zero_std"] = float(tied_groups(rewards.total).float().mean())
         metrics |= reward_length_metrics(rewards.total, rollouts.groups.lengths)
         if self.decoding.is_plain:
             metrics["entropy"] = sampled_entropy(rollouts)

@@ -132,7 +132,7 @@ class Loop(Steps):
             probe = self.learner.probe(rollouts.groups)
         rollouts, rewards, ref_logprobs, values = gather_scored(scored)
         batch = rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
-        weighted, weight_metrics = self.algorithm.weigh(batch.rewarded())
+        weighted, weight_metrics = self.algorithm.weigh(batch.rewarded() if spec.algorithm.needs_rewards else batch)
         weighted = self._adjusted(weighted)
         metrics = self._batch_metrics(step, rollouts, rewards, ref_logprobs) | weight_metrics
         metrics |= self.ahead.metrics(step, rollouts)
