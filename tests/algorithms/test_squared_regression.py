@@ -89,6 +89,16 @@ def test_anchors_are_the_sampler_and_the_reference():
     )
 
 
+def test_a_row_counts_as_much_as_its_weight():
+    logprobs, scored = drawn()
+    algorithm = build(PMDMeanSpec())
+    batch, _ = algorithm.weigh(scored)
+    losses = algorithm.terms(TokenOutputs(logprobs), batch).losses
+    weights = torch.arange(12.0) / 4
+    weighted = algorithm.terms(TokenOutputs(logprobs), replace(batch, weights=weights)).losses
+    assert_close(weighted, weights * losses, rtol=1e-12)
+
+
 # --- other implementations -------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -106,8 +107,8 @@ def test_with_the_mean_reward_the_minimiser_has_lamberts_w_for_an_exponential(be
     def ratios(c: float) -> Tensor:
         return torch.from_numpy(lambertw(c * (advantages / beta).exp().numpy()).real) / c
 
-    c = brentq(lambda log_c: float((ANCHOR * ratios(math.exp(log_c))).sum()) - 1, -20, 20, xtol=1e-14)
-    c = math.exp(c)
+    log_c: Any = brentq(lambda log_c: float((ANCHOR * ratios(math.exp(log_c))).sum()) - 1, -20, 20, xtol=1e-14)
+    c = math.exp(log_c)
     found = minimised(ANCHOR, advantages, beta=beta)
     assert_close(found, ANCHOR * ratios(c), rtol=1e-5)
     # E_t of the stationarity: −β E_t[log ρ] = λ, as E_t Δ = 0. The weight of the χ² is β KL[π_t‖π].
