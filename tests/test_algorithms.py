@@ -20,6 +20,7 @@ from dar.algorithms.policy_gradient import GRPO, RLOO
 from dar.algorithms.preference import PairedPreference
 from dar.algorithms.realignment import IMPACT, TRACE
 from dar.algorithms.regression import DAR, weight_metrics
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Batch, TokenGroups, TokenOutputs, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
@@ -70,7 +71,7 @@ def batch_of(
     current, old, ref = random_rows(seed, num_prompts * num_generations)
     rewards = random_rewards(seed, num_prompts, num_generations)
     scored = make_scored(rewards, old, ref, padding=padding, extra=extra, dtype=torch.float64)
-    scored = replace(scored, values=0.3 * scored.old_logprobs)
+    scored = replace(scored, values=0.3 * scored.old_logprobs, labels={OPTIMAL_VALUE: 0.5 + 0 * scored.rewards})
     return padded(current, padding=padding, extra=extra, dtype=torch.float64), scored
 
 

@@ -219,7 +219,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     # Every column any method reads: a row is a prompt, a demonstration, a pair and a group with rewards.
     rows = [
         {"prompt": f"say {word}: ", "completion": word, "chosen": word, "rejected": "no"}
-        | {"completions": [word, "no"], "rewards": [1.0, 0.0]}
+        | {"completions": [word, "no"], "rewards": [1.0, 0.0], "ref_rewards": [0.5]}
         | {"chosen_complies": word > "c", "rejected_complies": word == "a"}
         for word in ("a", "bee", "sea", "dee")
     ]

@@ -10,6 +10,7 @@ import torch
 from support.builders import assert_close, make_scored, random_rewards, random_rows
 from support.flows import FLOW_METHODS
 
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Batch
 from dar.config.algorithms import ALGORITHM_SPECS
@@ -29,7 +30,11 @@ def scored_batches() -> tuple[Batch, Batch]:
     small = make_scored([group[1::2] for group in rewards], old[1::2], ref[1::2])
     values = torch.linspace(-1, 1, 16 * full.mask.shape[1]).reshape(16, -1) * full.mask
     width = small.mask.shape[1]
-    return replace(full, values=values), replace(small, values=values[1::2, :width])
+    known = [{OPTIMAL_VALUE: torch.arange(4.0).unsqueeze(1).expand_as(each.rewards)} for each in (full, small)]
+    return (
+        replace(full, values=values, labels=known[0]),
+        replace(small, values=values[1::2, :width], labels=known[1]),
+    )
 
 
 @pytest.mark.parametrize("spec", ONLINE, ids=lambda spec: spec.model_fields["type"].default)

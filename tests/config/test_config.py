@@ -26,10 +26,10 @@ from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
 
 METHODS = list(ALGORITHM_SPECS)
-OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
+OFFLINE = ["sft", "var", "qrpo", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
-    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
+    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "pmd_mean", "lco"),
     *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
 ]

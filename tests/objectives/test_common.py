@@ -26,6 +26,7 @@ from dar.objectives.policy_gradient import (
 )
 from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
 from dar.objectives.regression import dar_log_weights, weighted_nll
+from dar.objectives.squared import squared_error
 
 # A row of three tokens and one of a single token.
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -83,6 +84,7 @@ CASES = {
     "ratio_variance": case(ratio_variance, "", "logprobs old_logprobs", ""),
     "kl_to_old": case(kl_to_old, "logprobs", "logprobs old_logprobs", ""),
     "dar_log_weights": case(dar_log_weights, "", "old_logprobs ref_logprobs", "advantages", alpha=0.1, beta=0.05),
+    "squared_error": case(squared_error, "logprobs", "logprobs anchor", "advantages", beta=0.4),
     "weighted_nll": case(weighted_nll, "logprobs", "logprobs", "weights"),
     # Over three tokens of a vocabulary.
     "lco_kld": case(lco_kld, "logits", "logits old_logits", "advantages", actions=torch.tensor([2, 0]), beta=0.4),
