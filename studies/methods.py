@@ -15,7 +15,7 @@ STRENGTHS: dict[str, tuple[dict[str, Any], str, tuple[Any, ...]]] = {
     "online_dpo": ({"type": "online_dpo"}, "beta", (0.05, 0.1, 0.5)),
     "best_of_n": ({"type": "best_of_n"}, "num_generations", (4, 8, 16)),
     "tpo": ({"type": "tpo"}, "temperature", (0.5, 1.0, 2.0)),
-    "pmd_mean": ({"type": "pmd_mean"}, "tau", (0.2, 0.5, 1.0)),
+    "pmd_mean": ({"type": "pmd_mean"}, "beta", (0.2, 0.5, 1.0)),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"alpha_{alpha:g}": {"alpha": alpha} for alpha in (0.0, 0.3, 1.0)},
