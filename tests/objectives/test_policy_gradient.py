@@ -214,22 +214,23 @@ def test_cispo_without_bounds_is_the_importance_sampled_policy_gradient():
 
 
 # π_θ, π_t and A of tokens: within δ = .15; risen by .2 with A > 0 (out) and with A < 0; fallen by .2 with A < 0 (out)
-# and with A > 0; and a rare token with a ratio of 100, which a clip would stop and whose probability has hardly moved.
-MOVED = [(0.5, 0.4, 1.0), (0.5, 0.3, 1.0), (0.5, 0.3, -1.0), (0.3, 0.5, -2.0), (0.3, 0.5, 2.0), (0.01, 0.0001, 1.0)]
-WEIGHTS = [1.25, 0.0, 5 / 3, 0.0, 0.6, 100.0]
+# and with A > 0; and rare tokens with ratios of 100 and .01, which a clip would stop and which have hardly moved.
+MOVED = [(0.5, 0.4, 1.0), (0.5, 0.3, 1.0), (0.5, 0.3, -1.0), (0.3, 0.5, -2.0), (0.3, 0.5, 2.0)]
+MOVED += [(0.01, 0.0001, 1.0), (0.001, 0.1, -1.0)]
+WEIGHTS = [1.25, 0.0, 5 / 3, 0.0, 0.6, 100.0, 0.01]
 
 
 @pytest.mark.parametrize("max_ratio", [INF, 20.0, 1.5])
 def test_dppo_cuts_the_gradient_by_probabilities_and_not_by_ratios(max_ratio: float):
     current, before, advantages = (torch.tensor(column, dtype=torch.float64) for column in zip(*MOVED, strict=True))
     logprobs, old = current.log().unsqueeze(1).requires_grad_(), before.log().unsqueeze(1)
-    mask = torch.ones(6, 1, dtype=torch.bool)
+    mask = torch.ones(7, 1, dtype=torch.bool)
     losses = dppo(logprobs, old, advantages, mask, max_shift=0.15, max_ratio=max_ratio)
     weights = torch.tensor([min(weight, max_ratio) for weight in WEIGHTS])
     assert_close(gradient(losses, logprobs).flatten(), -weights * advantages, rtol=1e-7)
     assert_close(losses.flatten(), -weights * advantages * current.log(), rtol=1e-7)
     is_out = out_of_region(logprobs, old, advantages.unsqueeze(1), max_shift=0.15)
-    assert is_out.flatten().tolist() == [False, True, False, True, False, False]
+    assert is_out.flatten().tolist() == [False, True, False, True, False, False, False]
     assert not is_out.requires_grad
 
 
