@@ -25,7 +25,7 @@ from dar.assembly.algorithm import build_algorithm
 from dar.batch import Batch, TokenGroups, TokenOutputs, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, RLOOSpec
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DPPOSpec, DrGRPOSpec, GRPOSpec, MaxRLSpec, RLOOSpec
 from dar.config.preference import OnlineDPOSpec
 from dar.config.realignment import TRACESpec
 from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec
@@ -46,6 +46,7 @@ SPECS: list[Any] = [
     BNPOSpec(beta=0.3),
     DrGRPOSpec(beta=0.3),
     DAPOSpec(overlong_tokens=3),
+    DPPOSpec(max_shift=0.01, max_ratio=1.1),
     LCOSpec(loss="mse"),
     LCOSpec(loss="logcosh"),
     OnlineDPOSpec(pairs="first_two"),
@@ -76,7 +77,10 @@ def batch_of(
 
 
 def batch_for(spec: Any, seed: int, num_prompts: int, **padding: Any) -> tuple[Tensor, Batch]:
-    """`batch_of` three completions per prompt; for TRACE, of two with verdicts and impact weights."""
+    """`batch_of` three completions per prompt, for MaxRL ≥ 0; for TRACE, of two with verdicts and impact weights."""
+    if isinstance(spec, MaxRLSpec):
+        logprobs, scored = batch_of(seed, num_prompts, 3, **padding)
+        return logprobs, replace(scored, rewards=scored.rewards.abs())
     if not isinstance(spec, TRACESpec):
         return batch_of(seed, num_prompts, 3, **padding)
     logprobs, scored = batch_of(seed, num_prompts, 2, **padding)

@@ -23,7 +23,7 @@ ONLINE: list[Any] = [spec for name, spec in ALGORITHM_SPECS.items() if not spec.
 def scored_batches() -> tuple[Batch, Batch]:
     """Four prompts with four completions, of which each second has no reward; and the same without these."""
     _, old, ref = random_rows(0, 16)
-    rewards = random_rewards(1, 4, 4)
+    rewards = [[abs(reward) for reward in group] for group in random_rewards(1, 4, 4)]  # MaxRL takes no others
     full = make_scored(
         [[reward if index % 2 else NAN for index, reward in enumerate(group)] for group in rewards], old, ref
     )

@@ -15,7 +15,18 @@ from dar.batch import Batch
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
+from dar.config.policy_gradient import (
+    BNPOSpec,
+    CISPOSpec,
+    DAOSpec,
+    DPPOSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    MaxRLSpec,
+    R2VPOSpec,
+    RLOOSpec,
+)
 from dar.config.regression import DARSpec
 from dar.config.squared import PMDMeanSpec
 
@@ -54,6 +65,9 @@ def expected(slopes: list[list[float]]) -> Tensor:
         (BNPOSpec(), [[A] * 3, [A], [0.0] * 2, [0.0]]),
         (GRPOSpec(beta=0.0), [[A / 3] * 3, [A], [0.0] * 2, [0.0]]),
         (GSPOSpec(), [[A / 3] * 3, [A], [0.0] * 2, [0.0]]),
+        (CISPOSpec(updates=1), [[A] * 3, [A], [0.0] * 2, [0.0]]),
+        (DPPOSpec(updates=1), [[A] * 3, [A], [0.0] * 2, [0.0]]),
+        (MaxRLSpec(), [[1.0] * 3, [1.0], [0.0] * 2, [0.0]]),
     ],
     ids=lambda spec: getattr(spec, "type", ""),
 )
@@ -98,6 +112,9 @@ def test_a_logit_moves_by_itself():
         DAOSpec(),
         DARSpec(updates=2),
         R2VPOSpec(updates=1, replay=1),
+        CISPOSpec(),
+        DPPOSpec(),
+        MaxRLSpec(updates=2),
         *(spec() for name, spec in ALGORITHM_SPECS.items() if name.startswith("online_")),
     ],
     ids=lambda spec: spec.type,

@@ -29,7 +29,8 @@ METHODS = list(ALGORITHM_SPECS)
 OFFLINE = ["sft", "var", "qrpo", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
-    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "pmd_mean", "lco"),
+    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "dppo", "maxrl"),
+    *("bapo", "r2vpo", "pmd_mean", "lco"),
     *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
 ]
@@ -99,6 +100,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({"algorithm": {"type": "bapo", **each}}, BOUNDS) for each in (
         {"low_start": 0.95}, {"low_end": 1.01}, {"high_start": 0.99}, {"high_end": 1.19},
     )),
+    *(({"algorithm": {"type": "dppo", **each}}, f"algorithm.{where} (found ") for each, where in (
+        ({"max_shift": 1.1}, "max_shift: Input should be less than or equal to 1"),
+        ({"max_shift": -0.1}, "max_shift: Input should be greater than or equal to 0"),
+        ({"max_ratio": 0.9}, "max_ratio: Input should be greater than or equal to 1"),
+    )),
+    ({"algorithm": {"type": "cispo", "clip_low": 1.1}}, "algorithm.clip_low: Input should be less than or equal to 1"),
     (dar(baseline="leave_one_out") | {"num_generations": 1}, "is 1: algorithm.baseline leave_one_out needs 2 or more"),
     *(({"runtime": {"sharding": "full"}, **each}, "runtime.sharding full keeps parts of weights, but " + reason)
       for each, reason in (

@@ -15,9 +15,11 @@ from torch import Tensor
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_mse
 from dar.objectives.policy_gradient import (
+    cispo,
     clipped_surrogate,
     dao,
     dao_tokens,
+    dppo,
     gspo,
     kl_to_old,
     r2vpo,
@@ -78,6 +80,10 @@ CASES = {
     "clipped_surrogate of tokens": case(clipped_surrogate, "logprobs", "logprobs old_logprobs advantages", "", **EPS),
     "sequence_clipped_surrogate": case(sequence_clipped_surrogate, *RATIO, **EPS),
     "gspo": case(gspo, *RATIO, **EPS),
+    "cispo": case(cispo, *RATIO, **EPS),
+    "cispo of tokens": case(cispo, "logprobs", "logprobs old_logprobs advantages", "", **EPS),
+    "dppo": case(dppo, *RATIO, max_shift=0.9, max_ratio=20.0),
+    "dppo of tokens": case(dppo, "logprobs", "logprobs old_logprobs advantages", "", max_shift=0.9, max_ratio=20.0),
     "dao": case(dao, *REFERENCE, alpha=0.4, beta=0.5),
     "dao_tokens": case(dao_tokens, *REFERENCE, alpha=0.4, beta=0.5),
     "r2vpo": case(r2vpo, *RATIO, penalty=0.5),

@@ -48,6 +48,8 @@ def make_loop(
     """A small run of a method, on rows as it needs them."""
     name = algorithm if isinstance(algorithm, str) else algorithm["type"]
     length: list[Any] = [{"type": "length", "target": 3}]
+    if name == "maxrl":  # 1 for two to four tokens, else 0
+        length[0]["threshold"] = -0.5
     settings: dict[str, Any] = {
         "algorithm": algorithm,
         "rewards": [] if name in LOGGED else length,
