@@ -16,7 +16,7 @@ from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
-from dar.config.regression import DARSpec
+from dar.config.regression import DARSpec, TPOSpec
 
 # Two prompts; the second's completions have the same reward.
 OLD = [[-0.1, -2.0, -1.0], [-3.0], [-0.5, -0.25], [-1.5]]
@@ -95,6 +95,8 @@ def test_a_logit_moves_by_itself():
         GRPOSpec(updates=2),
         DAOSpec(),
         DARSpec(updates=2),
+        DARSpec(normalize_weights="group"),
+        TPOSpec(),
         R2VPOSpec(updates=1, replay=1),
         *(spec() for name, spec in ALGORITHM_SPECS.items() if name.startswith("online_")),
     ],
