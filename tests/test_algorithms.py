@@ -40,7 +40,7 @@ SPECS: list[Any] = [
     DARSpec(beta=TargetKLSpec(target_kl=0.3)),
     DARSpec(beta=1.0, normalize_weights="group", updates=2),
     DARSpec(beta=1.0, center_weights=True),
-    TPOSpec(score="mean", updates=2),
+    TPOSpec(score="sum", updates=2),
     AWRSpec(beta=TargetESSSpec(target_ess=0.5), normalize="none"),
     DAOSpec(ratio_level="token", normalize="none"),
     RLOOSpec(beta=0.3),

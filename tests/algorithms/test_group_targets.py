@@ -84,15 +84,15 @@ def test_shares_are_pulled_to_the_target_and_pushed_where_they_exceed_it():
 
 
 def test_a_completion_of_weight_zero_is_as_if_it_were_not_there():
-    scores = f64(1.0, -200.0, 0.5, 3.0).requires_grad_()
-    losses = group_cross_entropy(scores, f64(0.0, 400.0, 0.0, 1.0), f64(1.0, 0.0, 3.0, 0.0), (3, 1))
+    scores = f64(1.0, -200.0, 0.5, 3.0, 2.0).requires_grad_()
+    losses = group_cross_entropy(scores, f64(0.0, 400.0, 0.0, 1.0, 0.0), f64(1.0, 0.0, 3.0, 0.0, 0.0), (3, 2))
     alone = f64(1.0, 0.5).requires_grad_()
     expected = group_cross_entropy(alone, f64(0.0, 0.0), f64(1.0, 3.0), (2,))
     assert_close(losses[[0, 2]], expected, rtol=1e-12)
-    assert_close(losses[[1, 3]], [0.0, 0.0], rtol=0)
+    assert_close(losses[[1, 3, 4]], [0.0] * 3, rtol=0)
     there = gradient(losses, scores)
     assert_close(there[[0, 2]], gradient(expected, alone), rtol=1e-12)
-    assert_close(there[[1, 3]], [0.0, 0.0], rtol=0)
+    assert_close(there[[1, 3, 4]], [0.0] * 3, rtol=0)
 
 
 @few
@@ -296,7 +296,7 @@ def test_they_are_one_where_all_completions_of_a_prompt_are_equally_likely():
     even = replace(scored, old_logprobs=-3.0 / lengths * scored.mask)
     # Of one prompt the batch's standardisation is the group's.
     dar = DAR(DARSpec(alpha=0.0, beta=0.8, w_clip=INF, normalize_weights="group", updates=2))
-    tpo = TPO(TPOSpec(temperature=0.8, updates=2))
+    tpo = TPO(TPOSpec(temperature=0.8, score="sum", updates=2))
     moved = even.old_logprobs + 0.3 * torch.randn(5, even.mask.shape[1], generator=torch.Generator().manual_seed(0))
     grads = [gradient_of(each, moved * even.mask, each.weigh(even)[0]) for each in (dar, tpo)]
     assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-7)

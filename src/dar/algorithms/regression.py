@@ -125,9 +125,9 @@ class BestOfN(_Regression):
 class TPO(Algorithm):
     """Target Policy Optimization: the policy's shares of a prompt's completions, fitted to a tilt of what they were.
 
-        L(θ) = −mean_x Σ_i sg(q_i) · log p_i,   p = softmax_i(log π_θ(y_i)),   q ∝ p_old · exp(u/η)
+        L(θ) = −mean_x Σ_i sg(q_i) · log p_i,   p = softmax_i(ℓ_i),   q ∝ p_old · exp(u/η)
 
-    Kaddour 2026, arXiv:2604.06159.
+    ℓ is log π_θ(y), or its mean over the tokens. Kaddour 2026, arXiv:2604.06159.
     """
 
     reads_rows_together = True

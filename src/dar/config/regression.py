@@ -131,8 +131,8 @@ class TPOSpec(GroupSpec):
     type: Literal["tpo"] = "tpo"
     temperature: Positive = 1.0
     """η of the target p_old · exp(u/η), u being rewards in standard deviations of their group."""
-    score: Literal["sum", "mean"] = "sum"
-    """What stands for log π(y): the sum over its tokens (the paper), or their mean, which does not fall with length."""
+    score: Literal["mean", "sum"] = "mean"
+    """What stands for log π(y): the mean over its tokens, or their sum (the paper), which falls with length."""
     updates: Count = 1
     """Optimizer steps per batch of rollouts; the target stays that of π_t."""
 
