@@ -28,7 +28,7 @@ from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DPPOSpec, DrGRPOSpec, GRPOSpec, MaxRLSpec, RLOOSpec
 from dar.config.preference import OnlineDPOSpec
 from dar.config.realignment import TRACESpec
-from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec
+from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec, TPOSpec
 from dar.objectives.policy_gradient import clipped_surrogate
 from dar.objectives.regression import clip_log_weights
 from dar.ops import Mean
@@ -39,6 +39,9 @@ SPECS: list[Any] = [
     *(spec() for name, spec in ALGORITHM_SPECS.items() if name not in FLOW_METHODS),  # these read more of a step
     DARSpec(alpha=0.5, beta=1.0, weight_scale="mean", baseline="leave_one_out"),
     DARSpec(beta=TargetKLSpec(target_kl=0.3)),
+    DARSpec(beta=1.0, normalize_weights="group", updates=2),
+    DARSpec(beta=1.0, center_weights=True),
+    TPOSpec(score="sum", updates=2),
     AWRSpec(beta=TargetESSSpec(target_ess=0.5), normalize="none"),
     DAOSpec(ratio_level="token", normalize="none"),
     RLOOSpec(beta=0.3),

@@ -22,7 +22,7 @@ from dar.config.policy_gradient import (
 )
 from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
 from dar.config.realignment import TRACESpec
-from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, TPOSpec, VARSpec
 from dar.config.run import RunSpec
 from dar.config.squared import AStarPOSpec, PMDMeanSpec, QRPOSpec
 from dar.errors import (
@@ -88,6 +88,7 @@ __all__ = [
     "RunSpec",
     "SFTSpec",
     "SLiCSpec",
+    "TPOSpec",
     "TRACESpec",
     "TargetESSSpec",
     "TargetKLSpec",

@@ -353,7 +353,7 @@ class Weighted(Batch):
     """A batch and what a method decided about it: ready to train on.
 
     advantages: [B] fp32, or [B, T] where every token has its own.
-    weights: [B] fp32 ≥ 0, the factor of the row's loss; a row of weight 0 contributes nothing.
+    weights: [B] fp32, the factor of the row's loss, of either sign; a row of weight 0 contributes nothing.
     denominator: what the summed loss of the **global** batch is divided by; fixed before any backward pass.
     roles: [B] `Role` of each row, or None for a method that treats all alike.
     tokens: further [B, T] quantities a method has fixed, by name (PPO's returns, say).

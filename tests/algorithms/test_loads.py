@@ -27,7 +27,7 @@ from dar.config.policy_gradient import (
     R2VPOSpec,
     RLOOSpec,
 )
-from dar.config.regression import DARSpec
+from dar.config.regression import DARSpec, TPOSpec
 from dar.config.squared import PMDMeanSpec
 
 # Two prompts; the second's completions have the same reward.
@@ -111,6 +111,8 @@ def test_a_logit_moves_by_itself():
         GRPOSpec(updates=2),
         DAOSpec(),
         DARSpec(updates=2),
+        DARSpec(normalize_weights="group"),
+        TPOSpec(),
         R2VPOSpec(updates=1, replay=1),
         CISPOSpec(),
         DPPOSpec(),

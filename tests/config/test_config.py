@@ -29,7 +29,7 @@ METHODS = list(ALGORITHM_SPECS)
 OFFLINE = ["sft", "var", "qrpo", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
-    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "dppo", "maxrl"),
+    *("best_of_n", "tpo", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "dppo", "maxrl"),
     *("bapo", "r2vpo", "pmd_mean", "lco"),
     *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
@@ -82,7 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rewards": ["sentiment", {"type": "length"}]}, "  rewards.1.target: this key is required"),
     # Names.
     ({"algorithm": "darr"}, f"algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: {', '.join(METHODS)}"),
-    ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo'; allowed: dar, awr,"),
+    ({"algorithm": "reinforce"}, "algorithm: unknown type 'reinforce'; allowed: dar, awr,"),
     ({"algorithm": "gpro"}, "algorithm: unknown type 'gpro' (did you mean 'grpo'?)"),
     ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
     ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
@@ -107,6 +107,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     )),
     ({"algorithm": {"type": "cispo", "clip_low": 1.1}}, "algorithm.clip_low: Input should be less than or equal to 1"),
     (dar(baseline="leave_one_out") | {"num_generations": 1}, "is 1: algorithm.baseline leave_one_out needs 2 or more"),
+    (dar(normalize_weights="group") | {"num_generations": 1}, "1: algorithm.normalize_weights group needs 2 or more"),
+    (dar(center_weights=True) | {"sampling": {"mask_truncated": True}},
+     "mask_truncated would have the mean that algorithm.center_weights subtracts push down endings as such"),
+    (dar(center_weights=True, updates=2), "center_weights is for one update per batch, not 2"),
+    (dar(normalize_weights="group", weight_scale="clip"), "normalize_weights 'group' scales and centres in each"),
     *(({"runtime": {"sharding": "full"}, **each}, "runtime.sharding full keeps parts of weights, but " + reason)
       for each, reason in (
         ({"optim": "adafactor"}, "optim.type adafactor takes means over rows and columns of whole ones: use none"),

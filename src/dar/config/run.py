@@ -192,9 +192,13 @@ class RunSpec(Spec):
             raise ValueError("runtime.compile_layers needs layers of one rank: give model.lora.rank a number")
         if self.runtime.sharding == "full":
             self._check_sharded()
-        leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
-        if leaves_out and self.num_generations < 2:
-            raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
+        if isinstance(self.algorithm, DARSpec):
+            compares = {"baseline": "leave_one_out", "normalize_weights": "group"}.items() & {*self.algorithm}
+            if compares and self.num_generations < 2:
+                raise ValueError(f"num_generations is 1: algorithm.{' '.join(min(compares))} needs 2 or more")
+            if self.algorithm.center_weights and self.sampling.mask_truncated:
+                why = "would have the mean that algorithm.center_weights subtracts push down endings as such"
+                raise ValueError(f"sampling.mask_truncated {why}: take a missing_eos_penalty among the rewards")
         if self.prompts_per_step * self.num_generations > 10**7:
             raise ValueError("prompts_per_step × num_generations is more than ten million completions a step")
         if self.evaluation.rewards and self.data.heldout is None:
