@@ -174,6 +174,8 @@ class TruncationSpec(Spec):
 class DecodingSpec(TruncationSpec):
     """What is done to the logits before a token is drawn, in this order: temperature, min_new_tokens, top_k, top_p."""
 
+    temperature: Positive | None = None
+    """Divides the logits; by default the policy's own does."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     """No EOS before so many other tokens."""
     stop: tuple[str, ...] = ()
@@ -189,7 +191,7 @@ class DecodingSpec(TruncationSpec):
 
     @property
     def is_plain(self) -> bool:
-        return super().is_plain and not self.min_new_tokens and not self.stop
+        return super().is_plain and self.temperature is None and not self.min_new_tokens and not self.stop
 
 
 class EvalSamplingSpec(Spec):

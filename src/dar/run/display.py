@@ -161,9 +161,11 @@ class Display:
                 shown.add_row(f"{indent}{row.name}", *(row.shown(found[row.key]) for found in (before, after)))
         self.console.print(shown)
 
-    def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """(prompt, completion before, completion after) triples."""
-        shown = new_table("completions of held-out prompts", "prompt", "before", "after", is_text=True)
+    def side_by_side(self, temperature: float | None, rows: Sequence[tuple[str, str, str]]) -> None:
+        """(prompt, completion before, completion after) triples, and at which temperature they were drawn to be read;
+        None: as the evaluation's."""
+        how = "" if temperature is None else f", drawn to be read at temperature {temperature:.2f}"
+        shown = new_table(f"completions of held-out prompts{how}", "prompt", "before", "after", is_text=True)
         for row in rows:
             shown.add_row(*row)
         self.console.print(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import TrainerState
@@ -19,6 +19,7 @@ from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
 from dar.learn.ranks import own_groups
 from dar.policies.protocol import Policy
+from dar.record.completions import prompt_text
 from dar.record.metrics import completion_metrics, gold_metrics
 from dar.record.text import reward_length_metrics, sampled_entropy
 from dar.rewards import RewardSet, RewardTable, join_tables
@@ -107,6 +108,32 @@ class HeldoutEvaluation:
         if has_kl:
             metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
         return HeldoutResult(metrics, rollouts, rewards, gold, current, reference)
+
+    def to_read(self, entropy: float | None) -> dict[str, list[Any]]:
+        """The policy that `run` has just measured, for people: a completion of each of three prompts, in columns.
+
+        What a small model draws from its own distribution reads like noise. These are drawn at temperature
+        T / max(1, H), T being the evaluation's and H the initial policy's entropy at T, with the random numbers of the
+        evaluation's first completions, so that two of them differ by the policy alone. Nothing is measured on them.
+
+        Args:
+            entropy: H, nats per token; None, and they are drawn as those of the evaluation.
+        """
+        temperature = None if entropy is None else self.spec.sampling.temperature / max(1.0, entropy)
+        stride = max(1, len(self.prompts) // 3)
+        with failing_together():
+            rollouts = self.engine.generate(
+                self.prompts[::stride][:3],
+                1,
+                max_completion_length=self.spec.sampling.max_completion_length,
+                key=SamplingKey(self.spec.seed, "heldout"),
+                decoding=self.decoding.model_copy(update={"temperature": temperature}),
+            )
+        return {
+            "prompt": [prompt_text(prompt.content) for prompt in rollouts.prompts],
+            "completion": list(rollouts.texts),
+            "temperature": [temperature] * len(rollouts.texts),
+        }
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm, Metrics
 from dar.batch import Rollouts, Weighted
-from dar.collective import failing_together
+from dar.collective import failing_together, from_main
 from dar.config.run import RunSpec
 from dar.learn.checkpoint import TrainState
 from dar.learn.learner import Learner
@@ -32,6 +32,7 @@ from dar.learn.update import SAMPLER_LOGPROBS
 from dar.record.alerts import Alert
 from dar.record.environment import peak_memory_gb, release_freed_memory
 from dar.record.folder import RunFolder
+from dar.record.measures import evaluations
 from dar.record.metrics import sample_metrics
 from dar.rewards import RewardTable
 from dar.rewards.combine import Reporting
@@ -197,6 +198,10 @@ class Loop(Steps):
             self.display.note(f"the best policy so far is in {self.folder.best}")
         with failing_together():
             self.recorder.heldout(step, found, result, seconds=self._timings.pop("heldout"))
+        if self.heldout is not None and self.spec.model.library == "transformers":
+            entropy = from_main(lambda: evaluations(self.folder.metrics())[0].get("entropy"))
+            to_read = self.heldout.to_read(entropy)
+            from_main(lambda: self.folder.write_completions(f"to-read-step-{step}", to_read))
         # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
         release_freed_memory()
 
