@@ -200,6 +200,7 @@ WITH_SETTINGS: dict[str, dict[str, Any]] = {
         "engine": {"type": "support.engines:ThreadedEngine"},
         "steps": 2,
     },
+    "resampled": {"sampling": {"max_completion_length": 32, "resample_tied": {"max_rounds": 1}}},
     "ranks": {"model": {"lora": {"rank": {"start": 4, "every": 1}}}},
 }
 HELD_OUT = ("dar", "awr", "sft")

@@ -340,10 +340,11 @@ def test_offline_methods_need_no_rewards_unless_held_out_ones_are_named(method: 
         "evaluation.rewards stand beside rewards, but rewards is empty: name those, too"
     )
     assert make_spec(algorithm=method, data=data).data.heldout is not None
-    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1}):
+    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1},
+                     {"resample_tied": {"max_rounds": 1}}):  # fmt: skip
         assert problem(algorithm=method, sampling=sampling).endswith(
-            f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
-            "do nothing"
+            f"{method} learns from the data's completions: sampling.mask_truncated, correction, max_staleness and "
+            "resample_tied do nothing"
         )
 
 

@@ -163,7 +163,7 @@ class DAPO(_GroupRelative):
         r ← r + min(0, (L_max − L_cache − |y|)/L_cache),
         L = Σ_{i,t} −min(ρ_t A_i, clip(ρ_t, 1−ε_low, 1+ε_high) A_i) / Σ|y|
 
-    Yu et al. 2025, arXiv:2503.14476. Tied groups are left out rather than sampled again.
+    Yu et al. 2025, arXiv:2503.14476. Its dynamic sampling is `sampling.resample_tied`.
     """
 
     def __init__(self, spec: DAPOSpec, *, max_completion_length: int) -> None:

@@ -73,7 +73,7 @@ class BNPOSpec(ClippedGroupSpec):
 class DAPOSpec(ClippedGroupSpec):
     """DAPO (Yu et al. 2025, arXiv:2503.14476): a higher upper clip, token mean, no KL, tied groups left out.
 
-    Tied groups carry no weight and do not count in the mean; they are not sampled again.
+    Tied groups carry no weight and do not count in the mean; `sampling.resample_tied` replaces them.
     """
 
     type: Literal["dapo"] = "dapo"

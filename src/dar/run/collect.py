@@ -88,7 +88,7 @@ class OnlineCollector:
     progress: Progress
     ahead: Ahead
 
-    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Asked]:
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, PendingRewards]:
         engine = self.engine
         with phase("rollout"):
             engine.sync(self.policy, step - 1)
@@ -103,8 +103,11 @@ class OnlineCollector:
                 rollouts = self.ahead.take(step)
         rollouts = self._labelled(rollouts)
         with phase("reward"):
-            state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
-            return rollouts, _Asked(self.rewards.start(rollouts, where=f"step {step}", state=state), phase)
+            return rollouts, _Asked(self._scoring(step, rollouts), phase)
+
+    def _scoring(self, step: int, rollouts: Rollouts) -> Scoring:
+        state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
+        return self.rewards.start(rollouts, where=f"step {step}", state=state)
 
     def _labelled(self, rollouts: Rollouts) -> Rollouts:
         """With what the method reads of the prompts' rows."""
@@ -118,7 +121,7 @@ class OnlineCollector:
         self, ask: Callable[..., Answer], step: int, first: int, stop: int, progress: Progress | None = None
     ) -> Answer:
         return ask(
-            self.stream.at(step - 1)[first:stop],
+            self.stream.draw(self.stream.first(step - 1) + first, stop - first),
             self.spec.num_generations,
             max_completion_length=self.spec.sampling.max_completion_length,
             key=SamplingKey(self.spec.seed, "train", step),
@@ -148,7 +151,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """Rewards that need no waiting for."""
 
     table: RewardTable
@@ -167,11 +170,11 @@ class LoggedCollector:
     logged: LoggedSet
     stream: PromptStream
 
-    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Known]:
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, Known]:
         prompts = self.stream.at(step - 1)[first:stop]
         groups = [self.logged.groups[index] for index in self.stream.indices(step - 1)[first:stop]]
         rollouts, rewards = logged_rollouts(groups, prompts)
-        return rollouts, _Known(RewardTable(rewards))
+        return rollouts, Known(RewardTable(rewards))
 
     def state(self) -> dict[str, float]:
         return {}

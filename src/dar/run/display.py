@@ -40,6 +40,7 @@ _COLUMNS = (
     _Column("length", "tokens", ("completions/mean_length",), ".1f", 6, 2),
     _Column("no EOS", "completions cut off", ("completions/clipped_ratio",), ".0%", 6, 1),
     _Column("tied", "groups of equal rewards", ("frac_reward_zero_std",), ".0%", 4, 3),
+    _Column("rounds", "of sampling", ("rollout/rounds",), ".0f", 6, 7),
     _Column("ESS", "effective sample size of the weights", ("weights/ess_fraction",), ".0%", 4, 4),
     _Column("grad norm", "before clipping", ("grad_norm",), "z.4g", 9, 5),
     _Column("s", "seconds", ("step_time",), ".1f", 5, 6),

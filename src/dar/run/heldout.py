@@ -17,7 +17,7 @@ from dar.collective import failing_together, gathered
 from dar.config.data import DecodingSpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
-from dar.learn.ranks import own_groups
+from dar.learn.ranks import own_share
 from dar.policies.protocol import Policy
 from dar.record.completions import prompt_text
 from dar.record.metrics import completion_metrics, gold_metrics
@@ -74,7 +74,7 @@ class HeldoutEvaluation:
         """
         where = f"the held-out evaluation at step {step}"
         state = TrainerState(global_step=step, max_steps=self.spec.steps)
-        own, has_own = _own_share(self.prompts)
+        own, has_own = own_share(self.prompts)
         self.engine.sync(self.policy, step)
         rewards = gold = current = reference = None
         with failing_together():
@@ -147,7 +147,7 @@ class HeldoutCompletions:
 
     def run(self) -> dict[str, float]:
         """`loss`, the method's own, and what it reports of its terms: of pairs `rewards/accuracies` and the like."""
-        own, has_own = _own_share(self.groups)
+        own, has_own = own_share(self.groups)
         rollouts, rewards = logged_rollouts(own, [group.prompt for group in own])
         reference = None
         if self.algorithm.needs_reference:
@@ -159,9 +159,3 @@ class HeldoutCompletions:
         terms = self.algorithm.terms(TokenOutputs(current), batch)
         loss = float(terms.losses.sum()) / batch.denominator
         return {"loss": loss, **{name: mean.value for name, mean in terms.means.items()}}
-
-
-def _own_share(items: Sequence[Item]) -> tuple[Sequence[Item], bool]:
-    """This rank's items, and whether they are its own: one that is left without takes part with the first."""
-    first, stop = own_groups(len(items))
-    return (items[first:stop], True) if first < stop else (items[:1], False)

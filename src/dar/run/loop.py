@@ -166,11 +166,10 @@ class Loop(Steps):
         self, step: int, rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None
     ) -> Metrics:
         groups = rollouts.groups
-        prompt_tokens = sum(len(prompt) for prompt in groups.prompt_ids)
         metrics: Metrics = {
             "epoch": self.collector.stream.epoch(step),
-            "num_tokens": self.num_tokens + prompt_tokens * rollouts.num_generations + int(groups.lengths.sum()),
-            "tokens/prompt": prompt_tokens,
+            "num_tokens": self.num_tokens + rollouts.num_tokens + rewards.reported.get("rollout/discarded_tokens", 0),
+            "tokens/prompt": sum(map(len, groups.prompt_ids)),
             "tokens/completion": int(groups.mask.sum()),
             "memory/peak_gb": peak_memory_gb(),
         }
@@ -214,6 +213,7 @@ class Loop(Steps):
             rewards=self.collector.state(),
             calibration=self.calibration.state(),
             adapter={} if (ranks := self.learner.updater.ranks) is None else ranks.state(),
+            replaced=self.collector.stream.first(step) - step * self.spec.prompts_per_step,
         )
 
     def reshape(self, state: TrainState) -> None:
@@ -230,6 +230,7 @@ class Loop(Steps):
         self.num_tokens = state.num_tokens
         self.algorithm.restore(state.algorithm)
         self.collector.restore(state.rewards)
+        self.collector.stream.replaced = {state.step - 1: state.replaced}
         self.calibration.restore(state.calibration)
         self.learner.restore(extras)
         self.ahead.restore(state.step, extras, self.collector.stream)
