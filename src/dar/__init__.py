@@ -14,6 +14,7 @@ from dar.config.policy_gradient import (
     BNPOSpec,
     DAOSpec,
     DAPOSpec,
+    DistillSpec,
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
@@ -22,8 +23,9 @@ from dar.config.policy_gradient import (
 )
 from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
 from dar.config.realignment import TRACESpec
-from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, TPOSpec, VARSpec
 from dar.config.run import RunSpec
+from dar.config.squared import AStarPOSpec, PMDMeanSpec, QRPOSpec
 from dar.errors import (
     CheckpointError,
     ConfigError,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.7.0"
 
 __all__ = [
+    "AStarPOSpec",
     "AWRSpec",
     "Algorithm",
     "BAPOSpec",
@@ -62,6 +65,7 @@ __all__ = [
     "DPOSpec",
     "DarError",
     "DataError",
+    "DistillSpec",
     "DrGRPOSpec",
     "DualPPOSpec",
     "FlowGRPOSpec",
@@ -74,7 +78,9 @@ __all__ = [
     "OnlineDPOSpec",
     "OnlineIPOSpec",
     "OnlineSLiCSpec",
+    "PMDMeanSpec",
     "PPOSpec",
+    "QRPOSpec",
     "R2VPOSpec",
     "RLOOSpec",
     "RewardConfig",
@@ -84,6 +90,7 @@ __all__ = [
     "RunSpec",
     "SFTSpec",
     "SLiCSpec",
+    "TPOSpec",
     "TRACESpec",
     "TargetESSSpec",
     "TargetKLSpec",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -212,6 +212,27 @@ class Rollouts(Rows):
         return self.groups.num_rows // len(self.prompts)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the completions, and of each one's prompt."""
+        return sum(map(len, self.groups.prompt_ids)) * self.num_generations + int(self.groups.lengths.sum())
+
+    def select(self, keep: Tensor) -> Rollouts:
+        """Only the groups where `keep` [P] is True. Raises ValueError where none is."""
+        rows = keep.repeat_interleave(self.num_generations)
+        groups, chosen = self.groups.select(rows), rows.tolist()
+        return replace(
+            self,
+            prompts=tuple(compress(self.prompts, keep.tolist())),
+            groups=groups,
+            texts=tuple(compress(self.texts, chosen)),
+            logprobs=self.logprobs[rows, : groups.mask.shape[1]],
+            finish_reasons=tuple(compress(self.finish_reasons, chosen)),
+            labels={name: table[keep] for name, table in self.labels.items()},
+            versions=tuple(compress(self.versions, chosen)),
+            images=None if self.images is None else self.images[rows],
+        )
+
+    @property
     def has_eos(self) -> Tensor:
         """[B] bool: the completion ended by itself."""
         return torch.tensor([reason == "eos" for reason in self.finish_reasons])
@@ -353,7 +374,7 @@ class Weighted(Batch):
     """A batch and what a method decided about it: ready to train on.
 
     advantages: [B] fp32, or [B, T] where every token has its own.
-    weights: [B] fp32 ≥ 0, the factor of the row's loss; a row of weight 0 contributes nothing.
+    weights: [B] fp32, the factor of the row's loss, of either sign; a row of weight 0 contributes nothing.
     denominator: what the summed loss of the **global** batch is divided by; fixed before any backward pass.
     roles: [B] `Role` of each row, or None for a method that treats all alike.
     tokens: further [B, T] quantities a method has fixed, by name (PPO's returns, say).

@@ -26,12 +26,13 @@ from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
 
 METHODS = list(ALGORITHM_SPECS)
-OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
+OFFLINE = ["sft", "var", "qrpo", "dpo", "ipo", "slic", "chi_po", "trace"]
 NEEDED: dict[str, dict[str, Any]] = {"distill": {"teacher": "some/teacher"}}
 """What a method cannot do without."""
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
-    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco"),
+    *("best_of_n", "tpo", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "dppo", "maxrl"),
+    *("bapo", "r2vpo", "pmd_mean", "lco"),
     *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
 ]
@@ -83,7 +84,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rewards": ["sentiment", {"type": "length"}]}, "  rewards.1.target: this key is required"),
     # Names.
     ({"algorithm": "darr"}, f"algorithm: unknown type 'darr' (did you mean 'dar'?); allowed: {', '.join(METHODS)}"),
-    ({"algorithm": "trpo"}, "algorithm: unknown type 'trpo'; allowed: dar, awr,"),
+    ({"algorithm": "reinforce"}, "algorithm: unknown type 'reinforce'; allowed: dar, awr,"),
     ({"algorithm": "gpro"}, "algorithm: unknown type 'gpro' (did you mean 'grpo'?)"),
     ({"algorithm": "onlinedpo"}, "algorithm: unknown type 'onlinedpo' (did you mean 'online_dpo'?)"),
     ({"algorithm": "dr-grpo"}, "algorithm: unknown type 'dr-grpo' (did you mean 'dr_grpo'?)"),
@@ -101,7 +102,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({"algorithm": {"type": "bapo", **each}}, BOUNDS) for each in (
         {"low_start": 0.95}, {"low_end": 1.01}, {"high_start": 0.99}, {"high_end": 1.19},
     )),
+    *(({"algorithm": {"type": "dppo", **each}}, f"algorithm.{where} (found ") for each, where in (
+        ({"max_shift": 1.1}, "max_shift: Input should be less than or equal to 1"),
+        ({"max_shift": -0.1}, "max_shift: Input should be greater than or equal to 0"),
+        ({"max_ratio": 0.9}, "max_ratio: Input should be greater than or equal to 1"),
+    )),
+    ({"algorithm": {"type": "cispo", "clip_low": 1.1}}, "algorithm.clip_low: Input should be less than or equal to 1"),
     (dar(baseline="leave_one_out") | {"num_generations": 1}, "is 1: algorithm.baseline leave_one_out needs 2 or more"),
+    (dar(normalize_weights="group") | {"num_generations": 1}, "1: algorithm.normalize_weights group needs 2 or more"),
+    (dar(center_weights=True) | {"sampling": {"mask_truncated": True}},
+     "mask_truncated would have the mean that algorithm.center_weights subtracts push down endings as such"),
+    (dar(center_weights=True, updates=2), "center_weights is for one update per batch, not 2"),
+    (dar(normalize_weights="group", weight_scale="clip"), "normalize_weights 'group' scales and centres in each"),
     *(({"runtime": {"sharding": "full"}, **each}, "runtime.sharding full keeps parts of weights, but " + reason)
       for each, reason in (
         ({"optim": "adafactor"}, "optim.type adafactor takes means over rows and columns of whole ones: use none"),
@@ -330,10 +342,11 @@ def test_offline_methods_need_no_rewards_unless_held_out_ones_are_named(method: 
         "evaluation.rewards stand beside rewards, but rewards is empty: name those, too"
     )
     assert make_spec(algorithm=method, data=data).data.heldout is not None
-    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1}):
+    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1},
+                     {"resample_tied": {"max_rounds": 1}}):  # fmt: skip
         assert problem(algorithm=method, sampling=sampling).endswith(
-            f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
-            "do nothing"
+            f"{method} learns from the data's completions: sampling.mask_truncated, correction, max_staleness and "
+            "resample_tied do nothing"
         )
 
 
@@ -399,6 +412,8 @@ def test_a_run_without_rewards_measures_what_there_is():
     for alert in ("no_signal", {"type": "overoptimization", "min_fall": 0.1}):
         said = problem(**keys, alerts=[alert], evaluation={"rewards": ["sentiment"]})
         assert said.endswith("could never fire: it reads the reward, but rewards is empty")
+    said = problem(**keys, sampling={"resample_tied": {"max_rounds": 2}})
+    assert said.endswith("sampling.resample_tied compares rewards, of which distill learns nothing")
     best = {"best": {"metric": "eval/kl/ref", "mode": "min"}}
     assert make_spec(**keys, checkpoint=best).checkpoint.best is not None
     assert "unknown metric 'eval/kl/ref'" in problem(**keys, checkpoint=best, evaluation={"greedy": True})

@@ -235,14 +235,18 @@ def test_what_would_not_be_dar_is_refused_in_one_message(tmp_path: Path):
         trl_runs.settings(
             tmp_path, beta=0.04, loss_type="grpo", scale_rewards=False, epsilon_high=0.28, entropy_coef=0.1, top_p=0.9,
             disable_dropout=False, generation_kwargs={"top_k": 5}, alpha=2, dar_beta={"target_kl": -1},
-            num_iterations=0, baseline="leave_one_out", num_generations_eval=1,
+            num_iterations=0, baseline="leave_one_out", num_generations_eval=1, normalize_weights="group",
+            center_weights=True, mask_truncated_completions=True,
         )  # fmt: skip
     lines = str(raised.value).splitlines()[1:]
     assert [line.split("=")[0].split(":")[0].strip() for line in lines] == [
-        "beta", "loss_type", "entropy_coef", "scale_rewards", "epsilon_high", "top_p", "disable_dropout",
-        "generation_kwargs", "num_generations_eval", "alpha", "dar_beta.target_kl", "num_iterations",
+        "beta", "loss_type", "entropy_coef", "scale_rewards", "epsilon_high", "top_p", "normalize_weights",
+        "disable_dropout", "generation_kwargs", "num_generations_eval", "mask_truncated_completions",
+        "alpha", "dar_beta.target_kl", "num_iterations",
     ]  # fmt: skip
     assert "dar_beta" in lines[0]
+    with pytest.raises(ConfigError, match="center_weights is for one update per batch, not 2"):
+        trl_runs.settings(tmp_path, center_weights=True, num_iterations=2)
     with pytest.raises(ConfigError, match="must be a DARConfig, and a GRPOConfig was given"):
         DARTrainer(make_model(), letters, cast(Any, grpo_config.GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)))
 

@@ -97,6 +97,7 @@ SETTINGS = {
     "raw rewards, mean weight 1": {"beta": 0.5, "normalize": "none", "weight_scale": "mean"},
     "no reference": {"alpha": 0, "beta": 0.3},
     "clipped": {"beta": 0.2, "w_clip": 1.5, "weight_scale": "clip"},
+    "pushed down, too": {"beta": 0.5, "center_weights": True},
 }
 
 
@@ -187,6 +188,7 @@ def test_two_keys_turn_grpo_into_dar_and_load_the_reference():
     assert needs_reference(*TWO_KEYS)
     assert needs_reference(*TWO_KEYS, "+algorithm.dar={alpha: 0.2, beta: {target_kl: 0.5}, w_clip: inf}")
     assert not needs_reference(*TWO_KEYS, "+algorithm.dar.alpha=0")
+    assert needs_reference(*TWO_KEYS, "actor_rollout_ref.actor.ppo_epochs=2")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,11 @@ def test_two_keys_turn_grpo_into_dar_and_load_the_reference():
         ([*TWO_KEYS, "+algorithm.dar.betta=0.2"], "unknown key .betta. .*beta"),
         ([*TWO_KEYS, "+algorithm.dar.alpha=2"], "DARSpec: alpha"),
         ([*TWO_KEYS, "+algorithm.dar.updates=2"], r"algorithm\.dar\.updates has another name in verl, .*ppo_epochs"),
+        ([*TWO_KEYS, "+algorithm.dar.normalize_weights=group"], "in one micro-batch, which verl may tear apart"),
+        (
+            [*TWO_KEYS, "+algorithm.dar.center_weights=true", "actor_rollout_ref.actor.ppo_epochs=2"],
+            "center_weights is for one update per batch, not 2",
+        ),
         ([*TWO_KEYS, "algorithm.use_kl_in_reward=true"], r"use_kl_in_reward holds to π₀ a second time"),
         ([*TWO_KEYS, "actor_rollout_ref.actor.use_kl_loss=true"], r"use_kl_loss holds to π₀ a second time"),
         ([*TWO_KEYS, "algorithm.rollout_correction.bypass_mode=true"], "bypass_mode puts a loss of its own"),

@@ -134,9 +134,10 @@ def test_shares_and_means() -> None:
 
 
 def test_weights_fall_into_the_bin_that_begins_at_them() -> None:
-    shares = binned([0.0, 0.0005, 0.2, 0.19999999, 20.0, 7.0, 1e9, 0.001])
+    shares = binned([0.0, 0.0005, 0.2, 0.19999999, 20.0, 7.0, 1e9, 0.001, -3.0, -1e-9])
     found = {bin_name(index): share for index, share in enumerate(shares) if share}
-    assert found == {"< 0.001": 0.25, "≥ 0.001": 0.125, "≥ 0.2": 0.25, "≥ 5": 0.125, "≥ 20": 0.125, "≥ 50000": 0.125}
+    several = {"< 0": 0.2, "< 0.001": 0.2, "≥ 0.2": 0.2}
+    assert found == several | {"≥ 0.001": 0.1, "≥ 5": 0.1, "≥ 20": 0.1, "≥ 50000": 0.1}
 
 
 def test_texts_and_numbers_of_the_page() -> None:

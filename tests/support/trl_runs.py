@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "target ESS": {"dar_beta": {"target_ess": 0.4}, "per_device_train_batch_size": 4},
     "target KL, masked": {"dar_beta": {"target_kl": 0.5}, "mask_truncated_completions": True, "weight_scale": "mean"},
     "leave one out": {"baseline": "leave_one_out", "normalize": "none", "weight_scale": "clip", "dar_beta": 0.3},
+    "pushed down, too": {"dar_beta": 0.3, "center_weights": True, "per_device_train_batch_size": 4, "has_gaps": True},
     "tools": {"has_tools": True, "per_device_train_batch_size": 4},
     "no reward": {"has_gaps": True, "per_device_train_batch_size": 4},
 }  # fmt: skip
@@ -177,6 +178,7 @@ def expected(folder: Path, *, has_tools: bool = False, has_gaps: bool = False, *
     log_weights = dar_log_weights(old, ref, advantages, mask[kept], alpha=spec.alpha, beta=beta)
     weights = clip_log_weights(log_weights, spec.w_clip)
     weights = weights / {"none": 1.0, "clip": spec.w_clip, "mean": weights.mean()}[spec.weight_scale]
+    weights = weights - weights.mean() * spec.center_weights
     if changes.get("mask_truncated_completions"):
         weights = weights * torch.tensor([each[-1] == EOS for each in completions])[kept]
     steps = []

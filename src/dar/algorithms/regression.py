@@ -1,9 +1,10 @@
-"""Weighted regression: DAR, AWR and best-of-N on own samples, VAR and SFT on logged ones."""
+"""Weighted regression: DAR, AWR, TPO and best-of-N on own samples, VAR and SFT on logged ones."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from dar import advantages as adv
@@ -17,6 +18,7 @@ from dar.config.regression import (
     SFTSpec,
     TargetESSSpec,
     TargetKLSpec,
+    TPOSpec,
     VARSpec,
 )
 from dar.objectives.adaptive import beta_for_ess, beta_for_kl
@@ -24,6 +26,7 @@ from dar.objectives.regression import (
     best_of_n_weights,
     clip_log_weights,
     dar_log_weights,
+    group_cross_entropy,
     is_clipped,
     var_weights,
     weighted_nll,
@@ -43,6 +46,8 @@ class DAR(_Regression):
 
         L(θ) = −(1/B) Σ_i sg(min(w_reg·w_adv, w_clip)) · log π_θ(y_i | x_i)
 
+    With `normalize_weights: group` it is −mean_x Σ_i sg(w_i / Σ_j w_j) · log(ρ_i / Σ_j ρ_j), ρ = π_θ/π_t (derived).
+
     He et al. 2026, arXiv:2602.11523; algorithm box of arXiv:2504.14177. α = 0 is AWR with a Monte-Carlo baseline.
     """
 
@@ -50,6 +55,7 @@ class DAR(_Regression):
         self.spec = spec
         self.updates = spec.updates
         self.needs_reference = spec.alpha > 0
+        self.reads_rows_together = spec.normalize_weights == "group"
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         spec = self.spec
@@ -70,9 +76,22 @@ class DAR(_Regression):
             metrics["weights/log_w_reg_mean"] = float(log_w_reg.mean())
             # E[w_reg] over π_t is the normaliser C of Prop. 4.1, so this estimates −log C ≥ 0.
             metrics["weights/neg_log_mean_w_reg"] = math.log(len(rows)) - float(log_w_reg.logsumexp(0))
+        if spec.normalize_weights == "group":
+            return _in_groups(batch, rows, log_weights.clamp(max=math.log(spec.w_clip)), updates=self.updates), metrics
         # An all-zero batch has nothing to normalise; every weight then stays 0.
         scales = {"none": 1.0, "clip": spec.w_clip, "mean": float(weights.mean()) or 1.0}
-        return batch.weighted(rows, weights / scales[spec.weight_scale]), metrics
+        weights = weights / scales[spec.weight_scale]
+        if spec.center_weights:
+            # In float64 equal weights are exactly their mean, and leave nothing.
+            weights = (weights - weights.double().mean()).float()
+        return batch.weighted(rows, weights), metrics
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        if not self.reads_rows_together:
+            return super().terms(outputs, batch)
+        ratios = masked_sum(outputs.logprobs - batch.old_logprobs.detach(), batch.mask)
+        old = torch.zeros_like(ratios)
+        return Terms(group_cross_entropy(ratios, old, batch.weights, batch.groups.group_sizes), {})
 
 
 def awr(spec: AWRSpec) -> DAR:
@@ -101,6 +120,49 @@ class BestOfN(_Regression):
         # One 1 for each prompt.
         denominator = float(weights.sum())
         return batch.weighted(batch.to_rows(rows), batch.to_rows(weights), denominator=denominator), {}
+
+
+class TPO(Algorithm):
+    """Target Policy Optimization: the policy's shares of a prompt's completions, fitted to a tilt of what they were.
+
+        L(θ) = −mean_x Σ_i sg(q_i) · log p_i,   p = softmax_i(ℓ_i),   q ∝ p_old · exp(u/η)
+
+    ℓ is log π_θ(y), or its mean over the tokens. Kaddour 2026, arXiv:2604.06159.
+    """
+
+    reads_rows_together = True
+
+    def __init__(self, spec: TPOSpec) -> None:
+        self.spec = spec
+        self.updates = spec.updates
+
+    def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
+        rows = batch.to_rows(adv.group_standardized(batch.rewards, ddof=0, eps=0.0))
+        old = self._scores(batch.old_logprobs, batch).split(list(batch.groups.group_sizes))
+        metrics = {"group/max_share": sum(float(group.softmax(0).max()) for group in old) / len(old)}
+        return _in_groups(batch, rows, rows / self.spec.temperature, updates=self.updates), metrics
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        scores, old = (self._scores(logprobs, batch) for logprobs in (outputs.logprobs, batch.old_logprobs))
+        return Terms(group_cross_entropy(scores, old, batch.weights, batch.groups.group_sizes), {})
+
+    def _scores(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        return masked_sum(logprobs, batch.mask) / (batch.mask.sum(1) if self.spec.score == "mean" else 1)
+
+
+def _in_groups(batch: Batch, advantages: Tensor, log_weights: Tensor, *, updates: int) -> Weighted:
+    """Weights with a mean of 1 over each prompt's completions, and a loss that is averaged over prompts.
+
+    They are 0 where all of a prompt's are alike, which moves nothing while π_θ is π_t, and nowhere else: a completion
+    whose target is next to nothing has its share of the group to lose.
+    """
+    sizes = list(batch.groups.group_sizes)
+    weights = torch.cat([len(group) * group.softmax(0) for group in log_weights.float().split(sizes)])
+    weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
+    if updates == 1:
+        table = batch.to_table(log_weights)
+        weights = weights.masked_fill(batch.to_rows(adv.is_tied(table).expand_as(table)), 0.0)
+    return batch.weighted(advantages, weights, denominator=float(len(sizes)))
 
 
 class VAR(_Regression):
@@ -168,6 +230,8 @@ def build(spec: AnyRegression) -> Algorithm:
             return awr(spec)
         case BestOfNSpec():
             return BestOfN(spec)
+        case TPOSpec():
+            return TPO(spec)
         case SFTSpec():
             return SFT()
         case VARSpec():

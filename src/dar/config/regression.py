@@ -57,13 +57,24 @@ class DARSpec(AlgorithmSpec):
     """Divide advantages by their standard deviation over the global batch (and centre them), or leave them."""
     weight_scale: Literal["none", "clip", "mean"] = "none"
     """Divide weights by nothing (the paper), by `w_clip`, or by their mean over the global batch."""
+    normalize_weights: Literal["none", "group"] = "none"
+    """`group`: fit the policy's shares of a prompt's completions to its weights, pushing those down that have more."""
+    center_weights: bool = False
+    """Subtract the weights' mean over the global batch, after clipping and scaling. With one update per batch only."""
     updates: Count = 1
     """Optimizer steps per batch of rollouts; weights stay those of π_t."""
 
     @model_validator(mode="after")
-    def _finite_scale(self) -> DARSpec:
+    def _consistent(self) -> DARSpec:
         if self.weight_scale == "clip" and math.isinf(self.w_clip):
             raise ValueError("weight_scale is 'clip', but w_clip is infinite: there is nothing to divide by")
+        is_other = self.weight_scale != "none" or self.center_weights or not isinstance(self.beta, float | int)
+        if self.normalize_weights == "group" and is_other:
+            others = "weight_scale, center_weights, and a beta with a target (which the batch as a whole would meet)"
+            raise ValueError(f"normalize_weights 'group' scales and centres in each prompt's group: leave out {others}")
+        if self.center_weights and self.updates > 1:
+            why = "from the second on the loss pushes away from π_t without bound; normalize_weights 'group' does not"
+            raise ValueError(f"center_weights is for one update per batch, not {self.updates}: {why}")
         return self
 
     @classmethod
@@ -114,6 +125,18 @@ class BestOfNSpec(GroupSpec):
     """Optimizer steps per batch of rollouts."""
 
 
+class TPOSpec(GroupSpec):
+    """Target Policy Optimization (Kaddour 2026, arXiv:2604.06159), over the completions of each prompt."""
+
+    type: Literal["tpo"] = "tpo"
+    temperature: Positive = 1.0
+    """η of the target p_old · exp(u/η), u being rewards in standard deviations of their group."""
+    score: Literal["mean", "sum"] = "mean"
+    """What stands for log π(y): the mean over its tokens, or their sum (the paper), which falls with length."""
+    updates: Count = 1
+    """Optimizer steps per batch of rollouts; the target stays that of π_t."""
+
+
 class SFTSpec(AlgorithmSpec):
     """Supervised fine-tuning on the completions of the data."""
 
@@ -134,4 +157,4 @@ class VARSpec(AlgorithmSpec):
     """Divide rewards by their standard deviation over the batch (and centre them), or leave them."""
 
 
-AnyRegression = DARSpec | AWRSpec | BestOfNSpec | SFTSpec | VARSpec
+AnyRegression = DARSpec | AWRSpec | BestOfNSpec | TPOSpec | SFTSpec | VARSpec

@@ -172,6 +172,10 @@ class RunSpec(Spec):
                 f"num_generations is 1, but {self.algorithm.type} compares the completions of one prompt: set it to 2 "
                 "or more (dar works with 1: the batch mean is then the baseline)"
             )
+        if self.sampling.resample_tied is not None and self.num_generations < 2:
+            raise ValueError("num_generations is 1: sampling.resample_tied needs 2 or more, to see which are tied")
+        if self.sampling.resample_tied is not None and not self.algorithm.needs_rewards:
+            raise ValueError(f"sampling.resample_tied compares rewards, of which {self.algorithm.type} learns nothing")
         if self.algorithm.logged:
             self._check_offline()
         elif not self.rewards and self.algorithm.needs_rewards:
@@ -196,9 +200,13 @@ class RunSpec(Spec):
             raise ValueError("runtime.compile_layers needs layers of one rank: give model.lora.rank a number")
         if self.runtime.sharding == "full":
             self._check_sharded()
-        leaves_out = isinstance(self.algorithm, DARSpec) and self.algorithm.baseline == "leave_one_out"
-        if leaves_out and self.num_generations < 2:
-            raise ValueError("num_generations is 1: algorithm.baseline leave_one_out needs 2 or more")
+        if isinstance(self.algorithm, DARSpec):
+            compares = {"baseline": "leave_one_out", "normalize_weights": "group"}.items() & {*self.algorithm}
+            if compares and self.num_generations < 2:
+                raise ValueError(f"num_generations is 1: algorithm.{' '.join(min(compares))} needs 2 or more")
+            if self.algorithm.center_weights and self.sampling.mask_truncated:
+                why = "would have the mean that algorithm.center_weights subtracts push down endings as such"
+                raise ValueError(f"sampling.mask_truncated {why}: take a missing_eos_penalty among the rewards")
         if self.prompts_per_step * self.num_generations > 10**7:
             raise ValueError("prompts_per_step × num_generations is more than ten million completions a step")
         if self.evaluation.rewards and self.data.heldout is None:
@@ -304,8 +312,9 @@ class RunSpec(Spec):
         method = self.algorithm.type
         if self.evaluation.rewards and not self.rewards:
             raise ValueError("evaluation.rewards stand beside rewards, but rewards is empty: name those, too")
-        if self.sampling.mask_truncated or self.sampling.correction != "none" or self.sampling.max_staleness:
+        given = self.sampling
+        if given.mask_truncated or given.correction != "none" or given.max_staleness or given.resample_tied:
             raise ValueError(
-                f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
-                "do nothing"
+                f"{method} learns from the data's completions: sampling.mask_truncated, correction, max_staleness and "
+                "resample_tied do nothing"
             )

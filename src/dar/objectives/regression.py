@@ -7,6 +7,7 @@ Weights are computed in log space and fp32, carry no gradient, and are exponenti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def weighted_nll(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         logprobs: [B, T] nats under π_θ.
-        weights: [B] ≥ 0.
+        weights: [B]; a negative one pushes the completion's probability down, without bound.
         mask: [B, T] bool, True on sampled tokens, EOS included.
 
     Returns:
@@ -142,3 +143,28 @@ def weighted_nll(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """
     require_same_shape(weights=weights, rows=mask[:, 0])
     return -weights.detach() * masked_sum(logprobs, mask)
+
+
+def group_cross_entropy(scores: Tensor, old_scores: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """−q_i · log p_i, one term per completion: the shares of a prompt's completions, fitted to weighted old ones.
+
+        p = softmax(s),   q ∝ w · exp(s_old)   over the completions of one prompt        ∂ Σ_j L_j / ∂s_i = p_i − q_i
+
+    A completion whose share is above its target's is pushed down, and where p = q nothing is moved.
+
+    Args:
+        scores, old_scores: [B] nats under π_θ and π_t, groups one behind the other, up to a constant of each group.
+        weights: [B] ≥ 0, up to a factor of each group; a completion of weight 0 is as if it were not there.
+        group_sizes: completions of each group; they sum to B.
+
+    Returns:
+        [B], unreduced; 0 for a completion that is alone.
+
+    Kaddour 2026, arXiv:2604.06159, eqs. 1 to 3.
+    """
+    absent = weights == 0
+    targets = (old_scores + weights.to(scores).log()).detach()
+    # Not −∞, of which a group without any weight would make NaN.
+    parts = (each.masked_fill(absent, -1e30).split(list(group_sizes)) for each in (scores, targets))
+    losses = [-target.softmax(0) * score.log_softmax(0) for score, target in zip(*parts, strict=True)]
+    return torch.cat(losses).masked_fill(absent, 0.0)

@@ -11,8 +11,8 @@ from dar.report.kinds import Run
 from dar.report.plots import Axis, Heatmap, Plot, thinned
 
 _DECADES = range(-3, 5)
-EDGES = tuple(mantissa * 10.0**decade for decade in _DECADES for mantissa in (1.0, 2.0, 5.0))
-"""Upper bounds of the histogram's bins: 0.001, 0.002, 0.005, 0.01, …"""
+EDGES = (0.0, *(mantissa * 10.0**decade for decade in _DECADES for mantissa in (1.0, 2.0, 5.0)))
+"""Upper bounds of the histogram's bins: 0, 0.001, 0.002, 0.005, 0.01, …"""
 MAX_COLUMNS = 400
 
 
@@ -80,5 +80,5 @@ def binned(weights: Sequence[float]) -> list[float]:
 
 
 def bin_name(bin: int) -> str:
-    """Where a bin begins; the lowest goes down to 0."""
-    return f"< {EDGES[0]:g}" if bin == 0 else f"≥ {EDGES[bin - 1]:g}"
+    """Where a bin begins; of the lowest two, weights below 0 and those that are hardly above, where it ends."""
+    return f"< {EDGES[bin]:g}" if bin < 2 else f"≥ {EDGES[bin - 1]:g}"

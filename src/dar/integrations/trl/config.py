@@ -28,6 +28,7 @@ _REFUSED = {
     **dict.fromkeys(("epsilon", "epsilon_high", "delta", "importance_sampling_level"), _NO_RATIO),
     **dict.fromkeys(("off_policy_mask_threshold", "use_bias_correction_kl"), _NO_RATIO),
     **dict.fromkeys(_TRUNCATING, _OTHER_SAMPLES),
+    "normalize_weights": "TRL may tear a prompt's completions apart, into micro-batches of their own",
     "disable_dropout": "under dropout the policy that sampled would be another one at every look",
 }
 """Settings of TRL's with which the update would not be DAR's, each with the reason."""
@@ -47,6 +48,7 @@ class DARConfig(GRPOConfig):
     baseline: `group_mean` or `leave_one_out`.
     normalize: `batch` divides advantages by their standard deviation over the generation batch, `none` leaves them.
     weight_scale: `none`, `clip` or `mean`: what weights are divided by.
+    center_weights: subtract the weights' mean over the generation batch; with one iteration only.
 
     `num_iterations` is what `DARSpec` calls `updates`, and `beta` is TRL's own and stays 0.
 
@@ -63,6 +65,8 @@ class DARConfig(GRPOConfig):
     baseline: Literal["group_mean", "leave_one_out"] = DARSpec().baseline
     normalize: Literal["batch", "none"] = DARSpec().normalize
     weight_scale: Literal["none", "clip", "mean"] = DARSpec().weight_scale
+    normalize_weights: Literal["none", "group"] = DARSpec().normalize_weights
+    center_weights: bool = DARSpec().center_weights
     disable_dropout: bool = True
 
     def __post_init__(self) -> None:
@@ -76,6 +80,8 @@ class DARConfig(GRPOConfig):
             problems.append(f"generation_kwargs: leave {', '.join(truncating)} out; {_OTHER_SAMPLES}")
         if self.baseline == "leave_one_out" and self.num_generations_eval == 1:
             problems.append("num_generations_eval=1: with baseline='leave_one_out' it must be at least 2")
+        if self.center_weights and self.mask_truncated_completions:
+            problems.append("mask_truncated_completions=True: center_weights would then push down endings as such")
         try:
             beta = self.spec.beta
             # What trackers and checkpoints write down is plain numbers and mappings.

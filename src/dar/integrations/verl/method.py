@@ -24,6 +24,7 @@ _WITHOUT = {
     "algorithm.rollout_correction.bypass_mode": "puts a loss of its own in the place of DAR's",
     "algorithm.rollout_correction.rollout_rs": "takes tokens out of completions that are weighed as a whole",
     "algorithm.dar.updates": "has another name in verl, actor_rollout_ref.actor.ppo_epochs",
+    "algorithm.dar.normalize_weights": "needs each prompt's completions in one micro-batch, which verl may tear apart",
 }
 """Settings that must be off, and why."""
 _READ = {"response_mask", "token_level_rewards", "old_log_probs", "ref_log_prob"}
@@ -46,15 +47,15 @@ def ask_for_reference(utils: Any) -> None:
         for key, why in _WITHOUT.items():
             if reduce(lambda node, name: (node or {}).get(name), key.split("."), config):
                 raise ConfigError(f"{key} {why}: leave it out")
-        return _spec(config.algorithm).alpha > 0
+        return _spec(config.algorithm, updates=config.actor_rollout_ref.actor.ppo_epochs).alpha > 0
 
     utils.need_reference_policy = asked
 
 
-def _spec(algorithm: Any) -> DARSpec:
+def _spec(algorithm: Any, **others: Any) -> DARSpec:
     given = (algorithm.get("dar") or {}).items()
     plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given}
-    return DARSpec(**plain)
+    return DARSpec(**plain, **others)
 
 
 def add_weights(ray_trainer: Any) -> None:
@@ -121,6 +122,7 @@ def add_loss(core_algos: Any) -> None:
                  rollout_is_weights: Tensor | None = None, **_: Any) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
         mask = response_mask.bool()
         logprobs = log_prob if rollout_is_weights is None else log_prob * rollout_is_weights
-        # Every sampled token has its row's weight, all others 0.
-        rows = weighted_nll(logprobs, advantages.amax(1), mask)[:, None]
+        # Every sampled token has its row's weight, of either sign, and all others 0.
+        weights = advantages.gather(1, mask.int().argmax(1, keepdim=True)).squeeze(1)
+        rows = weighted_nll(logprobs, weights, mask)[:, None]
         return core_algos.agg_loss(rows, mask.any(1)[:, None], "seq-mean-token-sum", **config.global_batch_info), {}
