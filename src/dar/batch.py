@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -210,6 +210,27 @@ class Rollouts(Rows):
     @property
     def num_generations(self) -> int:
         return self.groups.num_rows // len(self.prompts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the completions, and of each one's prompt."""
+        return sum(map(len, self.groups.prompt_ids)) * self.num_generations + int(self.groups.lengths.sum())
+
+    def select(self, keep: Tensor) -> Rollouts:
+        """Only the groups where `keep` [P] is True. Raises ValueError where none is."""
+        rows = keep.repeat_interleave(self.num_generations)
+        groups, chosen = self.groups.select(rows), rows.tolist()
+        return replace(
+            self,
+            prompts=tuple(compress(self.prompts, keep.tolist())),
+            groups=groups,
+            texts=tuple(compress(self.texts, chosen)),
+            logprobs=self.logprobs[rows, : groups.mask.shape[1]],
+            finish_reasons=tuple(compress(self.finish_reasons, chosen)),
+            labels={name: table[keep] for name, table in self.labels.items()},
+            versions=tuple(compress(self.versions, chosen)),
+            images=None if self.images is None else self.images[rows],
+        )
 
     @property
     def has_eos(self) -> Tensor:

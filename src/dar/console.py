@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import rich.console
 from rich import box
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +45,18 @@ def show_logs(level: int, *, force: bool = False) -> None:
     logging.captureWarnings(True)
     # What libraries tell those who call them of their next release; no recipe can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """One bar on standard error, if that is a terminal, while the block runs, and nothing of what libraries print
+    there; what they raise goes its way."""
+    console = Console(file=sys.stderr)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=False)
+    with shown, redirect_stderr(StringIO()):
+        shown.add_task(visible(what), total=None)
+        yield
 
 
 def new_table(title: str, *headings: str, caption: str = "", is_text: bool = False) -> Table:

@@ -10,6 +10,7 @@ import torch
 from support.builders import assert_close, make_scored, random_rewards, random_rows
 from support.flows import FLOW_METHODS
 
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.assembly.algorithm import build_algorithm
 from dar.batch import Batch
 from dar.config.algorithms import ALGORITHM_SPECS
@@ -22,14 +23,18 @@ ONLINE: list[Any] = [spec for name, spec in ALGORITHM_SPECS.items() if not spec.
 def scored_batches() -> tuple[Batch, Batch]:
     """Four prompts with four completions, of which each second has no reward; and the same without these."""
     _, old, ref = random_rows(0, 16)
-    rewards = random_rewards(1, 4, 4)
+    rewards = [[abs(reward) for reward in group] for group in random_rewards(1, 4, 4)]  # MaxRL takes no others
     full = make_scored(
         [[reward if index % 2 else NAN for index, reward in enumerate(group)] for group in rewards], old, ref
     )
     small = make_scored([group[1::2] for group in rewards], old[1::2], ref[1::2])
     values = torch.linspace(-1, 1, 16 * full.mask.shape[1]).reshape(16, -1) * full.mask
     width = small.mask.shape[1]
-    return replace(full, values=values), replace(small, values=values[1::2, :width])
+    known = [{OPTIMAL_VALUE: torch.arange(4.0).unsqueeze(1).expand_as(each.rewards)} for each in (full, small)]
+    return (
+        replace(full, values=values, labels=known[0]),
+        replace(small, values=values[1::2, :width], labels=known[1]),
+    )
 
 
 @pytest.mark.parametrize("spec", ONLINE, ids=lambda spec: spec.model_fields["type"].default)

@@ -15,8 +15,20 @@ from dar.batch import Batch
 from dar.config.actor_critic import PPOSpec
 from dar.config.algorithms import ALGORITHM_SPECS
 from dar.config.logits import LCOSpec
-from dar.config.policy_gradient import BNPOSpec, DAOSpec, DrGRPOSpec, GRPOSpec, GSPOSpec, R2VPOSpec, RLOOSpec
+from dar.config.policy_gradient import (
+    BNPOSpec,
+    CISPOSpec,
+    DAOSpec,
+    DPPOSpec,
+    DrGRPOSpec,
+    GRPOSpec,
+    GSPOSpec,
+    MaxRLSpec,
+    R2VPOSpec,
+    RLOOSpec,
+)
 from dar.config.regression import DARSpec, TPOSpec
+from dar.config.squared import PMDMeanSpec
 
 # Two prompts; the second's completions have the same reward.
 OLD = [[-0.1, -2.0, -1.0], [-3.0], [-0.5, -0.25], [-1.5]]
@@ -49,9 +61,13 @@ def expected(slopes: list[list[float]]) -> Tensor:
     [
         (RLOOSpec(beta=0.0), [[1.0] * 3, [1.0], [0.0] * 2, [0.0]]),
         (DrGRPOSpec(), [[0.5] * 3, [0.5], [0.0] * 2, [0.0]]),
+        (PMDMeanSpec(updates=1), [[0.5] * 3, [0.5], [0.0] * 2, [0.0]]),
         (BNPOSpec(), [[A] * 3, [A], [0.0] * 2, [0.0]]),
         (GRPOSpec(beta=0.0), [[A / 3] * 3, [A], [0.0] * 2, [0.0]]),
         (GSPOSpec(), [[A / 3] * 3, [A], [0.0] * 2, [0.0]]),
+        (CISPOSpec(updates=1), [[A] * 3, [A], [0.0] * 2, [0.0]]),
+        (DPPOSpec(updates=1), [[A] * 3, [A], [0.0] * 2, [0.0]]),
+        (MaxRLSpec(), [[1.0] * 3, [1.0], [0.0] * 2, [0.0]]),
     ],
     ids=lambda spec: getattr(spec, "type", ""),
 )
@@ -98,6 +114,9 @@ def test_a_logit_moves_by_itself():
         DARSpec(normalize_weights="group"),
         TPOSpec(),
         R2VPOSpec(updates=1, replay=1),
+        CISPOSpec(),
+        DPPOSpec(),
+        MaxRLSpec(updates=2),
         *(spec() for name, spec in ALGORITHM_SPECS.items() if name.startswith("online_")),
     ],
     ids=lambda spec: spec.type,
@@ -110,7 +129,7 @@ def test_what_is_not_known_is_not_guessed(spec: Any):
 def test_nobody_knows_what_data_was_sampled_with():
     full = scored()
     unknown = replace(full, old_logprobs=torch.full_like(full.old_logprobs, torch.nan))
-    for name in ("sft", "var"):
+    for name in ("sft", "var", "qrpo"):
         assert loads_of(ALGORITHM_SPECS[name](), unknown) is None
 
 

@@ -20,16 +20,20 @@ from dar.config.logits import LCOSpec
 from dar.config.policy_gradient import (
     BAPOSpec,
     BNPOSpec,
+    CISPOSpec,
     DAOSpec,
     DAPOSpec,
+    DPPOSpec,
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
+    MaxRLSpec,
     R2VPOSpec,
     RLOOSpec,
 )
 from dar.config.preference import ChiPOSpec, DPOSpec, IPOSpec, OnlineDPOSpec, OnlineIPOSpec, OnlineSLiCSpec, SLiCSpec
 from dar.config.regression import AWRSpec, BestOfNSpec, DARSpec, SFTSpec, TargetESSSpec, TargetKLSpec, VARSpec
+from dar.errors import RewardError
 from dar.ops import Mean
 
 INF = math.inf
@@ -312,11 +316,77 @@ def test_gspo_clips_the_mean_ratio_of_a_completion():
     assert_close(gradient_of(algorithm, moved, batch), [[-PAIR * mean_ratio / 4] * 2, [0.0, 0.0]], rtol=1e-9)
 
 
+def test_cispo_clips_weights_and_not_gradients():
+    # ρ = 6, .1 against A > 0 and 1.3, .1 against A < 0: only 6 is above 5, and nothing has a lower bound.
+    scored = pair_of_rewards([[-3.0, -1.0], [-1.0, -1.0]])
+    ratios = torch.tensor([[6.0, 0.1], [1.3, 0.1]], dtype=torch.float64)
+    algorithm = build(CISPOSpec())
+    batch, _ = algorithm.weigh(scored)
+    moved = scored.old_logprobs + ratios.log()
+    terms = terms_of(algorithm, moved, batch)
+    weights = torch.tensor([[5.0, 0.1], [1.3, 0.1]])
+    assert_close(terms.losses, -PAIR * torch.tensor([1.0, -1.0]) * (weights * moved).sum(1), rtol=1e-7)
+    assert terms.means == {"cispo/clipped": Mean(1.0, 4.0)}
+    signed = torch.tensor([[-PAIR], [PAIR]]) * weights / 4
+    assert_close(gradient_of(algorithm, moved, batch), signed, rtol=1e-7)
+    # A lower bound of .8 raises two weights.
+    assert terms_of(build(CISPOSpec(clip_low=0.2)), moved, batch).means == {"cispo/clipped": Mean(3.0, 4.0)}
+
+
+def test_dppo_takes_out_tokens_that_have_moved_too_far():
+    # Shifts .2 and −.2 against A > 0, .2 and −.2 against A < 0: two go with A, the others against it.
+    old = torch.tensor([[0.4, 0.4], [0.4, 0.4]], dtype=torch.float64).log()
+    scored = pair_of_rewards(old.tolist())
+    moved = torch.tensor([[0.6, 0.2], [0.6, 0.2]], dtype=torch.float64).log()
+    algorithm = build(DPPOSpec(max_ratio=1.2))
+    batch, _ = algorithm.weigh(scored)
+    terms = terms_of(algorithm, moved, batch)
+    assert terms.means == {"clip_ratio/region_mean": Mean(2.0, 4.0)}
+    # 1.5 is bounded by 1.2.
+    weights = torch.tensor([[0.0, 0.5], [1.2, 0.0]])
+    assert_close(terms.losses, -PAIR * torch.tensor([1.0, -1.0]) * (weights * moved).sum(1), rtol=1e-7)
+    assert_close(gradient_of(algorithm, moved, batch), torch.tensor([[-PAIR], [PAIR]]) * weights / 4, rtol=1e-7)
+
+
+def test_maxrl_counts_a_prompt_by_the_inverse_of_its_success():
+    # One success in four is worth 3; one failure in four loses 1, its successes gain ⅓; where all fail nothing moves.
+    scored = make_scored([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 1]], [[-1.0]] * 12, dtype=torch.float64)
+    algorithm = build(MaxRLSpec())
+    batch, metrics = algorithm.weigh(scored)
+    advantages = [3.0, -1.0, -1.0, -1.0, *[0.0] * 4, 1 / 3, 1 / 3, -1.0, 1 / 3]
+    assert_close(batch.advantages, advantages, rtol=1e-12)
+    assert batch.weights.tolist() == [1.0] * 4 + [0.0] * 4 + [1.0] * 4
+    assert batch.denominator == 12.0
+    assert metrics == {}
+    assert_close(
+        gradient_of(algorithm, scored.old_logprobs, batch).flatten(), [-a / 12 for a in advantages], rtol=1e-12
+    )
+    # Later updates have the clipped surrogate: 1.5 is out of 1 ± .2 for A > 0 alone.
+    moved = scored.old_logprobs + math.log(1.5)
+    assert_close(
+        terms_of(algorithm, moved, batch).losses, [a * (-1.2 if a > 0 else -1.5) for a in advantages], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_maxrls_advantages_are_those_of_its_authors_code(seed: int):
+    """`compute_p_normalization_outcome_advantage` of github.com/tajwarfahim/maxrl at 7db6bb9, whose ε is 1e-6."""
+    rewards = torch.rand(5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).round()
+    batch, _ = build(MaxRLSpec()).weigh(make_scored(rewards.tolist(), [[-1.0]] * 30, dtype=torch.float64))
+    expected = [(r - group.mean()) / (group.mean() + 1e-6) for group in rewards for r in group]
+    assert_close(batch.advantages, torch.stack(expected), rtol=1e-5)
+
+
+def test_maxrl_refuses_rewards_below_zero():
+    with pytest.raises(RewardError, match=r"\(maxrl\) need rewards ≥ 0, got -1"):
+        build(MaxRLSpec()).weigh(make_scored([[0, -1]], [[-1.0]] * 2))
+
+
 @pytest.mark.parametrize(
     ("spec", "other", "factor", "rtol"),
     [
         # At π_θ = π_t no bound and no penalty has a gradient yet: −A/Σ|y| on every token.
-        *((spec, BNPOSpec(), 1.0, 1e-9) for spec in (DAPOSpec(), BAPOSpec(), R2VPOSpec())),
+        *((spec, BNPOSpec(), 1.0, 1e-9) for spec in (DAPOSpec(), BAPOSpec(), R2VPOSpec(), CISPOSpec(), DPPOSpec())),
         (GSPOSpec(), GRPOSpec(beta=0.0), 1.0, 1e-6),
         # (K − 1)/K and the constant length, for K = 4.
         (DrGRPOSpec(), RLOOSpec(beta=0.0), 3 / 4 / MAX_LENGTH, 1e-9),

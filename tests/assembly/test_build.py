@@ -62,6 +62,16 @@ def test_an_offline_method_needs_no_rewards(write_recipe: Callable[..., Path], t
     assert "loss" in loop.step(1)
 
 
+def test_rows_without_the_references_rewards_are_found_before_anything_runs(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "ref_rewards": [1, 0.5]}\n{"prompt": "b"}\n')
+    with pytest.raises(DataError, match=r"row 1: 'ref_rewards' must be a list of the rewards .*, found None$"):
+        build_loop(load_recipe(write_recipe(data=str(rows), algorithm="a_star_po")), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 MATH = [{"type": "math"}]
 IFEVAL = [{"type": "ifeval"}]
 COUNT = {"instruction_id_list": ["length_constraints:number_words"]}

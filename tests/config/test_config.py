@@ -26,10 +26,11 @@ from dar.errors import ConfigError
 from dar.files.hints import nearest_hint
 
 METHODS = list(ALGORITHM_SPECS)
-OFFLINE = ["sft", "var", "dpo", "ipo", "slic", "chi_po", "trace"]
+OFFLINE = ["sft", "var", "qrpo", "dpo", "ipo", "slic", "chi_po", "trace"]
 SAMPLING = [method for method in METHODS if method not in OFFLINE]
 ON_GROUPS = [
-    *("best_of_n", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "bapo", "r2vpo", "lco", "tpo"),
+    *("best_of_n", "tpo", "rloo", "grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "dppo", "maxrl"),
+    *("bapo", "r2vpo", "pmd_mean", "lco"),
     *("flow_grpo", "grpo_guard"),
     *("online_dpo", "online_ipo", "online_slic"),
 ]
@@ -99,6 +100,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({"algorithm": {"type": "bapo", **each}}, BOUNDS) for each in (
         {"low_start": 0.95}, {"low_end": 1.01}, {"high_start": 0.99}, {"high_end": 1.19},
     )),
+    *(({"algorithm": {"type": "dppo", **each}}, f"algorithm.{where} (found ") for each, where in (
+        ({"max_shift": 1.1}, "max_shift: Input should be less than or equal to 1"),
+        ({"max_shift": -0.1}, "max_shift: Input should be greater than or equal to 0"),
+        ({"max_ratio": 0.9}, "max_ratio: Input should be greater than or equal to 1"),
+    )),
+    ({"algorithm": {"type": "cispo", "clip_low": 1.1}}, "algorithm.clip_low: Input should be less than or equal to 1"),
     (dar(baseline="leave_one_out") | {"num_generations": 1}, "is 1: algorithm.baseline leave_one_out needs 2 or more"),
     (dar(normalize_weights="group") | {"num_generations": 1}, "1: algorithm.normalize_weights group needs 2 or more"),
     (dar(center_weights=True) | {"sampling": {"mask_truncated": True}},
@@ -333,10 +340,11 @@ def test_offline_methods_need_no_rewards_unless_held_out_ones_are_named(method: 
         "evaluation.rewards stand beside rewards, but rewards is empty: name those, too"
     )
     assert make_spec(algorithm=method, data=data).data.heldout is not None
-    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1}):
+    for sampling in ({"mask_truncated": True}, {"correction": "token"}, {"max_staleness": 1},
+                     {"resample_tied": {"max_rounds": 1}}):  # fmt: skip
         assert problem(algorithm=method, sampling=sampling).endswith(
-            f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
-            "do nothing"
+            f"{method} learns from the data's completions: sampling.mask_truncated, correction, max_staleness and "
+            "resample_tied do nothing"
         )
 
 

@@ -139,6 +139,13 @@ def test_rewards_stay_with_their_completions():
         assert read(found)[0][1] == ["hello<eos>", "go<eos>", "oh<eos>"]
 
 
+def test_quantiles_are_shares_of_the_references_rewards_that_are_no_better():
+    # Of (1, 2, 2, 4): none is at most .5, three are at most 2, all at most 4. What is equal counts.
+    row = {"prompt": "hi", "completions": ["a", "b", "c"], "rewards": [0.5, 2, 4.0], "ref_rewards": (2.0, 1, 4.0, 2.0)}
+    (group,) = prepare([row], "quantiles").groups
+    assert [completion.reward for completion in group.completions] == [0.0, 0.75, 1.0]
+
+
 def test_dataset_rows_are_read_as_they_are():
     rows = [
         {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("go")], "id": index}
@@ -280,6 +287,10 @@ REFUSED: list[tuple[LoggedKind, list[dict[str, Any]], str]] = [
           ("completions", "ab"), ("completions", None), ("completions", assistant("ab")), ("rewards", 1.0),
           ("rewards", "12"),
       )),
+    *(("quantiles", [{**REWARDED, "ref_rewards": value}],
+       "row 0: 'ref_rewards' must be a list of the rewards (finite numbers) of completions that the reference wrote "
+       f"for the prompt, found {value!r}") for value in ([], [math.nan], ["1.0"], [True])),
+    ("quantiles", [{**REWARDED, "ref_rewards": 1.0}], "row 0: 'ref_rewards' must be a list, found 1.0"),
     ("rewards", [{**REWARDED, "rewards": [1.0]}], "row 0 has 2 completions and 1 rewards"),
     ("rewards", [{**REWARDED, "completions": [], "rewards": []}], "row 0 has 0 completions and 0 rewards"),
     ("rewards", [{"prompt": "hi", "completions": ["a"] * count, "rewards": [1.0] * count} for count in (2, 3, 1)],
@@ -327,10 +338,12 @@ def test_texts_and_messages_that_do_not_fit_are_refused_with_what_to_do(row: dic
         ("preferences", "rejected", "preferences need ask, chosen, rejected,"),
         ("rewards", "completions", "rewards need ask, completions, rewards,"),
         ("rewards", "rewards", "rewards need ask, completions, rewards,"),
+        ("quantiles", "ref_rewards", "quantiles need ask, completions, rewards, ref_rewards,"),
     ],
 )
 def test_missing_column_is_named_with_those_the_row_has(kind: LoggedKind, missing: str, needed: str):
     whole = {"ask": "hi", "completion": "a", "chosen": "a", "rejected": "b", "completions": ["a"], "rewards": [1.0]}
+    whole["ref_rewards"] = [1.0]
     row = {name: value for name, value in whole.items() if name != missing}
     expected = f"rows.jsonl: row 1 has no column '{missing}'; {needed} and it has {', '.join(row)}"
     assert problem([whole, row], kind, prompt_column="ask") == expected

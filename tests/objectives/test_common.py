@@ -15,9 +15,11 @@ from torch import Tensor
 from dar.objectives.actor_critic import clipped_value_loss, token_rewards, whitened
 from dar.objectives.logits import lco_kld, lco_kld_on_policy, lco_logcosh, lco_mse
 from dar.objectives.policy_gradient import (
+    cispo,
     clipped_surrogate,
     dao,
     dao_tokens,
+    dppo,
     gspo,
     kl_to_old,
     r2vpo,
@@ -26,6 +28,7 @@ from dar.objectives.policy_gradient import (
 )
 from dar.objectives.preference import chi_po, dpo, ipo, log_ratio_margin, npo, slic
 from dar.objectives.regression import dar_log_weights, weighted_nll
+from dar.objectives.squared import squared_error
 
 # A row of three tokens and one of a single token.
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -77,12 +80,17 @@ CASES = {
     "clipped_surrogate of tokens": case(clipped_surrogate, "logprobs", "logprobs old_logprobs advantages", "", **EPS),
     "sequence_clipped_surrogate": case(sequence_clipped_surrogate, *RATIO, **EPS),
     "gspo": case(gspo, *RATIO, **EPS),
+    "cispo": case(cispo, *RATIO, **EPS),
+    "cispo of tokens": case(cispo, "logprobs", "logprobs old_logprobs advantages", "", **EPS),
+    "dppo": case(dppo, *RATIO, max_shift=0.9, max_ratio=20.0),
+    "dppo of tokens": case(dppo, "logprobs", "logprobs old_logprobs advantages", "", max_shift=0.9, max_ratio=20.0),
     "dao": case(dao, *REFERENCE, alpha=0.4, beta=0.5),
     "dao_tokens": case(dao_tokens, *REFERENCE, alpha=0.4, beta=0.5),
     "r2vpo": case(r2vpo, *RATIO, penalty=0.5),
     "ratio_variance": case(ratio_variance, "", "logprobs old_logprobs", ""),
     "kl_to_old": case(kl_to_old, "logprobs", "logprobs old_logprobs", ""),
     "dar_log_weights": case(dar_log_weights, "", "old_logprobs ref_logprobs", "advantages", alpha=0.1, beta=0.05),
+    "squared_error": case(squared_error, "logprobs", "logprobs anchor", "advantages", beta=0.4),
     "weighted_nll": case(weighted_nll, "logprobs", "logprobs", "weights"),
     # Over three tokens of a vocabulary.
     "lco_kld": case(lco_kld, "logits", "logits old_logits", "advantages", actions=torch.tensor([2, 0]), beta=0.4),

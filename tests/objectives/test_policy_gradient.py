@@ -14,13 +14,16 @@ from support.builders import assert_close, few, gradient, padded, random_rows
 from torch import Tensor
 
 from dar.objectives.policy_gradient import (
+    cispo,
     clipped_surrogate,
     clipped_tokens,
     dao,
     dao_tokens,
+    dppo,
     dual_step,
     gspo,
     kl_to_old,
+    out_of_region,
     r2vpo,
     ratio_variance,
     sequence_clipped_surrogate,
@@ -141,7 +144,7 @@ def test_ratio_beyond_the_float_range_is_clipped_like_any_other(surrogate, advan
     assert_close(gradient(losses, logprobs), [[0.0]], rtol=0)
 
 
-@pytest.mark.parametrize("surrogate", [clipped_surrogate, sequence_clipped_surrogate, gspo])
+@pytest.mark.parametrize("surrogate", [clipped_surrogate, sequence_clipped_surrogate, gspo, cispo])
 @pytest.mark.parametrize(("clip_low", "clip_high"), [(-0.1, 0.2), (1.1, 0.2), (0.2, -0.1), (NAN, 0.2), (0.2, NAN)])
 def test_impossible_bounds_are_refused(surrogate, clip_low: float, clip_high: float):
     with pytest.raises(ValueError, match=r"clip_low must lie in \[0, 1\] and clip_high be ≥ 0"):
@@ -187,6 +190,105 @@ def test_gspo_does_not_depend_on_length(seed: int, repeats: int):
 def test_gspo_of_a_row_without_tokens_is_finite():
     losses = gspo(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([3.0]), torch.zeros(1, 2).bool(), **EPS)
     assert_close(losses, [-3.0], rtol=0)
+
+
+# --- CISPO and DPPO --------------------------------------------------------------------------------------------------
+
+
+def test_cispo_bounds_the_weight_and_leaves_every_token_its_gradient():
+    # The gradient is −clip(ρ, .8, 1.2)·A, whatever the sign of A; the value is that times log π_θ.
+    ratios, advantages = [1.3, 0.7, 1.1, 1.3, 0.7, 0.9], [2.0, 2.0, 2.0, -2.0, -2.0, -2.0]
+    logprobs, old, rows, mask = tokens(ratios, advantages)
+    losses = cispo(logprobs, old, rows, mask, **EPS)
+    expected = [-2.4, -1.6, -2.2, 2.4, 1.6, 1.8]
+    assert_close(gradient(losses, logprobs).flatten(), expected, rtol=1e-12)
+    assert_close(losses.flatten(), [e * (-2 + math.log(r)) for e, r in zip(expected, ratios, strict=True)], rtol=1e-12)
+
+
+def test_cispo_without_bounds_is_the_importance_sampled_policy_gradient():
+    logprobs, old, rows, mask = tokens([50.0, 0.01, 50.0, 0.01], [1.0, 1.0, -1.0, -1.0])
+    found = gradient(cispo(logprobs, old, rows, mask, clip_low=1.0, clip_high=INF), logprobs)
+    assert_close(found.flatten(), [-50.0, -0.01, 50.0, 0.01], rtol=1e-12)
+    capped = gradient(cispo(logprobs, old, rows, mask, clip_low=1.0, clip_high=4.0), logprobs)
+    assert_close(capped.flatten(), [-5.0, -0.01, 5.0, 0.01], rtol=1e-12)
+
+
+# π_θ, π_t and A of tokens: within δ = .15; risen by .2 with A > 0 (out) and with A < 0; fallen by .2 with A < 0 (out)
+# and with A > 0; and rare tokens with ratios of 100 and .01, which a clip would stop and which have hardly moved.
+MOVED = [(0.5, 0.4, 1.0), (0.5, 0.3, 1.0), (0.5, 0.3, -1.0), (0.3, 0.5, -2.0), (0.3, 0.5, 2.0)]
+MOVED += [(0.01, 0.0001, 1.0), (0.001, 0.1, -1.0)]
+WEIGHTS = [1.25, 0.0, 5 / 3, 0.0, 0.6, 100.0, 0.01]
+
+
+@pytest.mark.parametrize("max_ratio", [INF, 20.0, 1.5])
+def test_dppo_cuts_the_gradient_by_probabilities_and_not_by_ratios(max_ratio: float):
+    current, before, advantages = (torch.tensor(column, dtype=torch.float64) for column in zip(*MOVED, strict=True))
+    logprobs, old = current.log().unsqueeze(1).requires_grad_(), before.log().unsqueeze(1)
+    mask = torch.ones(7, 1, dtype=torch.bool)
+    losses = dppo(logprobs, old, advantages, mask, max_shift=0.15, max_ratio=max_ratio)
+    weights = torch.tensor([min(weight, max_ratio) for weight in WEIGHTS])
+    assert_close(gradient(losses, logprobs).flatten(), -weights * advantages, rtol=1e-7)
+    assert_close(losses.flatten(), -weights * advantages * current.log(), rtol=1e-7)
+    is_out = out_of_region(logprobs, old, advantages.unsqueeze(1), max_shift=0.15)
+    assert is_out.flatten().tolist() == [False, True, False, True, False, False, False]
+    assert not is_out.requires_grad
+
+
+def test_dppo_with_a_region_of_everything_is_cispo_without_a_lower_bound():
+    logprobs = GOLDEN_LOGPROBS.clone().requires_grad_()
+    rest = (GOLDEN_OLD, GOLDEN_ADVANTAGES, ONE_ROW)
+    whole = dppo(logprobs, *rest, max_shift=1.0, max_ratio=1.2)
+    assert_close(whole, cispo(logprobs, *rest, clip_low=1.0, clip_high=0.2), rtol=1e-12)
+    # Shifts .1, −.05, .02, −.1 and A = 1, 1, −1, −1: the first and the last go with A, and a δ of 0 takes them.
+    found = gradient(dppo(logprobs, *rest, max_shift=0.0, max_ratio=INF), logprobs)
+    assert_close(found, [[0.0, -0.8, 1.25, 0.0]], rtol=1e-12)
+
+
+@few
+@given(seed=st.integers(0, 10_000), size=st.integers(2, 6))
+def test_a_tokens_shift_bounds_the_total_variation_from_below(seed: int, size: int):
+    generator = torch.Generator().manual_seed(seed)
+    current, before = torch.randn(2, size, dtype=torch.float64, generator=generator).softmax(-1)
+    total = 0.5 * (current - before).abs().sum()
+    is_out = out_of_region(current.log(), before.log(), (current - before).sign(), max_shift=float(total) + 1e-12)
+    assert not is_out.any()
+
+
+@pytest.mark.parametrize(("max_shift", "max_ratio"), [(-0.1, 20.0), (1.1, 20.0), (NAN, 20.0), (0.15, 0.9), (0.15, NAN)])
+def test_impossible_regions_are_refused(max_shift: float, max_ratio: float):
+    with pytest.raises(ValueError, match=r"max_shift must lie in \[0, 1\] and max_ratio be ≥ 1, got"):
+        dppo(*tokens([1.0], [1.0]), max_shift=max_shift, max_ratio=max_ratio)
+
+
+def verl_cispo(logprobs: Tensor, old: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """verl's `compute_policy_loss_cispo` (core_algos.py at 018f23b)."""
+    ratio = (logprobs - old).clamp(-20, 20).exp()
+    return -ratio.clamp(1 - low, 1 + high).detach() * advantages * logprobs
+
+
+def verl_dppo_tv(logprobs: Tensor, old: Tensor, advantages: Tensor, delta: float, cap: float) -> Tensor:
+    """verl's `compute_policy_loss_dppo_tv` (core_algos.py at 018f23b) with equal bounds."""
+    ratio = (logprobs - old).clamp(-20, 20).exp()
+    shift = logprobs.exp() - old.exp()
+    is_valid = torch.where(advantages > 0, shift <= delta, shift >= -delta)
+    return -advantages * ratio.clamp(max=cap).detach() * logprobs * is_valid.detach()
+
+
+@few
+@given(seed=st.integers(0, 10_000), num_rows=st.integers(1, 4), width=st.sampled_from([0.05, 0.2, 1.0]))
+def test_cispo_and_dppo_are_verls(seed: int, num_rows: int, width: float):
+    current, old, _ = random_rows(seed, num_rows)
+    mask = padded([[1.0] * len(row) for row in old]).bool()
+    behaviour = padded(old, dtype=torch.float64)
+    advantages = torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for ours, theirs in (
+        (partial(cispo, clip_low=width, clip_high=width), partial(verl_cispo, low=width, high=width)),
+        (partial(dppo, max_shift=width / 4, max_ratio=1.2), partial(verl_dppo_tv, delta=width / 4, cap=1.2)),
+    ):
+        leaves = [padded(current, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        found, wanted = ours(leaves[0], behaviour, advantages, mask), theirs(leaves[1], behaviour, advantages) * mask
+        assert_close(found, wanted, rtol=1e-12)
+        assert_close(gradient(found, leaves[0]), gradient(wanted, leaves[1]), rtol=1e-12)
 
 
 # --- DAO -------------------------------------------------------------------------------------------------------------

@@ -234,15 +234,33 @@ def test_steps_after_the_checkpoint_are_forgotten(started: RunFolder):
         started.append_metrics({"step": step})
         started.write_completions(f"step-{step}", {"completion": ["a"]})
         started.write_completions(f"heldout-step-{step}", {"completion": ["a"]})
+        started.write_completions(f"to-read-step-{step}", {"completion": ["a"]})
     with (started.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 12')
     started.forget_after(9)
     assert [row["step"] for row in started.metrics()] == [0, 8, 9]
     assert sorted(file.stem for file in (started.path / "completions").iterdir()) == sorted(
-        f"{kind}step-{step}" for kind in ("", "heldout-") for step in (0, 8, 9)
+        f"{kind}step-{step}" for kind in ("", "heldout-", "to-read-") for step in (0, 8, 9)
     )
     started.append_metrics({"step": 10})
     assert [row["step"] for row in started.metrics()] == [0, 8, 9, 10]
+
+
+def test_the_first_and_last_completions_to_be_read_stand_side_by_side(started: RunFolder):
+    def write(step: int, **texts: str) -> None:
+        columns = {"prompt": list(texts), "completion": list(texts.values()), "temperature": [0.5] * len(texts)}
+        started.write_completions(f"to-read-step-{step}", columns)
+
+    assert started.side_by_side() == (None, [])
+    write(0, a="one", b="two", c="three")
+    assert started.side_by_side() == (None, [])
+    write(10, b="new", a="newer", d="another")
+    write(9, a="between")
+    # By number and not by name; a prompt that was not asked again has nothing beside it.
+    assert started.side_by_side() == (0.5, [("a", "one", "newer"), ("b", "two", "new")])
+    (started.path / "completions" / "to-read-step-10.parquet").write_text("no table")
+    with pytest.raises(CheckpointError, match=r"to-read-step-10\.parquet cannot be read"):
+        started.side_by_side()
 
 
 def test_everything_is_forgotten_when_no_step_was_saved(started: RunFolder):

@@ -116,6 +116,16 @@ def test_table_of_results_shows_the_first_and_the_last_evaluation(folder: Path) 
     assert table["entropy, nats per token"][2] == "–"
 
 
+def test_the_same_prompts_are_shown_before_and_after_with_the_temperature(folder: Path) -> None:
+    assert "Drawn to be read" not in page_of(folder).prose
+    for step, text in (0, "<b>dull</b>"), (6, "bright\u202e"):
+        columns = {"prompt": ["Say <i>it</i>."], "completion": [text], "temperature": [0.304]}
+        RunFolder(folder).write_completions(f"to-read-step-{step}", columns)
+    page = page_of(folder)
+    assert page.table("held-out prompt") == [["Say <i>it</i>.", "<b>dull</b>", "bright[RLO]"]]
+    assert "Drawn to be read, at temperature 0.30; every figure above is of completions at" in page.prose
+
+
 def test_headline_says_before_after_and_the_interval(folder: Path) -> None:
     # Prompt p's mean reward is p/100 + 0.001, the mean over p = 0…3 is 0.016.
     prose = page_of(folder).prose

@@ -124,7 +124,7 @@ def test_report_writes_into_the_run_folder_or_where_it_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
     assert dar(monkeypatch, "report", folder) in (0, None)
-    assert f"{folder / 'report.html'} (" in capsys.readouterr().out
+    assert f"{(folder / 'report.html').as_uri()} (" in capsys.readouterr().out
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     target = tmp_path / "new" / "page.html"
     assert dar(monkeypatch, "report", folder, "-o", target, "--png", tmp_path / "png") in (0, None)

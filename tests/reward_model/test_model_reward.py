@@ -57,6 +57,16 @@ def test_conversations_are_scored_under_the_models_own_template(tmp_path: Path):
     assert found == pytest.approx([plain_score(tokenizer(text)["input_ids"]) for text in texts], rel=1e-4, abs=1e-5)
 
 
+def test_layers_in_bf16_under_a_head_in_fp32_are_loaded_and_score(tmp_path: Path):
+    # What `precision: auto` means on a processor with bf16.
+    folder = save_classifier(tmp_path / "rm")
+    rounded, exact = build(folder, precision="bf16"), build(folder)
+    dtypes = [next(each.parameters()).dtype for each in (rounded.module.model.model.layers, rounded.module.model.score)]
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert rounded.module.way == exact.module.way == "packed"
+    assert rounded([USER], [said("a")]) == pytest.approx(exact([USER], [said("a")]), rel=0.1, abs=0.1)
+
+
 def test_plain_text_is_joined(tmp_path: Path):
     reward = build(save_classifier(tmp_path / "rm", chat=False))
     ids = make_tokenizer()("2 + 2 = 4")["input_ids"]

@@ -204,17 +204,20 @@ def test_greedy_completions_are_those_of_transformers_generate():
         DecodingSpec(top_p=0.6),
         DecodingSpec(top_k=5, top_p=0.8, min_new_tokens=4),
         DecodingSpec(min_new_tokens=9),
+        DecodingSpec(temperature=1.3, top_p=0.8),  # before top-p, in the place of the policy's
     ],
 )
 def test_logprobs_are_those_of_transformers_processed_logits(decoding: DecodingSpec):
-    temperature, eos = 0.7, list(range(8))
-    rollouts = sampled(make_engine(temperature=temperature, num_eos=8), decoding)
+    eos = list(range(8))
+    rollouts = sampled(make_engine(temperature=0.7, num_eos=8), decoding)
     groups = rollouts.groups
     for row, prompt in enumerate(groups.row_prompts()):
         completion = groups.completion_ids[row, groups.mask[row]]
         ids = torch.cat([torch.tensor(prompt), completion])
         with torch.no_grad():
-            logits = make_model()(input_ids=ids.unsqueeze(0)).logits[0, len(prompt) - 1 : -1] / temperature
+            logits = make_model()(input_ids=ids.unsqueeze(0)).logits[0, len(prompt) - 1 : -1] / (
+                decoding.temperature or 0.7
+            )
         processors = LogitsProcessorList()
         if decoding.min_new_tokens:
             processors.append(MinNewTokensLengthLogitsProcessor(len(prompt), decoding.min_new_tokens, eos))
@@ -226,7 +229,7 @@ def test_logprobs_are_those_of_transformers_processed_logits(decoding: DecodingS
             scores = processors(ids[None, : len(prompt) + t], logits[None, t])  # pyright: ignore[reportArgumentType]
             expected = float(scores.log_softmax(-1)[0, token])
             assert float(rollouts.logprobs[row, t]) == pytest.approx(expected, rel=1e-4, abs=2e-5)
-    assert rollouts.texts != sampled(make_engine(temperature=temperature, num_eos=8)).texts
+    assert rollouts.texts != sampled(make_engine(temperature=0.7, num_eos=8)).texts
 
 
 def test_no_eos_before_the_minimum():

@@ -72,7 +72,8 @@ def engine(server: ScriptedVLLM, policy: Policy, tmp_path: Path) -> Iterator[VLL
 def test_it_asks_for_the_completions_of_the_in_process_engine(server: ScriptedVLLM, engine: VLLMEngine, policy: Policy):
     assert isinstance(engine, BackgroundEngine)
     told: list[int] = []
-    for decoding in (DecodingSpec(), DecodingSpec(greedy=True), DecodingSpec(stop=tuple("abcdefghijklmnop"))):
+    for decoding in (DecodingSpec(), DecodingSpec(greedy=True), DecodingSpec(temperature=0.3),
+                     DecodingSpec(stop=tuple("abcdefghijklmnop"))):  # fmt: skip
         expected = sampled(engine_of(policy, max_tokens=1000), decoding=decoding)
         found = sampled(engine, decoding=decoding, progress=told.append)
         assert (found.texts, found.finish_reasons) == (expected.texts, expected.finish_reasons)
@@ -91,6 +92,19 @@ def test_it_asks_for_the_completions_of_the_in_process_engine(server: ScriptedVL
     assert not Path(path).exists()
     engine.close()
     assert not Path(path).parent.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("decoding", "temperature"), [({}, 0.8), ({"temperature": 0.3}, 0.3), ({"greedy": True, "temperature": 0.3}, 0.0)]
+)
+def test_vllm_s_own_sampler_is_given_the_temperature(
+    server: ScriptedVLLM, engine: VLLMEngine, decoding: dict[str, Any], temperature: float
+):
+    engine.spec = VLLMSpec(url=server.url, own_numbers=False)
+    server.failing = {"/inference/v1/generate": (400, {})}
+    with pytest.raises(RolloutError, match="answers 400"):
+        sampled(engine, decoding=DecodingSpec(**decoding))
+    assert server.asked[-1][1]["sampling_params"]["temperature"] == temperature
 
 
 def test_an_adapter_alone_is_sent_and_named_by_its_version(server: ScriptedVLLM, engine: VLLMEngine):

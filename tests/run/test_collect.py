@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from conftest import make_model, make_tokenizer
 from support.engines import engine_of
 from support.handmade import make_spec
 
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
 from dar.config.reward import RewardSpec
@@ -27,7 +29,13 @@ from dar.run.ahead import Ahead
 from dar.run.collect import Collector, LoggedCollector, OnlineCollector
 
 ROWS = [
-    {"prompt": f"{name}?", "name": name, "completions": [name * length, "no"], "rewards": [float(length), -1.0]}
+    {
+        "prompt": f"{name}?",
+        "name": name,
+        "ref_rewards": [float(length)] * length + [0.0],
+        "completions": [name * length, "no"],
+        "rewards": [float(length), -1.0],
+    }
     for length, name in enumerate("abcde", start=1)
 ]
 SPEC = DataSpec(train=SourceSpec(path="rows.jsonl"))
@@ -37,14 +45,14 @@ def even_share(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def online(*, seed: int = 3, progress: Any = None) -> OnlineCollector:
+def online(*, seed: int = 3, progress: Any = None, algorithm: Any = "dar") -> OnlineCollector:
     """Two completions of up to 6 tokens for each of three prompts a step."""
     tokenizer = make_tokenizer()
     policy = Policy(
         make_model(), tokenizer, Precision(torch.device("cpu"), torch.float32), temperature=1.0, with_reference=False
     )
     prompts = prepare_prompts(ROWS, partial(prompt_ids, tokenizer), SPEC, max_prompt_length=None, where="rows.jsonl")
-    spec = make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed)
+    spec = make_spec(num_generations=2, sampling={"max_completion_length": 6}, seed=seed, algorithm=algorithm)
     return OnlineCollector(
         spec=spec,
         policy=policy,
@@ -146,6 +154,17 @@ def test_step_does_not_depend_on_the_steps_before(make: Any):
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_star_po_has_the_optimal_value_of_every_prompts_row():
+    collector = online(algorithm={"type": "a_star_po", "value_beta": 2.0})
+    rollouts, _ = collect(collector, 2, 1, 3)
+    # n rewards of n and one of 0: 2 log((n e^(n/2) + 1)/(n + 1)).
+    lengths = ["abcde".index(prompt.columns["name"]) + 1 for prompt in collector.stream.at(1)[1:3]]
+    expected = [2 * math.log((n * math.exp(n / 2) + 1) / (n + 1)) for n in lengths]
+    assert rollouts.labels.keys() == {OPTIMAL_VALUE}
+    torch.testing.assert_close(rollouts.labels[OPTIMAL_VALUE], torch.tensor([[each] * 2 for each in expected]))
+    assert not collect(online(), 2)[0].labels
 
 
 def test_samples_are_scored_with_their_columns_and_timed():

@@ -34,6 +34,7 @@ PROMPTS = [{"prompt": [{"role": "user", "content": f"say {word}"}]} for word in 
 LOGGED: dict[str, dict[str, Any]] = {
     "sft": {"completion": "yes"},
     "var": {"completions": ["yes", "nope", "maybe"], "rewards": [1.0, 0.0, 0.5]},
+    "qrpo": {"completions": ["yes", "nope", "maybe"], "rewards": [1.0, 0.0, 0.5], "ref_rewards": [0.0, 0.5, 0.5, 1.0]},
     **{name: {"chosen": "yes", "rejected": "nope"} for name in PREFERENCES},
     "trace": {"chosen": "yes", "rejected": "nope"},
 }
@@ -47,6 +48,8 @@ def make_loop(
     """A small run of a method, on rows as it needs them."""
     name = algorithm if isinstance(algorithm, str) else algorithm["type"]
     length: list[Any] = [{"type": "length", "target": 3}]
+    if name == "maxrl":  # 1 for two to four tokens, else 0
+        length[0]["threshold"] = -0.5
     settings: dict[str, Any] = {
         "algorithm": algorithm,
         "rewards": [] if name in LOGGED else length,
@@ -63,6 +66,8 @@ def make_loop(
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
     rows = [{**prompt, **LOGGED.get(name, {})} for prompt in PROMPTS]
+    if name == "a_star_po":
+        rows = [{**prompt, "ref_rewards": [-5.0, -4.0 + index]} for index, prompt in enumerate(PROMPTS)]
     if name == "trace":
         columns = ("chosen_complies", "rejected_complies")
         rows = [{**row, **dict(zip(columns, each, strict=True))} for row, each in zip(rows, VERDICTS, strict=True)]
@@ -231,6 +236,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "null space": {"algorithm": {"type": "dar"}, "null_space": {"threshold": 1e-2, "layers": "all"}},
     "reference that follows": {"algorithm": {"type": "grpo"}, "reference_sync": {"every": 1, "mix": 0.5}},
     "bapo": {"algorithm": {"type": "bapo", "updates": 2}},
+    "a_star_po": {"algorithm": {"type": "a_star_po", "beta": 0.1}},
     "offline": {"algorithm": {"type": "dpo"}},
     "trace": {"algorithm": {"type": "trace"}},
     "flow": {"algorithm": {"type": "grpo_guard", "beta": 0.1}, "reference_sync": {"every": 1, "mix": 0.5}},

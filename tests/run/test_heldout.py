@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
+from support.engines import engine_of
 from support.handmade import make_spec
+from transformers import AutoModelForCausalLM
 
 from dar.assembly.loop import build_loop
+from dar.batch import Prompt
 from dar.config.recipe import load_recipe
 from dar.data.logged import token_groups
 from dar.errors import ConfigError, DataError
+from dar.policies.precision import Precision
+from dar.policies.text.policy import Policy
+from dar.rollout.sampling import SamplingKey
 from dar.run.loop import Loop
 from dar.trainer import run_loop
 
@@ -23,6 +31,7 @@ GOLD = [
     {"type": "pattern_count", "pattern": "[a-z]", "name": "letters", "weight": 2.0},
     {"type": "length", "target": 4, "name": "length_too", "weight": -1.0},
 ]
+FP32 = Precision(torch.device("cpu"), torch.float32)
 REPEATABLE = ("time/", "step_time", "memory/", "eval/time")
 
 
@@ -81,6 +90,62 @@ def test_an_entry_of_the_gold_rewards_can_be_overridden(write_recipe: Callable[.
     recipe = write_recipe(data={"train": prompts, "heldout": prompts}, evaluation={"rewards": ["sentiment"]})
     (reward,) = load_recipe(recipe, ["evaluation.rewards.0.weight=3.0"]).evaluation.rewards
     assert (reward.type, reward.weight) == ("sentiment", 3.0)
+
+
+# --- completions to be read ------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, name: str) -> dict[str, list[Any]]:
+    return pyarrow.parquet.read_table(folder / "completions" / f"{name}.parquet").to_pydict()
+
+
+def test_what_is_to_be_read_is_drawn_at_the_temperature_of_the_initial_entropy(
+    write_recipe: Callable[..., Path], tmp_path: Path, tokenizer: Any
+):
+    prompts = str(tmp_path / "prompts.jsonl")
+    sampling = {"max_completion_length": 8, "temperature": 0.9}
+    rows = run(write_recipe(data={"train": prompts, "heldout": prompts}, evaluation={"every": 2}, sampling=sampling))
+    entropies = [row["eval/entropy"] for row in rows if "eval/entropy" in row]
+    assert len(set(entropies)) == 3
+    assert min(entropies) > 1
+    tables = [read(tmp_path / "run", f"to-read-step-{step}") for step in (0, 2, 3)]
+    for table in tables:
+        assert table["prompt"] == ["say a", "say bee", "say sea"]
+        assert table["temperature"] == [0.9 / entropies[0]] * 3
+    assert tables[0]["completion"] != tables[-1]["completion"]
+    # The trained model by itself, at that temperature and with the evaluation's random numbers.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    policy = Policy(model, tokenizer, FP32, temperature=0.9 / entropies[0], with_reference=False)
+    asked = [
+        Prompt(place, "", tuple(tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=False)), {})
+        for place, each in enumerate([[{"role": "user", "content": text}] for text in tables[0]["prompt"]])
+    ]
+    key = SamplingKey(0, "heldout")
+    found = engine_of(policy, max_tokens=1000).generate(asked, 1, max_completion_length=8, key=key)
+    assert tables[-1]["completion"] == list(found.texts)
+
+
+def test_what_is_to_be_read_is_drawn_as_the_evaluation_where_that_does_not_draw_plainly(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    prompts = str(tmp_path / "prompts.jsonl")
+    run(write_recipe(data={"train": prompts, "heldout": prompts}, evaluation={"greedy": True}, steps=1))
+    found, measured = read(tmp_path / "run", "to-read-step-1"), read(tmp_path / "run", "heldout-step-1")
+    assert found == {"prompt": measured["prompt"][:3], "completion": measured["completion"][:3],
+                     "temperature": [None] * 3}  # fmt: skip
+
+
+def test_a_model_that_is_nearly_sure_is_not_warmed_and_prompts_are_spread(
+    write_recipe: Callable[..., Path], tmp_path: Path
+):
+    prompts = str(tmp_path / "prompts.jsonl")
+    loop = build_loop(load_recipe(write_recipe(data={"train": prompts, "heldout": prompts})), quiet=True)
+    assert loop.heldout is not None
+    heldout = replace(loop.heldout, prompts=[*loop.heldout.prompts, *loop.heldout.prompts])
+    heldout.engine.sync(heldout.policy, 0)
+    found = heldout.to_read(0.5)
+    assert found["temperature"] == [1.0] * 3
+    assert found["prompt"] == ["say a", "say dee", "say bee"]  # the first, fourth and seventh of ten
 
 
 # --- completions of the data -----------------------------------------------------------------------------------------

@@ -48,6 +48,8 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     labels = {}
     if is_trace:
         rewards, labels = (rewards > 0).float(), {IMPACT: torch.rand(num_prompts, 1, generator=generator).expand(-1, 2)}
+    elif loop.spec.algorithm.type == "maxrl":
+        rewards = (rewards + 5).clamp(min=0)
     old, reference = loop.learner.policy.logprobs(groups, max_tokens=4096), None
     if loop.learner.policy.has_reference:
         reference = old + 0.3 * torch.randn(mask.shape, generator=generator) * mask
@@ -126,7 +128,7 @@ def one_row(batch: Weighted) -> torch.Tensor:
     return torch.arange(batch.groups.num_rows) == 0
 
 
-@pytest.mark.parametrize("name", ["bnpo", "rloo", "gspo", "bapo", "r2vpo", "ppo"])
+@pytest.mark.parametrize("name", ["bnpo", "rloo", "gspo", "cispo", "dppo", "bapo", "r2vpo", "ppo"])
 def test_a_rank_without_rows_moves_and_reports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     loop = make_loop(tmp_path / "run", name)
     batch, _ = loop.algorithm.weigh(hostile_batch(loop, seed=0))

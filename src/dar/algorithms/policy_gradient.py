@@ -1,4 +1,4 @@
-"""Critic-free policy gradients on the probability ratio: RLOO, GRPO and its variants, DAO, BAPO, R²VPO."""
+"""Critic-free policy gradients on the probability ratio: RLOO, GRPO and its variants, DAO, BAPO, R²VPO, CISPO, DPPO."""
 
 from __future__ import annotations
 
@@ -14,27 +14,20 @@ from dar.config.policy_gradient import (
     AnyPolicyGradient,
     BAPOSpec,
     BNPOSpec,
+    CISPOSpec,
     ClippedGroupSpec,
     DAOSpec,
     DAPOSpec,
+    DPPOSpec,
     DrGRPOSpec,
     GRPOSpec,
     GSPOSpec,
+    MaxRLSpec,
     R2VPOSpec,
     RLOOSpec,
 )
+from dar.objectives import policy_gradient as pg
 from dar.objectives.bapo import bapo_bounds
-from dar.objectives.policy_gradient import (
-    clipped_surrogate,
-    clipped_tokens,
-    dao,
-    dao_tokens,
-    dual_step,
-    gspo,
-    r2vpo,
-    ratio_variance,
-    sequence_clipped_surrogate,
-)
 from dar.ops import Mean, kl_k1, kl_k3, masked_sum
 
 
@@ -63,11 +56,11 @@ class RLOO(Algorithm):
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         spec, mask, logprobs = self.spec, batch.mask, outputs.logprobs
-        losses = batch.weights * sequence_clipped_surrogate(
+        losses = batch.weights * pg.sequence_clipped_surrogate(
             logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=spec.clip_low, clip_high=spec.clip_high
         )
         log_ratio = masked_sum(logprobs.detach() - batch.old_logprobs, mask)
-        clipped = clipped_tokens(log_ratio, batch.advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
+        clipped = pg.clipped_tokens(log_ratio, batch.advantages, clip_low=spec.clip_low, clip_high=spec.clip_high)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
 
 
@@ -94,8 +87,8 @@ class DAO(Algorithm):
         spec = self.spec
         tensors = (outputs.logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, batch.mask)
         if spec.ratio_level == "sequence":
-            return Terms(batch.weights * dao(*tensors, alpha=spec.alpha, beta=spec.beta), {})
-        per_token = dao_tokens(*tensors, alpha=spec.alpha, beta=spec.beta)
+            return Terms(batch.weights * pg.dao(*tensors, alpha=spec.alpha, beta=spec.beta), {})
+        per_token = pg.dao_tokens(*tensors, alpha=spec.alpha, beta=spec.beta)
         return Terms(batch.weights * masked_sum(per_token, batch.mask), {})
 
 
@@ -114,12 +107,12 @@ class _GroupRelative(Algorithm):
         self.needs_reference = self.beta > 0
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(batch)
+        rows = self._advantages(batch)
         return batch.weighted(rows, self._carrying(rows), denominator=float(batch.mask.sum())), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         logprobs, mask = outputs.logprobs, batch.mask
-        per_token = clipped_surrogate(
+        per_token = pg.clipped_surrogate(
             logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=self.clip_low, clip_high=self.clip_high
         )
         if batch.ref_logprobs is not None and self.beta > 0:
@@ -128,11 +121,11 @@ class _GroupRelative(Algorithm):
             per_token = per_token + self.beta * kl_k3(current, reference)
         log_ratio = (logprobs.detach() - batch.old_logprobs)[mask]
         token_advantages = batch.advantages.unsqueeze(1).expand_as(mask)[mask]
-        clipped = clipped_tokens(log_ratio, token_advantages, clip_low=self.clip_low, clip_high=self.clip_high)
+        clipped = pg.clipped_tokens(log_ratio, token_advantages, clip_low=self.clip_low, clip_high=self.clip_high)
         losses = batch.weights * masked_sum(per_token, mask)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
 
-    def _standardized(self, batch: Batch) -> Tensor:
+    def _advantages(self, batch: Batch) -> Tensor:
         """[B]; the sample standard deviation (ddof 1) and ε = 1e-4 are TRL's."""
         require_reference(self, batch)
         return batch.to_rows(adv.group_standardized(batch.rewards, ddof=1, eps=1e-4))
@@ -152,7 +145,7 @@ class GRPO(_GroupRelative):
     """
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(batch)
+        rows = self._advantages(batch)
         # The row's weight carries the 1/|y| of the objective.
         return batch.weighted(rows, self._carrying(rows) / batch.mask.sum(1).float()), {}
 
@@ -170,7 +163,7 @@ class DAPO(_GroupRelative):
         r ← r + min(0, (L_max − L_cache − |y|)/L_cache),
         L = Σ_{i,t} −min(ρ_t A_i, clip(ρ_t, 1−ε_low, 1+ε_high) A_i) / Σ|y|
 
-    Yu et al. 2025, arXiv:2503.14476. Tied groups are left out rather than sampled again.
+    Yu et al. 2025, arXiv:2503.14476. Its dynamic sampling is `sampling.resample_tied`.
     """
 
     def __init__(self, spec: DAPOSpec, *, max_completion_length: int) -> None:
@@ -216,15 +209,47 @@ class GSPO(_GroupRelative):
     """
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
-        rows = self._standardized(batch)
+        rows = self._advantages(batch)
         return batch.weighted(rows, self._carrying(rows)), {}
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         bounds = {"clip_low": self.clip_low, "clip_high": self.clip_high}
-        losses = batch.weights * gspo(outputs.logprobs, batch.old_logprobs, batch.advantages, batch.mask, **bounds)
+        losses = batch.weights * pg.gspo(outputs.logprobs, batch.old_logprobs, batch.advantages, batch.mask, **bounds)
         mean_ratio = masked_sum(outputs.logprobs.detach() - batch.old_logprobs, batch.mask) / batch.mask.sum(1)
-        clipped = clipped_tokens(mean_ratio, batch.advantages, **bounds)
+        clipped = pg.clipped_tokens(mean_ratio, batch.advantages, **bounds)
         return Terms(losses, {"clip_ratio/region_mean": Mean.of(clipped)})
+
+
+class CISPO(_GroupRelative):
+    """The ratio as a clipped, constant weight: L = mean_t −sg(clip(ρ_t)) A log π_θ. MiniMax-M1, arXiv:2506.13585."""
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        logprobs, old, mask = outputs.logprobs, batch.old_logprobs, batch.mask
+        per_token = pg.cispo(logprobs, old, batch.advantages, mask, clip_low=self.clip_low, clip_high=self.clip_high)
+        ratio = (logprobs.detach() - old)[mask].exp()
+        is_clipped = (ratio > 1 + self.clip_high) | (ratio < 1 - self.clip_low)
+        return Terms(batch.weights * masked_sum(per_token, mask), {"cispo/clipped": Mean.of(is_clipped)})
+
+
+class DPPO(_GroupRelative):
+    """No gradient where an advantage has moved a token's probability further than δ. Qi et al., arXiv:2602.04879."""
+
+    def __init__(self, spec: DPPOSpec) -> None:
+        self.spec, self.updates = spec, spec.updates
+
+    def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
+        tensors, mask, max_shift = (outputs.logprobs, batch.old_logprobs), batch.mask, self.spec.max_shift
+        per_token = pg.dppo(*tensors, batch.advantages, mask, max_shift=max_shift, max_ratio=self.spec.max_ratio)
+        is_out = pg.out_of_region(*tensors, batch.advantages.unsqueeze(1), max_shift=max_shift)
+        losses = batch.weights * masked_sum(per_token, mask)
+        return Terms(losses, {"clip_ratio/region_mean": Mean.of(is_out, mask)})
+
+
+class MaxRL(_GroupRelative):
+    """A_i = (r_i − mean r) / mean r, which ascends the log of the success rate. Tajwar et al., arXiv:2602.02710."""
+
+    def _advantages(self, batch: Batch) -> Tensor:
+        return batch.to_rows(adv.over_mean(batch.rewards))
 
 
 class BAPO(_GroupRelative):
@@ -279,15 +304,15 @@ class R2VPO(Algorithm):
 
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         tensors = (outputs.logprobs, batch.old_logprobs)
-        per_token = r2vpo(*tensors, batch.advantages, batch.mask, penalty=self.penalty)
-        variance = ratio_variance(*tensors, batch.mask)
+        per_token = pg.r2vpo(*tensors, batch.advantages, batch.mask, penalty=self.penalty)
+        variance = pg.ratio_variance(*tensors, batch.mask)
         losses = batch.weights * masked_sum(per_token, batch.mask)
         return Terms(losses, {"r2vpo/variance": Mean.of(variance, batch.mask)})
 
     def finish_update(self, means: Metrics) -> Metrics:
         # A batch that trains nothing has no variance.
         if "r2vpo/variance" in means:
-            self.penalty = dual_step(
+            self.penalty = pg.dual_step(
                 self.penalty, means["r2vpo/variance"], target=self.spec.max_variance, rate=self.spec.penalty_rate
             )
         return {"r2vpo/penalty": self.penalty}
@@ -316,6 +341,12 @@ def build(spec: AnyPolicyGradient, *, max_completion_length: int) -> Algorithm:
             return DrGRPO(spec, max_completion_length=max_completion_length)
         case GSPOSpec():
             return GSPO(spec)
+        case CISPOSpec():
+            return CISPO(spec)
+        case DPPOSpec():
+            return DPPO(spec)
+        case MaxRLSpec():
+            return MaxRL(spec)
         case BAPOSpec():
             return BAPO(spec)
         case R2VPOSpec():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dar.algorithms import actor_critic, flow, logits, policy_gradient, preference, realignment, regression
+from dar.algorithms import actor_critic, flow, logits, policy_gradient, preference, realignment, regression, squared
 from dar.algorithms.base import Algorithm
 from dar.assembly.before import Before
 from dar.assembly.realignment import Realignment
@@ -17,6 +17,7 @@ from dar.config.realignment import TRACESpec
 from dar.config.recipe import build_spec
 from dar.config.regression import AnyRegression
 from dar.config.run import RunSpec
+from dar.config.squared import AnySquared
 from dar.errors import ConfigError
 from dar.rewards import load_function
 from dar.rewards.foreign import ForeignCode
@@ -36,6 +37,8 @@ def build_algorithm(spec: AnyAlgorithm, *, max_completion_length: int) -> Algori
         return regression.build(spec)
     if isinstance(spec, AnyPolicyGradient):
         return policy_gradient.build(spec, max_completion_length=max_completion_length)
+    if isinstance(spec, AnySquared):
+        return squared.SquaredRegression(spec)
     if isinstance(spec, AnyActorCritic):
         return actor_critic.build(spec)
     if isinstance(spec, AnyLogits):

@@ -13,7 +13,8 @@ from dar.config.algorithm import LoggedKind
 from dar.config.data import SourceSpec
 from dar.config.realignment import TRACESpec
 from dar.config.run import RunSpec
-from dar.data.logged import COLUMNS, LoggedCompletion, LoggedSet, prepare_logged
+from dar.config.squared import AStarPOSpec
+from dar.data.logged import COLUMNS, LoggedCompletion, LoggedSet, prepare_logged, ref_rewards
 from dar.data.prompts import PromptSet, prepare_prompts
 from dar.data.sources import fingerprint, load_rows
 from dar.errors import ConfigError
@@ -90,6 +91,8 @@ def build_data(spec: RunSpec, objects: Objects, reader: TextParts | FlowParts) -
     pairs = spec.algorithm.gold if isinstance(spec.algorithm, TRACESpec) else None
     logged = None if kind is None else completions(spec.data.train, objects.train_rows, kind)
     train = prompts(spec.data.train, objects.train_rows) if logged is None else logged.prompts
+    for prompt in train.prompts if isinstance(spec.algorithm, AStarPOSpec) else ():
+        ref_rewards(prompt, spec.data.train.path)
     heldout, known = None, None
     if source is not None:
         rows = None if objects.heldout_rows is None else list(objects.heldout_rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dar.algorithms.base import Algorithm
+from dar.algorithms.policy_gradient import DPPO
 from dar.assembly.engine import build_engine
 from dar.config.engine import InProcessSpec
 from dar.config.flow import FlowModelSpec
@@ -34,8 +35,9 @@ class FlowParts:
         self.max_completion_length = model.sde.steps
 
     def require(self, algorithm: Algorithm) -> None:
-        if algorithm.needs_logits or algorithm.needs_values:
-            raise ConfigError(f"{self.spec.algorithm.type} reads logits or a critic, which no flow-matching policy has")
+        if algorithm.needs_logits or algorithm.needs_values or isinstance(algorithm, DPPO):
+            read = "logits, probabilities or a critic"
+            raise ConfigError(f"{self.spec.algorithm.type} reads {read}, which no flow-matching policy has")
 
     def engine(self, say: Callable[[str], None]) -> Engine:
         if isinstance(self.spec.engine, InProcessSpec):

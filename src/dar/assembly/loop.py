@@ -47,6 +47,7 @@ from dar.run.display import Display
 from dar.run.heldout import HeldoutCompletions, HeldoutEvaluation
 from dar.run.loop import Loop
 from dar.run.recorder import Recorder
+from dar.run.resample import ResamplingCollector
 from dar.run.trainer_callbacks import adapted
 from dar.shown import redacted
 
@@ -149,7 +150,8 @@ def _collector(spec: RunSpec, data: RunData, rewards: Sequence[Reward], policy: 
     stream = PromptStream(data.train, prompts_per_step=spec.prompts_per_step, seed=spec.seed)
     if data.logged is not None:
         return LoggedCollector(data.logged, stream)
-    return OnlineCollector(spec, policy, engine, RewardSet(rewards), stream, display.tokens, ahead)
+    kind = OnlineCollector if spec.sampling.resample_tied is None else ResamplingCollector
+    return kind(spec, policy, engine, RewardSet(rewards), stream, display.tokens, ahead)
 
 
 def _heldout(

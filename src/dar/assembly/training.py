@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-
 from dar.assembly.export import push_model, report_html
 from dar.collective import from_main
 from dar.config.run import HubSpec
@@ -95,14 +93,6 @@ def show_before_after(loop: Loop, metrics: list[dict[str, Any]]) -> None:
         return
     before, after = found[0], found[-1]
     loop.display.before_after(before, after, title=str(loop.folder.path))
-    if "reward" not in after or loop.spec.model.library == "diffusers":
-        return  # nothing was sampled, or images
-    tables = [
-        pyarrow.parquet.read_table(loop.folder.path / "completions" / f"heldout-step-{row['step']}.parquet").to_pylist()
-        for row in (before, after)
-    ]
-    stride = max(1, len(tables[0]) // 3)
-    loop.display.side_by_side(
-        [(row["prompt"], row["completion"], tables[1][index]["completion"])
-         for index, row in list(enumerate(tables[0]))[::stride][:3]]
-    )  # fmt: skip
+    temperature, rows = loop.folder.side_by_side()
+    if rows:
+        loop.display.side_by_side(temperature, rows)

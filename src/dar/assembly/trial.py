@@ -52,7 +52,8 @@ def try_step(spec: RunSpec, *, num_heldout_prompts: int) -> Trial:
             loop.end()
         table = pyarrow.parquet.read_table(f"{temporary}/completions/step-1.parquet").to_pylist()
         seconds = sum(row.get("eval/time", 0.0) for row in loop.folder.metrics()) * num_heldout / max(1, num_tried)
-    prompt = loop.collector.stream.at(0)[0]
+    # The stream's first, unless it was replaced.
+    (prompt,) = loop.collector.stream.draw(table[0]["position"], 1)
     weights = _bytes(loop.trainable().values())
     moments = sum(_bytes(state.values()) for state in loop.optimizer.state.values())
     checkpoint = weights + moments + _bytes(loop.extras().values())

@@ -36,6 +36,13 @@ def compare(
     ],
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with seeds 0, 1, …")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds, instead of 0.")] = 0,
+    num_parallel: Annotated[
+        int,
+        typer.Option(
+            "--parallel", "-j", min=1, max=64, help="Runs at a time; of several each has an equal share of the cores."
+        ),
+    ] = 1,
     learning_rates: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +72,16 @@ def compare(
         arms = at_learning_rates(arms, learning_rates)
     out = Path(expanded(out))
     with console.status("") as status:
-        outcomes = run_all(recipe, overrides or [], arms, range(seeds), out, console.print, status.update)
+        outcomes = run_all(
+            recipe,
+            overrides or [],
+            arms,
+            range(first_seed, first_seed + seeds),
+            out,
+            console.print,
+            status.update,
+            num_parallel=num_parallel,
+        )
     summary = summarize(outcomes)
     write_text(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
     written = [out / "comparison.json"]

@@ -50,7 +50,7 @@ def report(
     page = render_page(found)
     write_text(target, page)
     console = Console(stderr=as_json)
-    console.print(f"{target} ({len(page.encode()) / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"{target.resolve().as_uri()} ({len(page.encode()) / 1e6:.1f} MB)", soft_wrap=True)
     if png is not None:
         written = write_pictures(found, Path(expanded(png)))
         console.print(f"{len(written)} pictures in {png}", soft_wrap=True)

@@ -45,11 +45,11 @@ def sample(
 
     hide_file_progress()
     chosen = {"greedy": greedy, "top_k": top_k, "top_p": top_p, "min_new_tokens": min_tokens, "stop": tuple(stop or ())}
-    decoding = spec_of(DecodingSpec, chosen, (), command="dar sample")
     if min_tokens > max_tokens:
         raise ConfigError(f"--min-tokens is {min_tokens}, but --max-tokens is {max_tokens}")
     if not temperature > 0:
         raise ConfigError(f"--temperature is {temperature:g}, and must be above 0: --greedy takes the likeliest token")
+    decoding = spec_of(DecodingSpec, chosen | {"temperature": temperature}, (), command="dar sample")
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "is_plain": plain}
     sampling = spec_of(EvalSamplingSpec, given, (), command="dar sample")
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from dar.config.base import Spec, specs_below
 
-LoggedKind = Literal["demonstrations", "preferences", "verdicts", "rewards"]
-"""`prompt` + `completion`, `prompt` + `chosen` + `rejected`, these with `chosen_complies` + `rejected_complies`, or
-`prompt` + `completions` + `rewards`.
+LoggedKind = Literal["demonstrations", "preferences", "verdicts", "rewards", "quantiles"]
+"""`prompt` + `completion`, `prompt` + `chosen` + `rejected`, these with `chosen_complies` + `rejected_complies`,
+`prompt` + `completions` + `rewards`, or these with `ref_rewards`.
 
 Preferences (with verdicts or without) may also be two whole conversations without a prompt: it is then what both begin
 with.

@@ -15,6 +15,7 @@ from dar.config.policy_gradient import AnyPolicyGradient
 from dar.config.preference import AnyPreference
 from dar.config.realignment import AnyRealignment
 from dar.config.regression import AnyRegression
+from dar.config.squared import AnySquared
 
 
 class OwnAlgorithmSpec(AlgorithmSpec, OwnSpec):
@@ -24,7 +25,8 @@ class OwnAlgorithmSpec(AlgorithmSpec, OwnSpec):
     """
 
 
-Known = AnyRegression | AnyPolicyGradient | AnyFlow | AnyActorCritic | AnyLogits | AnyPreference | AnyRealignment
+_OnRewards = AnyRegression | AnyPolicyGradient | AnySquared | AnyFlow | AnyActorCritic | AnyLogits
+Known = _OnRewards | AnyPreference | AnyRealignment
 
 
 def _whose(value: Any) -> str:

@@ -112,6 +112,14 @@ class DataSpec(RowsSpec):
     """What to do, before training starts, with prompts longer than that: stop, or leave them out and say how many."""
 
 
+class ResampleSpec(Spec):
+    """Dynamic sampling: groups that teach nothing, as all their rewards are equal or fewer than two are there, are
+    replaced by those of fresh prompts, before anything is computed over the batch."""
+
+    max_rounds: Annotated[int, Field(ge=1, le=1000)]
+    """Most times that a step samples fresh prompts, as many as groups are tied. Of the last time tied ones stay."""
+
+
 class SamplingSpec(Spec):
     """How completions are drawn. Truncating samplers (top-k, top-p) would change π_t and are not offered."""
 
@@ -133,6 +141,17 @@ class SamplingSpec(Spec):
     prompts_per_request: Rows | None = None
     """Prompts that are sampled together. The same number gives the same rounding, wherever a run samples; by default
     all of a step's on one machine, and an equal share for each sampler of a cluster."""
+    resample_tied: ResampleSpec | None = None
+    """Replace groups that teach nothing by those of fresh prompts; by default they stay."""
+
+    @model_validator(mode="after")
+    def _rewards_come_first(self) -> SamplingSpec:
+        if self.resample_tied is not None and self.max_staleness:
+            raise ValueError(
+                "resample_tied draws prompts when a step's rewards are known, max_staleness has later steps' drawn "
+                "before that: set only one of them"
+            )
+        return self
 
     @classmethod
     def other_way(cls, key: str, type: object) -> str | None:
@@ -174,6 +193,8 @@ class TruncationSpec(Spec):
 class DecodingSpec(TruncationSpec):
     """What is done to the logits before a token is drawn, in this order: temperature, min_new_tokens, top_k, top_p."""
 
+    temperature: Positive | None = None
+    """Divides the logits; by default the policy's own does."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     """No EOS before so many other tokens."""
     stop: tuple[str, ...] = ()
@@ -189,7 +210,7 @@ class DecodingSpec(TruncationSpec):
 
     @property
     def is_plain(self) -> bool:
-        return super().is_plain and not self.min_new_tokens and not self.stop
+        return super().is_plain and self.temperature is None and not self.min_new_tokens and not self.stop
 
 
 class EvalSamplingSpec(Spec):

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from dar.config.algorithm import ClipHigh
 from dar.config.base import Count, Fraction, NotNegative, Spec
+from dar.config.data import SamplingSpec
 from dar.config.model import ModelSourceSpec, ModelSpec
 from dar.config.policy_gradient import GRPOSpec
 
@@ -47,7 +48,8 @@ class FlowModelSpec(ModelSourceSpec):
 
 TEXT_ONLY = (
     *("model.sha256", "model.trust_remote_code", "reference.sha256", "reference.trust_remote_code"),
-    *("data.wrap_as_user", "data.system_prompt", "data.max_prompt_length", "data.long_prompts", "sampling"),
+    *("data.wrap_as_user", "data.system_prompt", "data.max_prompt_length", "data.long_prompts"),
+    *(f"sampling.{name}" for name in SamplingSpec.model_fields if name != "resample_tied"),
     *("engine.max_cache_tokens", "engine.in_place", "evaluation.top_k", "evaluation.top_p", "optim.null_space"),
     *("runtime.sharding", "runtime.compile_layers"),
 )

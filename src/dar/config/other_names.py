@@ -27,7 +27,7 @@ INSTEAD = {
     "algorithm": "use {algorithm}",
     "beta": "it belongs to the method: {algorithm.beta}",
     "epsilon epsilon_low epsilon_high": "use {algorithm.clip_low} and {algorithm.clip_high}",
-    "loss_type importance_sampling_level": "a loss is a method: use {algorithm} (dapo is bnpo; dr_grpo, gspo; ipo; …)",
+    "loss_type importance_sampling_level": "a loss is a method: use {algorithm} (dapo is bnpo; dr_grpo; cispo; ipo; …)",
     "scale_rewards": "it belongs to the method: {algorithm.normalize} of dar; dr_grpo in place of grpo scales nothing",
     "mask_truncated_completions": "use {sampling.mask_truncated}",
     "reward_funcs reward_model": "use {rewards}",

@@ -73,7 +73,7 @@ class BNPOSpec(ClippedGroupSpec):
 class DAPOSpec(ClippedGroupSpec):
     """DAPO (Yu et al. 2025, arXiv:2503.14476): a higher upper clip, token mean, no KL, tied groups left out.
 
-    Tied groups carry no weight and do not count in the mean; they are not sampled again.
+    Tied groups carry no weight and do not count in the mean; `sampling.resample_tied` replaces them.
     """
 
     type: Literal["dapo"] = "dapo"
@@ -163,4 +163,35 @@ class R2VPOSpec(GroupSpec):
         return self
 
 
-AnyPolicyGradient = DAOSpec | RLOOSpec | GRPOSpec | BNPOSpec | DAPOSpec | DrGRPOSpec | GSPOSpec | BAPOSpec | R2VPOSpec
+class CISPOSpec(ClippedGroupSpec):
+    """Clipped importance weights (MiniMax-M1, arXiv:2506.13585): every token keeps its gradient."""
+
+    type: Literal["cispo"] = "cispo"
+    clip_low: Fraction = 1.0
+    """A token's weight is its ratio, but at least 1 less this; 1 = no lower bound."""
+    clip_high: ClipHigh = 4.0
+    """And at most 1 and this; `.inf` = no upper bound."""
+    updates: Count = 2
+    """Optimizer steps per batch of rollouts; with one, every weight is 1 and this is `bnpo`."""
+
+
+class DPPOSpec(GroupSpec):
+    """Divergence PPO (arXiv:2602.04879): bounds how far a token's probability moves, not its ratio."""
+
+    type: Literal["dppo"] = "dppo"
+    max_shift: Fraction = 0.15
+    """Change of a token's probability from which on its advantage moves it no further; 1 = none."""
+    max_ratio: Annotated[float, Field(ge=1)] = 20.0
+    """Largest importance weight of a token; `.inf` = no bound."""
+    updates: Count = 2
+    """Optimizer steps per batch of rollouts; with one, nothing has moved and this is `bnpo`."""
+
+
+class MaxRLSpec(ClippedGroupSpec):
+    """Maximum likelihood RL (arXiv:2602.02710): the log of the success rate. For rewards of 0 and 1, or others ≥ 0."""
+
+    type: Literal["maxrl"] = "maxrl"
+
+
+AnyClipped = GRPOSpec | BNPOSpec | DAPOSpec | DrGRPOSpec | GSPOSpec | CISPOSpec | DPPOSpec | MaxRLSpec
+AnyPolicyGradient = DAOSpec | RLOOSpec | AnyClipped | BAPOSpec | R2VPOSpec

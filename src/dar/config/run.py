@@ -169,6 +169,8 @@ class RunSpec(Spec):
                 f"num_generations is 1, but {self.algorithm.type} compares the completions of one prompt: set it to 2 "
                 "or more (dar works with 1: the batch mean is then the baseline)"
             )
+        if self.sampling.resample_tied is not None and self.num_generations < 2:
+            raise ValueError("num_generations is 1: sampling.resample_tied needs 2 or more, to see which are tied")
         if self.algorithm.logged:
             self._check_offline()
         elif not self.rewards:
@@ -289,8 +291,9 @@ class RunSpec(Spec):
         method = self.algorithm.type
         if self.evaluation.rewards and not self.rewards:
             raise ValueError("evaluation.rewards stand beside rewards, but rewards is empty: name those, too")
-        if self.sampling.mask_truncated or self.sampling.correction != "none" or self.sampling.max_staleness:
+        given = self.sampling
+        if given.mask_truncated or given.correction != "none" or given.max_staleness or given.resample_tied:
             raise ValueError(
-                f"{method} learns from the data's completions: sampling.mask_truncated, correction and max_staleness "
-                "do nothing"
+                f"{method} learns from the data's completions: sampling.mask_truncated, correction, max_staleness and "
+                "resample_tied do nothing"
             )

@@ -25,14 +25,15 @@ COLUMNS: dict[LoggedKind, tuple[str, ...]] = {
     "preferences": ("chosen", "rejected"),
     "verdicts": ("chosen", "rejected", "chosen_complies", "rejected_complies"),
     "rewards": ("completions", "rewards"),
+    "quantiles": ("completions", "rewards", "ref_rewards"),
 }
 
 
 @dataclass(frozen=True)
 class LoggedCompletion:
     """token_ids: EOS included, unless it was cut. text: for people. reward: 1 and 0 for chosen and rejected, 1 for a
-    demonstration, the verdict as 1 and 0. finish_reason: `length` when it was cut. labels: what else is known of it, by
-    name; the same names for every completion of a data set."""
+    demonstration, the verdict as 1 and 0, or the quantile. finish_reason: `length` when it was cut. labels: what else
+    is known of it, by name; the same names for every completion of a data set."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -190,7 +191,7 @@ def _labelled(prompt: Prompt, kind: LoggedKind, where: str) -> list[tuple[Any, f
                         f"false, found {columns[name]!r:.120}"
                     )
             return [(columns["chosen"], float(verdicts[0])), (columns["rejected"], float(verdicts[1]))]
-        case "rewards":
+        case "rewards" | "quantiles":
             for name in COLUMNS[kind]:
                 if isinstance(columns[name], str | Mapping) or not isinstance(columns[name], Iterable):
                     raise DataError(f"{where}: row {index}: '{name}' must be a list, found {columns[name]!r:.120}")
@@ -200,7 +201,26 @@ def _labelled(prompt: Prompt, kind: LoggedKind, where: str) -> list[tuple[Any, f
             for reward in rewards:
                 if not is_number(reward):
                     raise DataError(f"{where}: row {index}: the reward {reward!r} is no finite number")
+            if kind == "quantiles":
+                reference = ref_rewards(prompt, where)
+                rewards = [sum(each <= reward for each in reference) / len(reference) for reward in rewards]
             return [(each, float(reward)) for each, reward in zip(completions, rewards, strict=True)]
+
+
+def ref_rewards(prompt: Prompt, where: str) -> list[float]:
+    """The rewards of completions that π₀ wrote for a prompt, from the column `ref_rewards` of its row.
+
+    Raises:
+        DataError: there are none, or one is no finite number.
+    """
+    found = prompt.columns.get("ref_rewards")
+    rewards = list(found) if isinstance(found, Iterable) and not isinstance(found, str | Mapping) else []
+    if not rewards or not all(map(is_number, rewards)):
+        raise DataError(
+            f"{where}: row {prompt.position}: 'ref_rewards' must be a list of the rewards (finite numbers) of "
+            f"completions that the reference wrote for the prompt, found {found!r:.120}"
+        )
+    return [float(each) for each in rewards]
 
 
 def answer(completion: Any, prompt: str | list[Message], here: str) -> Message:

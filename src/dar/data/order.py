@@ -20,9 +20,12 @@ class ShuffledOrder:
 
     def indices(self, step: int) -> list[int]:
         """Which rows are drawn in step `step` (from 0)."""
+        return self.drawn(step * self.per_step, self.per_step)
+
+    def drawn(self, first: int, count: int) -> list[int]:
+        """Which rows are drawn as numbers first…first + count − 1 of all draws."""
         drawn, order, order_epoch = [], np.empty(0, dtype=np.int64), -1
-        first = step * self.per_step
-        for position in range(first, first + self.per_step):
+        for position in range(first, first + count):
             epoch, index = divmod(position, self.num_rows)
             if epoch != order_epoch:
                 generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))

@@ -87,20 +87,34 @@ def prepare_prompts(
 class PromptStream(ShuffledOrder):
     """An endless, seeded order of prompts: every epoch a new permutation, nothing drawn twice in an epoch.
 
-    The stream has no state: a step's prompts follow from its number, so resuming means asking for the next step.
+    A step's prompts follow from its number and from how many were drawn in place of others before it (none, but for
+    `sampling.resample_tied`), so resuming means asking for the next step.
+
+    replaced: by step (from 0), how many prompts it drew beyond the `prompts_per_step` that it has.
     """
 
     def __init__(self, prompts: PromptSet, *, prompts_per_step: int, seed: int) -> None:
         super().__init__(len(prompts), per_step=prompts_per_step, seed=seed)
         self.prompts = prompts.prompts
+        self.replaced: dict[int, int] = {}
 
     def at(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of step `step` (from 0); `position` counts draws since the start of the run."""
-        first = step * self.per_step
+        return self.draw(self.first(step), self.per_step)
+
+    def first(self, step: int) -> int:
+        """The position of its first prompt: how many were drawn before."""
+        return step * self.per_step + sum(count for each, count in self.replaced.items() if each < step)
+
+    def draw(self, first: int, count: int) -> tuple[Prompt, ...]:
+        """The prompts at positions first…first + count − 1."""
         return tuple(
             dataclasses.replace(self.prompts[index], position=first + offset)
-            for offset, index in enumerate(self.indices(step))
+            for offset, index in enumerate(self.drawn(first, count))
         )
+
+    def epoch(self, step: int) -> float:
+        return self.first(step) / self.num_rows
 
 
 def prompt_content(row: Row, spec: RowsSpec, index: int, where: str) -> str | list[Message]:

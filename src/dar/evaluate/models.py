@@ -79,19 +79,10 @@ def build_generators(model: str, sampling: EvalSamplingSpec, temperatures: Seque
     """
     spec = ModelSpec.model_validate({"path": model})
     causal_lm, tokenizer, precision = load_model(spec), load_tokenizer(spec), resolve_precision(RuntimeSpec())
-
-    def generator(temperature: float) -> Generator:
-        policy = Policy(causal_lm, tokenizer, precision, temperature=temperature or 1.0, with_reference=False)
-        engine = build_engine(InProcessSpec())
-        engine.sync(policy, 0)
-        return Generator(
-            engine=engine,
-            max_completion_length=sampling.max_tokens,
-            seed=sampling.seed,
-            decoding=DecodingSpec(greedy=temperature == 0),
-        )
-
-    return {temperature: generator(temperature) for temperature in temperatures}
+    engine = build_engine(InProcessSpec())
+    engine.sync(Policy(causal_lm, tokenizer, precision, temperature=1.0, with_reference=False), 0)
+    decodings = {each: DecodingSpec(greedy=each == 0, temperature=each or None) for each in temperatures}
+    return {each: Generator(engine, sampling.max_tokens, sampling.seed, decodings[each]) for each in temperatures}
 
 
 def read_judge(judge: str) -> AnyReward:

@@ -46,13 +46,14 @@ _FILE_BYTES = 1 << 28
 class TrainState:
     """The plain numbers of a run after `step` steps.
 
-    step: completed steps; the prompt stream and the schedule follow from it.
+    step: completed steps; the schedule follows from it, and the prompt stream from it and `replaced`.
     num_tokens: tokens processed so far.
     reference: fingerprint of π₀.
     algorithm: the method's own numbers.
     rewards: the rewards' own numbers.
     calibration: shifts and scales of reward models.
     adapter: ranks that shrink, and the step of the last cut.
+    replaced: prompts drawn in place of others (`sampling.resample_tied`).
     """
 
     step: int
@@ -62,6 +63,7 @@ class TrainState:
     rewards: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, float] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
+    replaced: int = 0
 
 
 def save_checkpoint(

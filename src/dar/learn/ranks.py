@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -23,6 +23,8 @@ from dar.policies.precision import Precision
 from dar.rewards import RewardTable, join_tables
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 Scored = tuple[Rollouts, RewardTable, Tensor | None, Tensor | None]
 """Rollouts, what the rewards said of them, log π₀ and a critic's values, each where it is read."""
@@ -44,6 +46,12 @@ def own_groups(num_groups: int) -> tuple[int, int]:
     share, rest = divmod(num_groups, num_ranks())
     start = own_rank() * share + min(own_rank(), rest)
     return start, start + share + (own_rank() < rest)
+
+
+def own_share(items: Sequence[Item]) -> tuple[Sequence[Item], bool]:
+    """This rank's items, and whether they are its own: one that is left without takes part with the first."""
+    first, stop = own_groups(len(items))
+    return (items[first:stop], True) if first < stop else (items[:1], False)
 
 
 def join_ranks(runtime: ComputeSpec, precision: Precision, **settings: Any) -> Accelerator:

@@ -1,7 +1,8 @@
 """Objectives on the probability ratio ρ = π_θ / π_t.
 
 The clipped surrogate at token and at sequence level (PPO, GRPO, RLOO, GSPO), the surrogate with two KL penalties (DAO),
-the one with a penalty on the ratio's variance (R2VPO), and the KL to the behaviour policy that dual PPO adds.
+the one with a penalty on the ratio's variance (R2VPO), the log-likelihood with the ratio as a constant weight (CISPO,
+DPPO), and the KL to the behaviour policy that dual PPO adds.
 """
 
 from __future__ import annotations
@@ -97,14 +98,17 @@ def gspo(
 
 
 def _surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    if not 0 <= clip_low <= 1 or not clip_high >= 0:
-        raise ValueError(f"clip_low must lie in [0, 1] and clip_high be ≥ 0, got {clip_low} and {clip_high}")
+    lower, upper = _log_bounds(clip_low, clip_high)
     # min(ρA, clip(ρ)A) bounds ρ from above where A ≥ 0 and from below where A < 0. Taking the bound on the logarithm
     # keeps a clipped ratio from overflowing first, which would make its gradient 0 · ∞.
-    upper = math.log1p(clip_high)
-    lower = math.log1p(-clip_low) if clip_low < 1 else -math.inf
     bounded = torch.where(advantages >= 0, log_ratio.clamp(max=upper), log_ratio.clamp(min=lower))
     return -advantages * bounded.exp()
+
+
+def _log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
+    if not 0 <= clip_low <= 1 or not clip_high >= 0:
+        raise ValueError(f"clip_low must lie in [0, 1] and clip_high be ≥ 0, got {clip_low} and {clip_high}")
+    return math.log1p(-clip_low) if clip_low < 1 else -math.inf, math.log1p(clip_high)
 
 
 def clipped_tokens(log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
@@ -281,6 +285,49 @@ def dual_step(penalty: float, variance: float, *, target: float, rate: float) ->
     # max(0, NaN) is 0: a broken batch must not switch the penalty off unseen.
     require_not_negative(penalty=penalty, variance=variance, target=target, rate=rate)
     return max(0.0, penalty + rate * (variance - target))
+
+
+def cispo(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """The log-likelihood with a clipped importance weight, per token: −sg(clip(ρ_t, 1 − ε_low, 1 + ε_high)) A log π_θ.
+
+    No token loses its gradient, −clip(ρ_t) A: beyond a bound, where PPO's is 0, the weight is the bound. Args, shape
+    and errors as `clipped_surrogate`; clip_low = 1 is no lower bound. MiniMax-M1, arXiv:2506.13585, eq. 4 and 5.
+    """
+    log_ratio = _token_log_ratio(logprobs, old_logprobs, mask)
+    weights = log_ratio.detach().clamp(*_log_bounds(clip_low, clip_high)).exp()
+    losses = -weights * _token_advantages(advantages, mask) * logprobs.masked_fill(~mask, 0.0)
+    return losses.masked_fill(~mask, 0.0)
+
+
+def dppo(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, max_shift: float, max_ratio: float
+) -> Tensor:
+    """`cispo` within a trust region of total variation, per token: −M_t sg(min(ρ_t, C)) A log π_θ.
+
+    M_t is 0 for the tokens `out_of_region`, else 1. Qi et al. 2026, arXiv:2602.04879, with the binary approximation.
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: as for `clipped_surrogate`, and so are shape and errors.
+        max_shift: δ in [0, 1]; 1 masks nothing.
+        max_ratio: C ≥ 1; `math.inf` bounds no weight.
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+    if not 0 <= max_shift <= 1 or not max_ratio >= 1:
+        raise ValueError(f"max_shift must lie in [0, 1] and max_ratio be ≥ 1, got {max_shift} and {max_ratio}")
+    per_token = _token_advantages(advantages, mask)
+    kept = per_token.masked_fill(out_of_region(logprobs, old_logprobs, per_token, max_shift=max_shift), 0.0)
+    return cispo(logprobs, old_logprobs, kept, mask, clip_low=1.0, clip_high=max_ratio - 1)
+
+
+def out_of_region(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, max_shift: float) -> Tensor:
+    """Bool, same shape: |π_θ(y) − π_t(y)| > δ, and A moves y further (π_θ(y) has risen and A > 0, or fallen and A < 0).
+
+    That difference is the total variation between "y" and "not y", and a lower bound of that over the whole vocabulary.
+    """
+    shift = logprobs.detach().exp() - old_logprobs.exp()
+    return (shift.abs() > max_shift) & (shift * advantages > 0)
 
 
 def kl_to_old(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -228,12 +228,21 @@ class RunFolder:
     def triage(self) -> dict[str, list[Any]] | None:
         """The columns of triage.parquet, or None where there is none."""
         file = self.path / "triage.parquet"
-        if not file.is_file():
-            return None
-        try:
-            return pyarrow.parquet.read_table(file).to_pydict()
-        except (OSError, pa.ArrowException) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}. Start a new run in another output_dir.") from error
+        return _table(file).to_pydict() if file.is_file() else None
+
+    def side_by_side(self) -> tuple[float | None, list[tuple[str, str, str]]]:
+        """Completions to be read of the first and of the last held-out evaluation, none where there are not two.
+
+        The temperature at which they were drawn (None: as the evaluation's), and (prompt, before, after) of each.
+        """
+        files = list((self.path / "completions").glob("to-read-step-*.parquet"))
+        if len(files) < 2:
+            return None, []
+        files.sort(key=lambda file: int(file.stem.rpartition("-")[2]))
+        before, last = _table(files[0]).to_pylist(), _table(files[-1]).to_pylist()
+        after = {row["prompt"]: row["completion"] for row in last}
+        rows = [(row["prompt"], row["completion"], after[row["prompt"]]) for row in before if row["prompt"] in after]
+        return before[0]["temperature"], rows
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -267,6 +276,13 @@ class RunFolder:
         table = pa.table({name: _shown(values) for name, values in columns.items()})
         with written(self.path / name) as scratch:
             pyarrow.parquet.write_table(table, scratch)
+
+
+def _table(file: Path) -> pa.Table:
+    try:
+        return pyarrow.parquet.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. Start a new run in another output_dir.") from error
 
 
 def _shown(values: Sequence[Any]) -> Sequence[Any]:

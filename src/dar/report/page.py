@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dar import __version__
 from dar.config.recipe import dump_recipe
+from dar.record.folder import RunFolder
 from dar.record.intervals import wilson
 from dar.report.comparison import COLUMNS, arms_of, final_figures, frontier, over_steps, win_matrix
 from dar.report.completions import browser_of
@@ -144,6 +145,7 @@ def single_context(run: Run | RewardModelRun) -> dict[str, Any]:
     if isinstance(run, Run):
         has_gold = any("gold" in row for row in run.evaluations)
         found |= {"changes": changes(run), "training": training_change(run), "has_gold": has_gold}
+        found["side_by_side"] = RunFolder(run.path).side_by_side()
         found["missing"] = missing(run) if isinstance(run, RecordedRun) else {}
     return found
 

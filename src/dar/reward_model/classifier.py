@@ -94,14 +94,13 @@ def make_classifier(spec: ModelSourceSpec, tokenizer: Any, given: Any | None = N
     return model.train()
 
 
-def freeze_in(model: Any, precision: Precision) -> Any:
-    """The model on its device, its linear layers but the head in the compute precision."""
+def freeze_in(model: Any, precision: Precision) -> None:
+    """Puts the model on its device, and its linear layers but the head into the compute precision."""
     model.eval().to(precision.device)
     head = {id(layer) for layer in getattr(model, "score", nn.Identity()).modules()}
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and id(layer) not in head:
             layer.to(precision.dtype)
-    return model
 
 
 def _give_padding(model: Any, tokenizer: Any) -> None:

@@ -124,7 +124,8 @@ def build_model_reward(spec: ModelRewardSpec, runtime: ComputeSpec, given: Class
     context = context_length(load_classifier_config(spec.model) if given is None else given.model.config)
     tokenizer = (given and given.tokenizer) or load_tokenizer(spec.model)
     model = load_classifier(spec.model) if given is None else given.model.float().requires_grad_(False)
-    module = ScoreModel(freeze_in(model, precision))
+    module = ScoreModel(model)  # it looks at how the model makes its scores, before layers are of two precisions
+    freeze_in(model, precision)
     return ModelReward(module, tokenizer, precision, spec, context)
 
 

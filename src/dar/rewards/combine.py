@@ -122,8 +122,12 @@ class Scoring:
     rollouts: Rollouts
     where: str
 
-    def finish(self) -> RewardTable:
+    def finish(self, *, part_of: int | None = None) -> RewardTable:
         """Waits for what still runs, and adds up.
+
+        Args:
+            part_of: given where these are a part of a batch of so many completions: of so many `max_failed_share` may
+                fail, and what the functions report is left for `reports`, to be told once.
 
         Raises:
             RewardError: a function failed, more scores failed than may, or no reward applies to some completion.
@@ -141,17 +145,15 @@ class Scoring:
         for reward, values in zip(self.rewards, scores, strict=True):
             lost = torch.tensor([isinstance(value, Failed) for value in values])
             if lost.any():
-                self._require_few(reward, values)
+                self._require_few(reward, values, part_of or num_rows)
             column = torch.tensor([value if isinstance(value, float) else math.nan for value in values]).double()
             applied |= ~column.isnan() | lost
             failed |= lost
             parts[reward.name] = column.float().reshape(shape)
             if reward.spec.on_failure == "drop":
                 reported[f"rewards/{reward.name}{FAILED_FRACTION}"] = float(lost.float().mean())
-            with naming_errors(f"reward '{reward.name}'", f" in metrics() at {self.where}"):
-                if isinstance(reward.function, Reporting):
-                    said = reward.function.metrics()
-                    reported |= {f"rewards/{reward.name}/{key}": value for key, value in said.items()}
+        if part_of is None:
+            reported |= reports(self.rewards, self.where)
         if not applied.all():
             row = int((~applied).nonzero()[0])
             raise RewardError(
@@ -170,18 +172,32 @@ class Scoring:
         for call in self.calls:
             call.cancel()
 
-    def _require_few(self, reward: Reward, values: Sequence[RewardValue]) -> None:
+    def _require_few(self, reward: Reward, values: Sequence[RewardValue], num_rows: int) -> None:
         failures = [(row, value.reason) for row, value in enumerate(values) if isinstance(value, Failed)]
         row, reason = failures[0]
         advice, most = " (on_failure: drop would leave them out)", reward.spec.max_failed_share
         if reward.spec.on_failure == "drop":
-            if len(failures) / len(values) <= most:
+            if len(failures) / num_rows <= most:
                 return
             advice = f", more than max_failed_share {most:g} allows"
         raise RewardError(
             f"reward '{reward.name}' failed for {len(failures)} of {len(values)} completions at {self.where}{advice}. "
             f"The first, row {row}: {reason}. Its completion was: {self.rollouts.texts[row][:300]}"
         )
+
+
+def reports(rewards: Sequence[Reward], where: str) -> dict[str, float]:
+    """What reward functions have to say beside their scores since they last said it, by metric name.
+
+    Raises RewardError where one cannot.
+    """
+    found: dict[str, float] = {}
+    for reward in rewards:
+        with naming_errors(f"reward '{reward.name}'", f" in metrics() at {where}"):
+            if isinstance(reward.function, Reporting):
+                said = reward.function.metrics()
+                found |= {f"rewards/{reward.name}/{key}": value for key, value in said.items()}
+    return found
 
 
 def keyword_arguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ class RewardTable:
     total: [P, K] fp32, Σ contributions of the rewards that apply to the row; NaN where one of them failed.
     parts: per reward, [P, K] fp32 as the function gave them, NaN where it does not apply (a mark, never a value to
         compute with).
-    reported: what the reward functions said beside their scores, by metric name.
+    reported: what is told beside the scores, by metric name: what the reward functions said, and how many groups were
+        sampled for these (`sampling.resample_tied`).
     contributions: per reward, [P, K] fp32, what it adds to the total; NaN where it does not apply.
     specs: per reward, how the one becomes the other.
     logged, extra: what reward functions logged: metrics by name, with the values of all calls, of which the mean
@@ -85,6 +87,14 @@ class RewardTable:
                 found[f"rewards/{name}/mean"] = float(applies.mean())
                 found[f"rewards/{name}/std"] = _sample_std(applies)
         return found | {name: sum(values) / len(values) for name, values in self.logged.items()} | self.reported
+
+    def select(self, keep: Tensor) -> RewardTable:
+        """Only the groups where `keep` [P] is True; what is standardised is standardised again, over these."""
+        parts = {name: values[keep] for name, values in self.parts.items()}
+        rows = keep.repeat_interleave(self.total.shape[1]).tolist()
+        extra = {name: list(compress(values, rows)) for name, values in self.extra.items()}
+        table = tally(parts, self.total[keep].isnan(), self.specs, self.reported)
+        return replace(table, logged=self.logged, extra=extra)
 
 
 def tally(

@@ -46,7 +46,9 @@ def draw_constrained(
     eos_token_ids: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One token per row [R] and its log-probability under the distribution that it was drawn from, NaN where logits are
-    not finite; the arguments are those of `draw` and `constrained`, before the temperature divides the logits."""
+    not finite; the arguments are those of `draw` and `constrained`, before a temperature, the
+    decoding's if it has one, divides the logits."""
+    temperature = decoding.temperature or temperature
     if temperature != 1.0:
         logits = logits / temperature
     probabilities = torch.softmax(constrained(decoding, logits, positions, eos_token_ids), dim=-1)

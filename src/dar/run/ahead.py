@@ -131,11 +131,8 @@ def _own_rollouts(tensors: Mapping[str, Tensor], prompts: Sequence[Prompt], per_
     ids = tuple(prompt.token_ids for prompt in prompts)
     if tuple(map(tuple, prompt_ids)) != ids or len(texts) != len(prompts) * per_prompt:
         return None
-    first, stop = own_groups(len(prompts))
-    rows = slice(first * per_prompt, stop * per_prompt)
-    sizes = (per_prompt,) * len(prompts)
-    whole = TokenGroups(ids, sizes, tensors["completion_ids"], tensors["mask"], tensors["lengths"])
-    groups = whole.select(whole.rows_of(first, stop))
-    logprobs = tensors["logprobs"][rows, : groups.mask.shape[1]]
-    texts, reasons, versions = (tuple(each[rows]) for each in (texts, reasons, versions))
-    return Rollouts(tuple(prompts[first:stop]), groups, texts, logprobs, reasons, versions=versions)
+    sizes, (first, stop) = (per_prompt,) * len(prompts), own_groups(len(prompts))
+    groups = TokenGroups(ids, sizes, tensors["completion_ids"], tensors["mask"], tensors["lengths"])
+    texts, reasons, versions = map(tuple, (texts, reasons, versions))
+    whole = Rollouts(tuple(prompts), groups, texts, tensors["logprobs"], reasons, versions=versions)
+    return whole.select(torch.tensor([first <= index < stop for index in range(len(prompts))]))

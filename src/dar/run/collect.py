@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import TrainerState
 
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.batch import Prompt, Rollouts
 from dar.config.run import RunSpec
-from dar.data.logged import LoggedGroup, LoggedSet, token_groups
+from dar.config.squared import AStarPOSpec
+from dar.data.logged import LoggedGroup, LoggedSet, ref_rewards, token_groups
 from dar.data.prompts import PromptStream
 from dar.learn.learner import Phase
+from dar.objectives.squared import optimal_value
 from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable, Scoring
 from dar.rollout.protocol import BackgroundEngine, Engine, Progress
@@ -85,7 +88,7 @@ class OnlineCollector:
     progress: Progress
     ahead: Ahead
 
-    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Asked]:
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, PendingRewards]:
         engine = self.engine
         with phase("rollout"):
             engine.sync(self.policy, step - 1)
@@ -98,15 +101,27 @@ class OnlineCollector:
         if rollouts is None:
             with phase("idle"):
                 rollouts = self.ahead.take(step)
+        rollouts = self._labelled(rollouts)
         with phase("reward"):
-            state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
-            return rollouts, _Asked(self.rewards.start(rollouts, where=f"step {step}", state=state), phase)
+            return rollouts, _Asked(self._scoring(step, rollouts), phase)
+
+    def _scoring(self, step: int, rollouts: Rollouts) -> Scoring:
+        state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
+        return self.rewards.start(rollouts, where=f"step {step}", state=state)
+
+    def _labelled(self, rollouts: Rollouts) -> Rollouts:
+        """With what the method reads of the prompts' rows."""
+        if not isinstance(method := self.spec.algorithm, AStarPOSpec):
+            return rollouts
+        known = (torch.tensor(ref_rewards(prompt, self.spec.data.train.path)) for prompt in rollouts.prompts)
+        values = torch.stack([optimal_value(rewards, beta=method.value_beta) for rewards in known])
+        return replace(rollouts, labels={OPTIMAL_VALUE: values.unsqueeze(1).repeat(1, rollouts.num_generations)})
 
     def _answer(
         self, ask: Callable[..., Answer], step: int, first: int, stop: int, progress: Progress | None = None
     ) -> Answer:
         return ask(
-            self.stream.at(step - 1)[first:stop],
+            self.stream.draw(self.stream.first(step - 1) + first, stop - first),
             self.spec.num_generations,
             max_completion_length=self.spec.sampling.max_completion_length,
             key=SamplingKey(self.spec.seed, "train", step),
@@ -136,7 +151,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """Rewards that need no waiting for."""
 
     table: RewardTable
@@ -155,11 +170,11 @@ class LoggedCollector:
     logged: LoggedSet
     stream: PromptStream
 
-    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, _Known]:
+    def collect(self, step: int, first: int, stop: int, *, phase: Phase) -> tuple[Rollouts, Known]:
         prompts = self.stream.at(step - 1)[first:stop]
         groups = [self.logged.groups[index] for index in self.stream.indices(step - 1)[first:stop]]
         rollouts, rewards = logged_rollouts(groups, prompts)
-        return rollouts, _Known(RewardTable(rewards))
+        return rollouts, Known(RewardTable(rewards))
 
     def state(self) -> dict[str, float]:
         return {}

@@ -40,6 +40,7 @@ _COLUMNS = (
     _Column("length", "tokens", ("completions/mean_length",), ".1f", 6, 2),
     _Column("no EOS", "completions cut off", ("completions/clipped_ratio",), ".0%", 6, 1),
     _Column("tied", "groups of equal rewards", ("frac_reward_zero_std",), ".0%", 4, 3),
+    _Column("rounds", "of sampling", ("rollout/rounds",), ".0f", 6, 7),
     _Column("ESS", "effective sample size of the weights", ("weights/ess_fraction",), ".0%", 4, 4),
     _Column("grad norm", "before clipping", ("grad_norm",), "z.4g", 9, 5),
     _Column("s", "seconds", ("step_time",), ".1f", 5, 6),
@@ -161,9 +162,11 @@ class Display:
                 shown.add_row(f"{indent}{row.name}", *(row.shown(found[row.key]) for found in (before, after)))
         self.console.print(shown)
 
-    def side_by_side(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """(prompt, completion before, completion after) triples."""
-        shown = new_table("completions of held-out prompts", "prompt", "before", "after", is_text=True)
+    def side_by_side(self, temperature: float | None, rows: Sequence[tuple[str, str, str]]) -> None:
+        """(prompt, completion before, completion after) triples, and at which temperature they were drawn to be read;
+        None: as the evaluation's."""
+        how = "" if temperature is None else f", drawn to be read at temperature {temperature:.2f}"
+        shown = new_table(f"completions of held-out prompts{how}", "prompt", "before", "after", is_text=True)
         for row in rows:
             shown.add_row(*row)
         self.console.print(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import TrainerState
@@ -17,8 +17,9 @@ from dar.collective import failing_together, gathered
 from dar.config.data import DecodingSpec
 from dar.config.run import RunSpec
 from dar.data.logged import LoggedGroup
-from dar.learn.ranks import own_groups
+from dar.learn.ranks import own_share
 from dar.policies.protocol import Policy
+from dar.record.completions import prompt_text
 from dar.record.metrics import completion_metrics, gold_metrics
 from dar.record.text import reward_length_metrics, sampled_entropy
 from dar.rewards import RewardSet, RewardTable, join_tables
@@ -73,7 +74,7 @@ class HeldoutEvaluation:
         """
         where = f"the held-out evaluation at step {step}"
         state = TrainerState(global_step=step, max_steps=self.spec.steps)
-        own, has_own = _own_share(self.prompts)
+        own, has_own = own_share(self.prompts)
         self.engine.sync(self.policy, step)
         rewards = gold = current = reference = None
         with failing_together():
@@ -108,6 +109,32 @@ class HeldoutEvaluation:
             metrics |= kl_metrics(current, reference, rollouts.groups.mask, name="ref")
         return HeldoutResult(metrics, rollouts, rewards, gold, current, reference)
 
+    def to_read(self, entropy: float | None) -> dict[str, list[Any]]:
+        """The policy that `run` has just measured, for people: a completion of each of three prompts, in columns.
+
+        What a small model draws from its own distribution reads like noise. These are drawn at temperature
+        T / max(1, H), T being the evaluation's and H the initial policy's entropy at T, with the random numbers of the
+        evaluation's first completions, so that two of them differ by the policy alone. Nothing is measured on them.
+
+        Args:
+            entropy: H, nats per token; None, and they are drawn as those of the evaluation.
+        """
+        temperature = None if entropy is None else self.spec.sampling.temperature / max(1.0, entropy)
+        stride = max(1, len(self.prompts) // 3)
+        with failing_together():
+            rollouts = self.engine.generate(
+                self.prompts[::stride][:3],
+                1,
+                max_completion_length=self.spec.sampling.max_completion_length,
+                key=SamplingKey(self.spec.seed, "heldout"),
+                decoding=self.decoding.model_copy(update={"temperature": temperature}),
+            )
+        return {
+            "prompt": [prompt_text(prompt.content) for prompt in rollouts.prompts],
+            "completion": list(rollouts.texts),
+            "temperature": [temperature] * len(rollouts.texts),
+        }
+
 
 @dataclass(frozen=True)
 class HeldoutCompletions:
@@ -120,7 +147,7 @@ class HeldoutCompletions:
 
     def run(self) -> dict[str, float]:
         """`loss`, the method's own, and what it reports of its terms: of pairs `rewards/accuracies` and the like."""
-        own, has_own = _own_share(self.groups)
+        own, has_own = own_share(self.groups)
         rollouts, rewards = logged_rollouts(own, [group.prompt for group in own])
         reference = None
         if self.algorithm.needs_reference:
@@ -132,9 +159,3 @@ class HeldoutCompletions:
         terms = self.algorithm.terms(TokenOutputs(current), batch)
         loss = float(terms.losses.sum()) / batch.denominator
         return {"loss": loss, **{name: mean.value for name, mean in terms.means.items()}}
-
-
-def _own_share(items: Sequence[Item]) -> tuple[Sequence[Item], bool]:
-    """This rank's items, and whether they are its own: one that is left without takes part with the first."""
-    first, stop = own_groups(len(items))
-    return (items[first:stop], True) if first < stop else (items[:1], False)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dar.algorithms.base import Algorithm, Metrics
 from dar.batch import Rollouts, Weighted
-from dar.collective import failing_together
+from dar.collective import failing_together, from_main
 from dar.config.run import RunSpec
 from dar.learn.checkpoint import TrainState
 from dar.learn.learner import Learner
@@ -32,6 +32,7 @@ from dar.learn.update import SAMPLER_LOGPROBS
 from dar.record.alerts import Alert
 from dar.record.environment import peak_memory_gb, release_freed_memory
 from dar.record.folder import RunFolder
+from dar.record.measures import evaluations
 from dar.record.metrics import sample_metrics
 from dar.rewards import RewardTable
 from dar.rewards.combine import Reporting
@@ -165,11 +166,10 @@ class Loop(Steps):
         self, step: int, rollouts: Rollouts, rewards: RewardTable, ref_logprobs: Tensor | None
     ) -> Metrics:
         groups = rollouts.groups
-        prompt_tokens = sum(len(prompt) for prompt in groups.prompt_ids)
         metrics: Metrics = {
             "epoch": self.collector.stream.epoch(step),
-            "num_tokens": self.num_tokens + prompt_tokens * rollouts.num_generations + int(groups.lengths.sum()),
-            "tokens/prompt": prompt_tokens,
+            "num_tokens": self.num_tokens + rollouts.num_tokens + rewards.reported.get("rollout/discarded_tokens", 0),
+            "tokens/prompt": sum(map(len, groups.prompt_ids)),
             "tokens/completion": int(groups.mask.sum()),
             "memory/peak_gb": peak_memory_gb(),
         }
@@ -197,6 +197,10 @@ class Loop(Steps):
             self.display.note(f"the best policy so far is in {self.folder.best}")
         with failing_together():
             self.recorder.heldout(step, found, result, seconds=self._timings.pop("heldout"))
+        if self.heldout is not None and self.spec.model.library == "transformers":
+            entropy = from_main(lambda: evaluations(self.folder.metrics())[0].get("entropy"))
+            to_read = self.heldout.to_read(entropy)
+            from_main(lambda: self.folder.write_completions(f"to-read-step-{step}", to_read))
         # An evaluation's batch is larger than a step's: what it used is not to stand beside the update's peak.
         release_freed_memory()
 
@@ -209,6 +213,7 @@ class Loop(Steps):
             rewards=self.collector.state(),
             calibration=self.calibration.state(),
             adapter={} if (ranks := self.learner.updater.ranks) is None else ranks.state(),
+            replaced=self.collector.stream.first(step) - step * self.spec.prompts_per_step,
         )
 
     def reshape(self, state: TrainState) -> None:
@@ -225,6 +230,7 @@ class Loop(Steps):
         self.num_tokens = state.num_tokens
         self.algorithm.restore(state.algorithm)
         self.collector.restore(state.rewards)
+        self.collector.stream.replaced = {state.step - 1: state.replaced}
         self.calibration.restore(state.calibration)
         self.learner.restore(extras)
         self.ahead.restore(state.step, extras, self.collector.stream)

@@ -168,8 +168,10 @@ def refusal(tmp_path: Path, **keys: Any) -> str:
 
 OTHER: dict[str, Any] = {
     "model.sha256": "ab", "reference.sha256": "ab", "data.system_prompt": "be kind", "data.max_prompt_length": 3,
-    "data.long_prompts": "drop", "sampling": {"temperature": 0.5}, "engine.max_cache_tokens": 9, "evaluation.top_k": 3,
-    "evaluation.top_p": 0.5, "optim.null_space": {"data": "x.jsonl"}, "runtime.sharding": "full",
+    "data.long_prompts": "drop", "sampling.max_completion_length": 3, "sampling.temperature": 0.5,
+    "sampling.correction": "token", "sampling.correction_cap": 3.0, "sampling.max_staleness": 1,
+    "sampling.prompts_per_request": 1, "engine.max_cache_tokens": 9, "evaluation.top_k": 3, "evaluation.top_p": 0.5,
+    "optim.null_space": {"data": "x.jsonl"}, "runtime.sharding": "full",
 }  # fmt: skip
 
 
@@ -186,8 +188,9 @@ def test_keys_that_only_texts_have_are_refused_by_name(key: str):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"algorithm": "ppo"}, "ppo reads logits or a critic, which no flow-matching policy has"),
-        ({"algorithm": {"type": "lco", "loss": "mse"}}, "lco reads logits or a critic"),
+        ({"algorithm": "ppo"}, "ppo reads logits, probabilities or a critic, which no flow-matching policy has"),
+        ({"algorithm": "dppo"}, "dppo reads logits, probabilities or a critic, which no flow-matching policy has"),
+        ({"algorithm": {"type": "lco", "loss": "mse"}}, "lco reads logits, probabilities or a critic"),
         ({"algorithm": "dpo"}, "dpo reads texts, but model.type is flow"),
         ({"rewards": ["sentiment"]}, "the reward sentiment reads texts"),
         ({"alerts": ["missing_eos"]}, "the alert missing_eos reads texts"),

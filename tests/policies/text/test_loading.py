@@ -333,6 +333,16 @@ def test_gguf_file_gives_the_model_it_was_made_from(gguf_file: Path, cache: Path
     assert tokenizer.eos_token == "<eos>"
 
 
+def test_converting_a_gguf_file_makes_no_noise_and_its_errors_are_said(
+    gguf_file: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+):
+    resolve_model(ModelSpec(path=str(gguf_file)))
+    assert capfd.readouterr() == ("", "")
+    gguf_file.write_bytes(gguf_file.read_bytes()[:4096])
+    with pytest.raises(ConfigError, match=r"tiny\.gguf cannot be read as a GGUF language model: error: unpack_from"):
+        resolve_model(ModelSpec(path=str(gguf_file)))
+
+
 def test_gguf_file_is_converted_once_and_again_when_it_changes(gguf_file: Path, cache: Path):
     spec = ModelSpec(path=str(gguf_file))
     folder = Path(resolve_model(spec))

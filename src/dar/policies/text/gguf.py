@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dar.console import waiting
 from dar.errors import ConfigError, require_package
 from dar.files.intake import sha256_of
 from dar.policies.cached import made_once
@@ -38,16 +39,18 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     require_package("gguf", str(file))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:
-        raise ConfigError(f"{file} cannot be read as a GGUF language model: {type(error).__name__}: {error}") from error
-    # The weights are plain fp32 now; left in place, the quantiser would refuse to save them.
-    setattr(model, "hf_quantizer", None)  # noqa: B010 - nn.Module's annotations do not know the attribute
-    delattr(model.config, "quantization_config")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with waiting(f"converting {file.name}, once"):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{file} cannot be read as a GGUF language model: {said}") from error
+        # The weights are plain fp32 now; left in place, the quantiser would refuse to save them.
+        setattr(model, "hf_quantizer", None)  # noqa: B010 - nn.Module's annotations do not know the attribute
+        delattr(model.config, "quantization_config")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 @functools.lru_cache(maxsize=8)

@@ -240,7 +240,8 @@ class VLLMEngine:
                    "temperature": job.weights.policy.module.temperature, "decoding": rules}  # fmt: skip
             # The one token that is left to choose costs least greedily.
             return {**usual, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "extra_args": {"dar": own}}
-        return {**usual, "temperature": 0.0 if decoding.greedy else job.weights.policy.module.temperature,
+        temperature = decoding.temperature or job.weights.policy.module.temperature
+        return {**usual, "temperature": 0.0 if decoding.greedy else temperature,
                 "top_k": decoding.top_k or 0, "top_p": decoding.top_p,
                 "min_tokens": min(decoding.min_new_tokens, job.length),
                 "seed": int(key.seeds(*place, 1)[0]) & (2**63 - 1)}  # fmt: skip
