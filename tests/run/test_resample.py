@@ -260,7 +260,7 @@ def choosy(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.Monkey
         "            for each, text in zip(name, completions)]\n"
     )
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": f"say {word}: ", "name": word} for word in WORDS]
+    rows = [{"prompt": f"say {word}: ", "name": word, "ref_rewards": [0.0, 1.0]} for word in WORDS]
 
     def write(**changes: Any) -> Path:
         sampling = {"max_completion_length": 8, "resample_tied": {"max_rounds": 8}}
@@ -271,7 +271,7 @@ def choosy(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.Monkey
     return write
 
 
-@pytest.mark.parametrize("algorithm", ["dapo", "dar", "online_dpo"])
+@pytest.mark.parametrize("algorithm", ["dapo", "dar", "online_dpo", "a_star_po"])
 def test_a_run_learns_from_full_batches_and_counts_what_they_took(
     choosy: WriteRecipe, tmp_path: Path, algorithm: str
 ) -> None:
