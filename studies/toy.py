@@ -84,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.stage == "tune":
         arms = tuning_arms(asked.methods.split(","))
-        plan = ["--learning-rates", ",".join(map(str, RATES)), "--seeds", str(asked.seeds or 3), "--first-seed", "1000"]
+        plan = ["--learning-rates", ",".join(map(str, RATES)), "--seeds", str(asked.seeds or 2), "--first-seed", "1000"]
     else:
         arms = confirmation_arms(json.loads(asked.tuned.read_text()))
         plan = ["--seeds", str(asked.seeds or 20)]

@@ -163,9 +163,8 @@ def test_known_target_is_clipped_before_it_is_normalised():
 
 def test_in_one_group_it_is_dar_with_centred_weights_of_mean_one_where_the_policy_has_not_moved():
     _, scored = random_batch(1, 1, 5)
-    group, centred = (DAR(DARSpec(beta=0.7, **changes)) for changes in (
-        {"normalize_weights": "group"}, {"weight_scale": "mean", "center_weights": True},
-    ))  # fmt: skip
+    group = DAR(DARSpec(beta=0.7, normalize_weights="group"))
+    centred = DAR(DARSpec(beta=0.7, weight_scale="mean", center_weights=True))
     grads = [gradient_of(each, scored.old_logprobs, each.weigh(scored)[0]) for each in (group, centred)]
     assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-7)
     assert (grads[0] > 0).any()
@@ -320,15 +319,16 @@ def test_on_samples_tpo_counts_likely_completions_twice():
 def test_centred_weights_are_those_less_their_mean_after_clip_and_scale():
     # w = (.20763186, 2, .70964022, .85470164) at w_clip 2, mean .94299343.
     clipped = f64(0.20763185794803, 2.0, 0.70964021963693, 0.85470164025223)
-    for scale, divisor in (("none", 1.0), ("clip", 2.0), ("mean", float(clipped.mean()))):
+    scales: Any = (("none", 1.0), ("clip", 2.0), ("mean", float(clipped.mean())))
+    for scale, divisor in scales:
         spec = DARSpec(beta=1.0, w_clip=2.0, weight_scale=scale, center_weights=True)
         batch, metrics = DAR(spec).weigh(golden())
         assert_close(batch.weights, (clipped - clipped.mean()) / divisor, rtol=1e-6, atol=1e-7)
         assert batch.denominator == 4.0
         assert metrics == DAR(DARSpec(beta=1.0, w_clip=2.0)).weigh(golden())[1]
-    grad = gradient_of(DAR(spec), golden().old_logprobs, batch)
-    assert_close(grad, -batch.weights[:, None] / 4 * golden().mask, rtol=1e-6)
-    assert (batch.weights < 0).any()
+        assert (batch.weights < 0).any()
+        grad = gradient_of(DAR(spec), golden().old_logprobs, batch)
+        assert_close(grad, -batch.weights[:, None] / 4 * golden().mask, rtol=1e-6)
 
 
 def test_equal_weights_leave_nothing():
@@ -359,8 +359,9 @@ def test_what_is_pushed_down_moves_and_is_not_left_out():
     batch, _ = algorithm.weigh(golden())
     plain = DAR(DARSpec(beta=1.0))
     loads = algorithm.loads(batch)
-    assert loads is not None
     reference = plain.loads(replace(batch, weights=batch.weights.abs()))
+    assert loads is not None
+    assert reference is not None
     assert_close(loads, reference, rtol=1e-6)
     assert batch.carries_weight(loads, 1e-4).all()
     # −w · log π: 0.5 · −3 of a row that is pushed down.
