@@ -165,7 +165,7 @@ def _on_cluster(
     return (
         f"{ranks} × learner: at most {-(-prompts // ranks)} prompts a step, {learns:.3g} GB",
         f"{cluster.samplers} × sampler: about {-(-prompts // cluster.samplers)} prompts a step, engine {engine}",
-        f"{cluster.reward_workers} × reward worker: {', '.join(map(reward_name, spec.rewards))}",
+        f"{cluster.reward_workers} × reward worker: {', '.join(map(reward_name, spec.rewards)) or 'nothing to score'}",
     ), {name: size / 1e6 for name, size in moved.items()}
 
 
