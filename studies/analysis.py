@@ -44,28 +44,24 @@ QUESTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 Row = dict[str, Any]
 
 
-def outcomes(task: str, kls: Sequence[float], rewards: Sequence[float], golds: Sequence[float],
-             cut_off: Sequence[float]) -> Row:  # fmt: skip
-    """What the protocol reads from one run's checkpoints."""
+def outcomes(task: str, kls: Sequence[float], rewards: Sequence[float], **others: Sequence[float]) -> Row:
+    """What the protocol reads from one run's checkpoints. others: by name, what may fall again with the KL."""
     found: Row = {"area": area(kls, rewards, FURTHEST.get(task, BUDGETS[-1])), "kl_end": kls[-1]}
-    for name, values in (
-        ("reward", best_within(kls, rewards, BUDGETS)),
-        ("gold", at_drift(kls, golds, BUDGETS)),
-        ("cut_off", at_drift(kls, cut_off, BUDGETS)),
-    ):
+    columns = {"reward": best_within(kls, rewards, BUDGETS)}
+    columns |= {name: at_drift(kls, values, BUDGETS) for name, values in others.items()}
+    for name, values in columns.items():
         found |= {f"{name}_{budget:g}": value for budget, value in zip(BUDGETS, values, strict=True)}
-    a, b, peak = gao(np.array(kls[1:]), np.array(golds[1:]) - golds[0])
+    golds = np.array(others["gold"])
+    a, b, peak = gao(np.array(kls[1:]), golds[1:] - golds[0])
     return found | {"gao_a": a, "gao_b": b, "gao_peak": peak}
 
 
 def table_rows(path: Path) -> Iterator[Row]:
     """Of `studies.tabular confirm`; a run that broke has the outcomes of the policy it began with."""
     for run in json.loads(path.read_text()):
-        curve = ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]) if run["failed"] else (run["kl"], run["proxy"], run["gold"])
-        cut_off = [0.0] * len(curve[0])
-        yield {"method": run["method"], "seed": run["seed"], "failed": int(bool(run["failed"]))} | outcomes(
-            "tables", *curve, cut_off
-        )
+        kls, proxy, gold = ([0.0, 0.0],) * 3 if run["failed"] else (run["kl"], run["proxy"], run["gold"])
+        named = {"method": run["method"], "seed": run["seed"], "failed": int(bool(run["failed"]))}
+        yield named | outcomes("tables", kls, proxy, gold=gold)
 
 
 def run_rows(task: str, path: Path) -> Iterator[Row]:
@@ -76,8 +72,9 @@ def run_rows(task: str, path: Path) -> Iterator[Row]:
         kept = load_run(run.get("folder", path.parent / f"{run['method']}-seed{run['seed']}")).evaluations
         lines = [kept[0], kept[0]] if has_failed else kept
         names = ("kl/ref", "reward", "gold", "completions/clipped_ratio")
-        columns = ([float(line[name]) for line in lines] for name in names)
-        yield {"method": run["method"], "seed": run["seed"], "failed": int(has_failed)} | outcomes(task, *columns)
+        kls, rewards, golds, cut_off = ([float(line[name]) for line in lines] for name in names)
+        named = {"method": run["method"], "seed": run["seed"], "failed": int(has_failed)}
+        yield named | outcomes(task, kls, rewards, gold=golds, cut_off=cut_off)
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -108,7 +105,8 @@ def answers(methods: Mapping[str, Mapping[str, Array]], rng: np.random.Generator
     """Each question's comparisons of the methods that were run, p adjusted by Holm within the question."""
     found: dict[str, dict[str, Comparison]] = {}
     for question, (outcome, first, others) in QUESTIONS.items():
-        present = [other for other in others if other in methods and first in methods]
+        is_measured = first in methods and outcome in methods[first]
+        present = [other for other in others if is_measured and other in methods]
         against = {other: compare(methods[first][outcome], methods[other][outcome], rng) for other in present}
         adjusted = holm({other: each.p for other, each in against.items()})
         found[question] = {other: replace(each, adjusted=adjusted[other]) for other, each in against.items()}
@@ -127,7 +125,9 @@ def verdict(found: Comparison) -> str:
 def print_tables(methods: Mapping[str, Mapping[str, Array]]) -> None:
     """Markdown: every method's outcomes, then every question's comparisons."""
     rng = np.random.default_rng(0)
-    shown = ["area", *(f"reward_{budget:g}" for budget in BUDGETS), "gold_4", "cut_off_4", "kl_end"]
+    measured = next(iter(methods.values()))
+    wanted = ["area", *(f"reward_{budget:g}" for budget in BUDGETS), "gold_4", "cut_off_4", "kl_end"]
+    shown = [key for key in wanted if key in measured]
     print("| method | " + " | ".join(shown) + " | area's deviation | failed |\n|---|" + "---:|" * (len(shown) + 2))
     for name, own in sorted(methods.items(), key=lambda item: -float(item[1]["area"].mean())):
         cells = [str(estimate(own["area"], rng)), *(f"{estimate(own[key], rng).value:.3g}" for key in shown[1:])]

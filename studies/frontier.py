@@ -5,6 +5,7 @@ Rows are seeds. Two methods are compared seed by seed, on the same prompts and w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,4 +114,5 @@ def gao(kls: Array, golds: Array) -> tuple[float, float, float]:
     """
     d = np.sqrt(np.maximum(kls, 1e-9))
     (a, b), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], 1), golds, rcond=None)
-    return float(a), float(b), float(np.exp(2 * (a / b - 1))) if b > 0 else float("inf")
+    # A peak beyond e^700 nats is none.
+    return float(a), float(b), math.exp(min(2 * (a / b - 1), 700.0)) if b > 0 else math.inf

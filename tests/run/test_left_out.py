@@ -12,6 +12,7 @@ from torch import nn
 
 from dar.algorithms.base import UpdateTokens
 from dar.algorithms.realignment import IMPACT
+from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.batch import Batch, TokenGroups, Weighted, pad_rows
 from dar.errors import ConfigError
 from dar.rollout.sampling import SamplingKey
@@ -48,6 +49,8 @@ def hostile_batch(loop: Loop, *, seed: int) -> Batch:
     labels = {}
     if is_trace:
         rewards, labels = (rewards > 0).float(), {IMPACT: torch.rand(num_prompts, 1, generator=generator).expand(-1, 2)}
+    elif loop.spec.algorithm.type == "a_star_po":
+        labels = {OPTIMAL_VALUE: torch.zeros(num_prompts, num_generations)}
     elif loop.spec.algorithm.type == "maxrl":
         rewards = (rewards + 5).clamp(min=0)
     old, reference = loop.learner.policy.logprobs(groups, max_tokens=4096), None
