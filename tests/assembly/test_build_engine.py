@@ -82,12 +82,14 @@ def test_a_class_of_the_user_s_samples_with_the_weights_of_each_step(
         ["generate", "sample", 0],
         ["sync", 0],
         ["generate", "heldout", 0],
+        ["generate", "heldout", 0],  # to be read
         ["sync", 0],
         ["generate", "train", 0],
         ["sync", 1],
         ["generate", "train", 1],
         ["sync", 2],
         ["generate", "heldout", 2],
+        ["generate", "heldout", 2],  # to be read
         ["close"],
     ]
     # (torch keeps a record of its own of what it saves.)
