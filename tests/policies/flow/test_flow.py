@@ -171,14 +171,15 @@ OTHER: dict[str, Any] = {
     "data.long_prompts": "drop", "sampling.max_completion_length": 3, "sampling.temperature": 0.5,
     "sampling.correction": "token", "sampling.correction_cap": 3.0, "sampling.max_staleness": 1,
     "sampling.prompts_per_request": 1, "engine.max_cache_tokens": 9, "evaluation.top_k": 3, "evaluation.top_p": 0.5,
-    "optim.null_space": {"data": "x.jsonl"}, "runtime.sharding": "full",
+    "optim.null_space": {"data": "x.jsonl"}, "runtime.sharding": "full", "teacher": {"path": "x"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", TEXT_ONLY)
 def test_keys_that_only_texts_have_are_refused_by_name(key: str):
     section, _, name = key.partition(".")
-    base: dict[str, Any] = {"model": {"type": "flow", "path": "x"}, "reference": {"path": "x"}, "data": {"train": "x"}}
+    base: dict[str, Any] = {"model": {"type": "flow", "path": "x"}, "data": {"train": "x"}}
+    base |= {section: {"path": "x"}} if section == "reference" else {}
     value = OTHER.get(key, True)
     changes = {section: {**base.get(section, {}), name: value} if name else value}
     with pytest.raises(ConfigError, match=re.escape(f"{key} is for language models")):
