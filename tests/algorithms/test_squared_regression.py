@@ -16,7 +16,7 @@ from dar.algorithms.base import Algorithm
 from dar.algorithms.policy_gradient import RLOO
 from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.assembly.algorithm import build_algorithm
-from dar.batch import Batch, TokenOutputs
+from dar.batch import Batch, Prompt, TokenOutputs
 from dar.config.policy_gradient import RLOOSpec
 from dar.config.squared import AStarPOSpec, PMDMeanSpec, QRPOSpec
 from dar.objectives.squared import uniform_optimal_value
@@ -193,3 +193,12 @@ def test_qrpo_pushes_down_what_is_below_its_value_at_the_reference():
     assert scored.ref_logprobs is not None
     grad = gradient_of(build(QRPOSpec()), scored.ref_logprobs, scored)
     assert torch.equal(grad[:, 0] < 0, scored.rewards.flatten() > 0.7698)
+
+
+def test_a_star_po_reads_the_optimal_value_of_every_prompts_row():
+    columns = [{"ref_rewards": [float(n)] * n + [0]} for n in (1, 3)]
+    prompts = [Prompt(position=0, content="p", token_ids=(1,), columns=each) for each in columns]
+    # n rewards of n and one of 0: 2 log((n e^(n/2) + 1)/(n + 1)).
+    expected = [2 * math.log((n * math.exp(n / 2) + 1) / (n + 1)) for n in (1, 3)]
+    assert_close(build(AStarPOSpec(value_beta=2.0)).labels(prompts)[OPTIMAL_VALUE], expected, rtol=1e-6)
+    assert not build(PMDMeanSpec()).labels(prompts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,6 @@ from conftest import make_model, make_tokenizer
 from support.engines import engine_of
 from support.handmade import make_spec
 
-from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.batch import Prompt, Rollouts
 from dar.config.data import DataSpec, SourceSpec
 from dar.config.reward import RewardSpec
@@ -32,7 +30,6 @@ ROWS = [
     {
         "prompt": f"{name}?",
         "name": name,
-        "ref_rewards": [float(length)] * length + [0.0],
         "completions": [name * length, "no"],
         "rewards": [float(length), -1.0],
     }
@@ -154,17 +151,6 @@ def test_step_does_not_depend_on_the_steps_before(make: Any):
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_star_po_has_the_optimal_value_of_every_prompts_row():
-    collector = online(algorithm={"type": "a_star_po", "value_beta": 2.0})
-    rollouts, _ = collect(collector, 2, 1, 3)
-    # n rewards of n and one of 0: 2 log((n e^(n/2) + 1)/(n + 1)).
-    lengths = ["abcde".index(prompt.columns["name"]) + 1 for prompt in collector.stream.at(1)[1:3]]
-    expected = [2 * math.log((n * math.exp(n / 2) + 1) / (n + 1)) for n in lengths]
-    assert rollouts.labels.keys() == {OPTIMAL_VALUE}
-    torch.testing.assert_close(rollouts.labels[OPTIMAL_VALUE], torch.tensor([[each] * 2 for each in expected]))
-    assert not collect(online(), 2)[0].labels
 
 
 def test_samples_are_scored_with_their_columns_and_timed():

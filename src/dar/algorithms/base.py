@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dar.batch import Batch, TokenOutputs, Weighted
+from dar.batch import Batch, Prompt, TokenOutputs, Weighted
 from dar.config.base import Spec
 from dar.ops import Mean, kl_k1, kl_k3, masked_sum
 
@@ -37,6 +37,7 @@ class Algorithm(ABC):
     needs_reference: log-probabilities under π₀ are read; False skips that pass.
     needs_values: a critic is trained along, and its values of the batch are read.
     needs_logits: `terms` reads the sampled tokens' logits.
+    needs_probabilities: a token's probability is read, not ratios alone; continuous steps have only densities.
     needs_ratios: `begin_update` reads log π_θ of the whole batch, which costs a forward pass from the second update on.
     reads_rows_together: a row's loss depends on others'.
     replay: earlier batches that are trained on again after each new one.
@@ -47,6 +48,7 @@ class Algorithm(ABC):
     needs_reference: bool = False
     needs_values: bool = False
     needs_logits: bool = False
+    needs_probabilities: bool = False
     needs_ratios: bool = False
     reads_rows_together: bool = False
     replay: int = 0
@@ -58,6 +60,10 @@ class Algorithm(ABC):
     @abstractmethod
     def terms(self, outputs: TokenOutputs, batch: Weighted) -> Terms:
         """The loss of each row of a micro-batch."""
+
+    def labels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """[P] numbers by name that the method reads of its prompts' rows: `weigh` has them among the batch's labels."""
+        return {}
 
     def loads(self, batch: Weighted) -> Tensor | None:
         """[B, T] ≥ 0: how long each token's part of the gradient in the logits is, or None where that is not known.

@@ -235,6 +235,8 @@ class CISPO(_GroupRelative):
 class DPPO(_GroupRelative):
     """No gradient where an advantage has moved a token's probability further than δ. Qi et al., arXiv:2602.04879."""
 
+    needs_probabilities = True
+
     def __init__(self, spec: DPPOSpec) -> None:
         self.spec, self.updates = spec, spec.updates
 
@@ -264,6 +266,7 @@ class BAPO(_GroupRelative):
     def __init__(self, spec: BAPOSpec) -> None:
         self.spec, self.updates = spec, spec.updates
         self.clip_low, self.clip_high = 1 - spec.low_start, spec.high_start - 1
+        self.needs_probabilities = spec.criterion == "share"
 
     def begin_update(self, tokens: UpdateTokens) -> Metrics:
         spec = self.spec

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from dar import advantages as adv
 from dar.algorithms.base import Algorithm, Metrics, Terms, require_reference
-from dar.batch import Batch, TokenOutputs, Weighted
+from dar.batch import Batch, Prompt, TokenOutputs, Weighted
 from dar.config.squared import AnySquared, AStarPOSpec, PMDMeanSpec, QRPOSpec
-from dar.objectives.squared import squared_error, uniform_optimal_value
+from dar.objectives.squared import optimal_value, squared_error, uniform_optimal_value
 
 OPTIMAL_VALUE = "optimal_value"
 """Name among a batch's labels of V*(x), the same for all completions of a prompt."""
@@ -26,6 +29,12 @@ class SquaredRegression(Algorithm):
         self.spec = spec
         self.updates = 1 if isinstance(spec, QRPOSpec) else spec.updates
         self.needs_reference = not isinstance(spec, PMDMeanSpec)
+
+    def labels(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        if not isinstance(self.spec, AStarPOSpec):
+            return {}
+        rewards = [torch.tensor(prompt.columns["ref_rewards"], dtype=torch.float32) for prompt in prompts]
+        return {OPTIMAL_VALUE: torch.stack([optimal_value(each, beta=self.spec.value_beta) for each in rewards])}
 
     def weigh(self, batch: Batch) -> tuple[Weighted, Metrics]:
         require_reference(self, batch)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from dar.algorithms.base import Algorithm
-from dar.algorithms.policy_gradient import DPPO
 from dar.assembly.engine import build_engine
 from dar.config.engine import InProcessSpec
 from dar.config.flow import FlowModelSpec
@@ -35,7 +34,7 @@ class FlowParts:
         self.max_completion_length = model.sde.steps
 
     def require(self, algorithm: Algorithm) -> None:
-        if algorithm.needs_logits or algorithm.needs_values or isinstance(algorithm, DPPO):
+        if algorithm.needs_logits or algorithm.needs_values or algorithm.needs_probabilities:
             read = "logits, probabilities or a critic"
             raise ConfigError(f"{self.spec.algorithm.type} reads {read}, which no flow-matching policy has")
 

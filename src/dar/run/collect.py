@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import TrainerState
 
-from dar.algorithms.squared import OPTIMAL_VALUE
 from dar.batch import Prompt, Rollouts
 from dar.config.run import RunSpec
-from dar.config.squared import AStarPOSpec
-from dar.data.logged import LoggedGroup, LoggedSet, ref_rewards, token_groups
+from dar.data.logged import LoggedGroup, LoggedSet, token_groups
 from dar.data.prompts import PromptStream
 from dar.learn.learner import Phase
-from dar.objectives.squared import optimal_value
 from dar.policies.protocol import Policy
 from dar.rewards import RewardSet, RewardTable, Scoring
 from dar.rollout.protocol import BackgroundEngine, Engine, Progress
@@ -101,21 +98,12 @@ class OnlineCollector:
         if rollouts is None:
             with phase("idle"):
                 rollouts = self.ahead.take(step)
-        rollouts = self._labelled(rollouts)
         with phase("reward"):
             return rollouts, _Asked(self._scoring(step, rollouts), phase)
 
     def _scoring(self, step: int, rollouts: Rollouts) -> Scoring:
         state = TrainerState(epoch=self.stream.epoch(step), global_step=step - 1, max_steps=self.spec.steps)
         return self.rewards.start(rollouts, where=f"step {step}", state=state)
-
-    def _labelled(self, rollouts: Rollouts) -> Rollouts:
-        """With what the method reads of the prompts' rows."""
-        if not isinstance(method := self.spec.algorithm, AStarPOSpec):
-            return rollouts
-        known = (torch.tensor(ref_rewards(prompt, self.spec.data.train.path)) for prompt in rollouts.prompts)
-        values = torch.stack([optimal_value(rewards, beta=method.value_beta) for rewards in known])
-        return replace(rollouts, labels={OPTIMAL_VALUE: values.unsqueeze(1).repeat(1, rollouts.num_generations)})
 
     def _answer(
         self, ask: Callable[..., Answer], step: int, first: int, stop: int, progress: Progress | None = None

@@ -132,7 +132,9 @@ class Loop(Steps):
         with self._phase("diagnostics"):
             probe = self.learner.probe(rollouts.groups)
         rollouts, rewards, ref_logprobs, values = gather_scored(scored)
-        batch = rollouts.scored(rewards.total, rewards.parts, ref_logprobs=ref_logprobs, values=values)
+        of_prompts = self.algorithm.labels(rollouts.prompts).items()
+        labels = rewards.parts | {name: each.unsqueeze(1).expand_as(rewards.total) for name, each in of_prompts}
+        batch = rollouts.scored(rewards.total, labels, ref_logprobs=ref_logprobs, values=values)
         weighted, weight_metrics = self.algorithm.weigh(batch.rewarded() if spec.algorithm.needs_rewards else batch)
         weighted = self._adjusted(weighted)
         metrics = self._batch_metrics(step, rollouts, rewards, ref_logprobs) | weight_metrics

@@ -55,7 +55,7 @@ class ResamplingCollector(OnlineCollector):
         }
         places = keep.cumsum(0)  # in the batch, from 1
         own = keep & (places > first) & (places <= stop)
-        return self._labelled(rollouts.select(own)), Known(replace(table.select(own), reported=table.reported | said))
+        return rollouts.select(own), Known(replace(table.select(own), reported=table.reported | said))
 
     def _round(self, step: int, places: Sequence[int], part_of: int, phase: Phase) -> tuple[Rollouts, RewardTable]:
         """Completions of the prompts at these places after the step's first, and their rewards: those of all ranks."""

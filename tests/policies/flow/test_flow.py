@@ -191,6 +191,7 @@ def test_keys_that_only_texts_have_are_refused_by_name(key: str):
     [
         ({"algorithm": "ppo"}, "ppo reads logits, probabilities or a critic, which no flow-matching policy has"),
         ({"algorithm": "dppo"}, "dppo reads logits, probabilities or a critic, which no flow-matching policy has"),
+        ({"algorithm": "bapo"}, "bapo reads logits, probabilities or a critic, which no flow-matching policy has"),
         ({"algorithm": {"type": "lco", "loss": "mse"}}, "lco reads logits, probabilities or a critic"),
         ({"algorithm": "dpo"}, "dpo reads texts, but model.type is flow"),
         ({"rewards": ["sentiment"]}, "the reward sentiment reads texts"),
