@@ -132,7 +132,7 @@ def run_all(
                     if training.was_interrupted and not asked:  # it alone; none is started after that
                         stop("SIGTERM")
                     outcomes[job] = _result(job, training, note)
-                    if waiting or running:
+                    if (waiting or running) and not asked:
                         note(f"{len(waiting) + len(running)} more to train: {pace()}")
                 shown = [f"{job.label}: step {each.step}/{job.spec.steps}" for job, each in running.items()]
                 watch("; ".join([*shown, pace()]))
